@@ -1,0 +1,117 @@
+"""`ldr`: registration from the command line.
+
+Only argument handling lives here. Nothing heavy is imported before a command runs, so that `ldr --help` is instant.
+Input that cannot be used ends with one sentence on stderr, exit code 2, and nothing written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from LDRCore import __version__
+from LDRCore.errors import RegistrationError
+
+USAGE_ERROR = 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ldr",
+        description="Light-weight deformable registration: align a moving scan to a fixed scan in about a second.",
+    )
+    parser.add_argument("--version", action="version", version=f"ldr {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, **extra: Any) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", **extra)
+        sub.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+        return sub
+
+    def registration_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--model", default="brain-t1", help="a name from `ldr models`, or a .pt file (default brain-t1)")
+        sub.add_argument("--cascades", type=int, default=3, help="dense cascades, 1 to the model's maximum (default 3)")
+        sub.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default auto)")
+        sub.add_argument("--overwrite", action="store_true", help="replace an earlier result in the output folder")
+        sub.add_argument("--no-overview", action="store_true", help="do not draw overview.png")
+
+    sub = command("demo", "register the bundled pair of brains and show what came out")
+    sub.add_argument("--out", type=Path, default=Path("demo-output"), help="folder (default demo-output)")
+    registration_options(sub)
+
+    sub = command("register", "register a moving image to a fixed image and write everything into a folder")
+    sub.add_argument("fixed", help="fixed image: NIfTI, NRRD, MetaImage ..., or a folder with one DICOM series")
+    sub.add_argument("moving", help="moving image, likewise")
+    sub.add_argument("--out", type=Path, required=True, help="folder for the results")
+    registration_options(sub)
+    sub.add_argument("--no-affine", action="store_true", help="skip the affine stage (images are aligned already)")
+    sub.add_argument(
+        "--initial",
+        default="center",
+        help="center: bring the contents together; none: trust the scanner coordinates; or a transform file "
+        "fixed -> moving (default center)",
+    )
+    sub.add_argument("--fixed-mask", help="image > 0 where the fixed image may drive the result")
+    sub.add_argument("--moving-mask", help="the same for the moving image")
+    sub.add_argument("--inverse", action="store_true", help="also write inverse_transform.h5")
+
+    sub = command("warp", "bring another image or a segmentation of the moving patient onto the fixed grid")
+    sub.add_argument("image", help="what to warp, in the moving image's space")
+    sub.add_argument("--transform", required=True, help="transform.h5, or a displacement field image")
+    sub.add_argument("--reference", required=True, help="image whose grid the result shall have (the fixed image)")
+    sub.add_argument("--out", type=Path, required=True, help="image file to write")
+    sub.add_argument("--nearest", action="store_true", help="for segmentations: keep label values")
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing file")
+
+    sub = command(
+        "points",
+        "map landmarks: transform.h5 takes fixed points to moving points, inverse_transform.h5 the other way",
+    )
+    sub.add_argument("points", type=Path, help="CSV with three columns x,y,z in mm (a header line is allowed)")
+    sub.add_argument("--transform", required=True, help="transform.h5 or inverse_transform.h5")
+    sub.add_argument("--out", type=Path, required=True, help="CSV to write")
+    sub.add_argument("--ras", action="store_true", help="coordinates are RAS (3D Slicer's display) instead of LPS")
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing file")
+
+    sub = command("invert", "invert a transform: moving -> fixed, with the residual it leaves")
+    sub.add_argument("transform", help="transform.h5, or a displacement field image")
+    sub.add_argument("--reference", required=True, help="the fixed image, where the transform is defined")
+    sub.add_argument("--out", type=Path, required=True, help="transform file to write (.h5)")
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing file")
+
+    sub = command("jacobian", "map the local volume change of a transform and count folding voxels")
+    sub.add_argument("transform", help="transform.h5, or a displacement field image")
+    sub.add_argument("--reference", required=True, help="image whose grid the map shall have (the fixed image)")
+    sub.add_argument("--out", type=Path, help="image file to write")
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing file")
+
+    command("models", "list the models that ship, and what every network costs")
+    command("doctor", "check this installation and say what is missing")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `ldr` and return its exit code: 0 done, 2 unusable input, 1 anything else."""
+    options = _parser().parse_args(arguments)
+    try:
+        from LDRCore import commands
+
+        result, text = getattr(commands, f"run_{options.command}")(options)
+    except RegistrationError as error:
+        if options.json:
+            print(json.dumps({"error": str(error)}))
+        print(f"ldr {options.command}: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    print(json.dumps(result, indent=1) if options.json else text)
+    return int(bool(result.get("problems"))) if options.command == "doctor" else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

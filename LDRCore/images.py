@@ -1,0 +1,180 @@
+"""The door: reads images, masks and DICOM folders, and refuses what cannot be registered, in one clear sentence.
+
+SimpleITK and numpy only. Everything behind this file may rely on: three dimensions, one finite value a voxel, not
+constant.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+import SimpleITK as sitk
+
+from LDRCore.errors import RegistrationError
+
+ImageLike = Union[str, "os.PathLike[str]", sitk.Image, tuple[np.ndarray, np.ndarray]]
+"""A path (file, or a folder with one DICOM series), a SimpleITK image, or (array[i, j, k], 4x4 voxel -> RAS mm)."""
+
+MIN_VOXELS = 4  # along each axis
+
+
+def read(source: ImageLike, name: str) -> sitk.Image:
+    """Any accepted form of an image as a SimpleITK image, unchecked beyond being readable.
+
+    Args:
+        source: see `ImageLike`.
+        name: what the image is to the user ("fixed image"), for messages.
+
+    Raises:
+        RegistrationError: missing, unreadable, or not one of the accepted forms.
+    """
+    if isinstance(source, sitk.Image):
+        return source
+    if isinstance(source, tuple):
+        return _from_array(source, name)
+    if not isinstance(source, (str, os.PathLike)):
+        raise RegistrationError(
+            f"{name} must be a path, a SimpleITK image or (array, affine), got {type(source).__name__}"
+        )
+    path = Path(source)
+    if not path.exists():
+        raise RegistrationError(f"{name} must be an existing file, got {path} (not found)")
+    if path.is_dir():
+        return _read_dicom(path, name)
+    try:
+        return sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise RegistrationError(
+            f"{name} must be an image that SimpleITK can read (NIfTI, NRRD, MetaImage, DICOM ...), "
+            f"got {path} ({_reason(error)})"
+        ) from None
+
+
+def _reason(error: RuntimeError) -> str:
+    """The last line of an ITK message, where the reason stands."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:160] if lines else "unreadable"
+
+
+def _read_dicom(folder: Path, name: str) -> sitk.Image:
+    reader = sitk.ImageSeriesReader()
+    series = reader.GetGDCMSeriesIDs(str(folder))
+    if not series:
+        raise RegistrationError(f"{name} must be an image file or a folder with one DICOM series, got {folder} (none)")
+    if len(series) > 1:
+        raise RegistrationError(
+            f"{name} must be a folder with one DICOM series, got {folder} with {len(series)}: "
+            "put the wanted series in a folder of its own or convert it to NIfTI"
+        )
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder), series[0]))
+    try:
+        return reader.Execute()
+    except RuntimeError as error:
+        raise RegistrationError(f"{name} must be a readable DICOM series, got {folder} ({_reason(error)})") from None
+
+
+def _from_array(source: tuple[Any, Any], name: str) -> sitk.Image:
+    if len(source) != 2:
+        raise RegistrationError(f"{name} as a tuple must be (array, affine), got {len(source)} items")
+    array, affine = np.asarray(source[0]), np.asarray(source[1], dtype=float)
+    if affine.shape != (4, 4):
+        raise RegistrationError(f"the affine of {name} must be 4x4, got {affine.shape}")
+    if array.ndim != 3:
+        raise RegistrationError(f"{name} must be 3D, got an array of shape {array.shape}")
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    if np.any(spacing == 0) or abs(np.linalg.det(lps[:3, :3] / np.where(spacing == 0, 1, spacing))) < 1e-6:
+        raise RegistrationError(f"the affine of {name} must be invertible, got {affine.tolist()}")
+    if array.dtype == bool:
+        array = array.astype(np.uint8)
+    elif array.dtype == np.float16:
+        array = array.astype(np.float32)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    return image
+
+
+def load(source: ImageLike, name: str) -> sitk.Image:
+    """Read an image and hold it to the rules.
+
+    Args:
+        source: see `ImageLike`.
+        name: what the image is to the user ("fixed image"), for messages.
+
+    Raises:
+        RegistrationError: unreadable, not 3D, several values a voxel, fewer than 4 voxels along an axis, NaN or
+            infinite voxels, or constant.
+    """
+    image = three_dimensional(read(source, name), name)
+    values = sitk.GetArrayViewFromImage(image)
+    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+        count = int(values.size - np.isfinite(values).sum())
+        raise RegistrationError(f"{name} must hold only finite values, got {count} voxels that are NaN or infinite")
+    if values.min() == values.max():
+        raise RegistrationError(f"{name} must show something, got a constant image (every voxel {values.flat[0]})")
+    return image
+
+
+def three_dimensional(image: sitk.Image, name: str) -> sitk.Image:
+    if image.GetDimension() == 4 and image.GetSize()[3] == 1:  # one volume stored as a series of one
+        image = image[:, :, :, 0]
+    if image.GetDimension() != 3:
+        raise RegistrationError(f"{name} must be 3D, got {image.GetDimension()}D of size {image.GetSize()}")
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise RegistrationError(
+            f"{name} must hold one value a voxel, got {image.GetNumberOfComponentsPerPixel()} (colour or vector)"
+        )
+    if "complex" in image.GetPixelIDTypeAsString():
+        raise RegistrationError(f"{name} must be real-valued, got {image.GetPixelIDTypeAsString()}")
+    if min(image.GetSize()) < MIN_VOXELS:
+        raise RegistrationError(
+            f"{name} must have at least {MIN_VOXELS} voxels along every axis, got size {image.GetSize()}"
+        )
+    return image
+
+
+def load_mask(source: ImageLike | None, reference: sitk.Image, name: str) -> np.ndarray | None:
+    """A mask as a boolean array (z, y, x), true inside, or None where none is given.
+
+    Raises:
+        RegistrationError: unreadable, on another grid than its image, or empty.
+    """
+    if source is None:
+        return None
+    mask = three_dimensional(read(source, name), name)
+    same_geometry = (
+        mask.GetSize() == reference.GetSize()
+        and np.allclose(mask.GetSpacing(), reference.GetSpacing(), rtol=1e-4)
+        and np.allclose(mask.GetOrigin(), reference.GetOrigin(), atol=1e-2)
+        and np.allclose(mask.GetDirection(), reference.GetDirection(), atol=1e-4)
+    )
+    if not same_geometry:
+        raise RegistrationError(
+            f"{name} must lie on the grid of its image (size {reference.GetSize()}, spacing "
+            f"{_rounded(reference.GetSpacing())} mm), got size {mask.GetSize()}, spacing "
+            f"{_rounded(mask.GetSpacing())} mm"
+            + (" and another origin or direction" if mask.GetSize() == reference.GetSize() else "")
+        )
+    inside = sitk.GetArrayViewFromImage(mask) > 0
+    if not inside.any():
+        raise RegistrationError(f"{name} must have voxels above 0, got an empty mask")
+    return inside
+
+
+def _rounded(values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(round(float(v), 4) for v in values)
+
+
+def describe(image: sitk.Image) -> dict[str, Any]:
+    """Size, spacing and type of an image, for reports."""
+    return {
+        "size": list(image.GetSize()),
+        "spacing_mm": list(_rounded(image.GetSpacing())),
+        "type": image.GetPixelIDTypeAsString(),
+    }

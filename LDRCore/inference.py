@@ -1,0 +1,187 @@
+"""The one path from two prepared images to a transform, and from a transform to a warped image. Torch, no files.
+
+Stage 1, affine: the stem looks at 4 mm images on a cube about the fixed image's centre, several times, each time at
+what is left over. Stage 2, dense: the networks look at a working grid that covers the fixed image's content, with the
+moving image already behind the affine map. Stage 3: the moving image is sampled once, from the original, on the fixed
+image's own grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from LDRCore import geometry, spatial
+from LDRCore.geometry import Grid
+from LDRCore.preprocess import PreparedImage, Volume
+from LDRCore.weights import Model
+
+MAX_VOXELS = 5_000_000  # of a working grid; content that needs more is looked at more coarsely
+TAPER_CELLS = 6  # the field fades to zero over so many cells outside the working grid
+_SLAB_VOXELS = 4_000_000  # of a native image warped at once
+
+
+@dataclass
+class DenseField:
+    """A dense displacement before the affine map: ``T(x) = A (x + u(x))``.
+
+    Attributes:
+        displacement_vox: u, (1, 3, d, h, w), voxels of `grid`, fading to zero at the grid's border.
+        grid: where u lives.
+        affine_lps: A, 4x4, LPS mm.
+    """
+
+    displacement_vox: torch.Tensor
+    grid: Grid
+    affine_lps: np.ndarray
+
+    def displacement_mm(self) -> np.ndarray:
+        """u as (d, h, w, 3) mm LPS."""
+        return geometry.displacement_to_lps(self.displacement_vox[0].cpu().numpy(), self.grid)
+
+
+def ncc(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Pearson correlation of two batches (B, 1, D, H, W), (B,); 0 where one of them is constant."""
+    x, y = a.flatten(1), b.flatten(1)
+    x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
+    norm = (x.square().sum(1) * y.square().sum(1)).sqrt()
+    return torch.where(norm > 1e-9, (x * y).sum(1) / norm.clamp_min(1e-9), 0.0)
+
+
+def centring_candidates(fixed: PreparedImage, moving: PreparedImage) -> list[np.ndarray]:
+    """Translations (4x4, LPS mm) that bring the contents together, in the order in which they are preferred.
+
+    Foreground centroid onto centroid; and, because fields of view often end at different heights of the neck, the
+    centroid in plane with the tops of the foregrounds aligned; and the scanner coordinates as they are.
+    """
+    by_centroid = np.eye(4)
+    by_centroid[:3, 3] = moving.centroid_lps - fixed.centroid_lps
+    by_top = by_centroid.copy()
+    by_top[2, 3] = moving.box_lps[1, 2] - fixed.box_lps[1, 2]
+    return [by_centroid, by_top, np.eye(4)]
+
+
+@torch.no_grad()
+def estimate_affine(
+    model: Model, fixed: PreparedImage, moving: PreparedImage, candidates: list[np.ndarray]
+) -> np.ndarray:
+    """The affine map fixed -> moving (4x4, LPS mm) that the stem finds from the best of several starts.
+
+    All starts run as one batch. Of all starts and all passes the best correlated wins, so a stem that was made for
+    other images cannot make the alignment worse than where it began.
+    """
+    stem = model.cascade.stem
+    if stem is None:
+        return candidates[0]
+    settings = model.card["working_grid"]
+    shape = tuple(settings["stem_shape"])
+    extent = float((fixed.box_lps[1] - fixed.box_lps[0]).max())
+    spacing = max(settings["stem_spacing_mm"], extent / (max(shape) - 4))
+    grid = Grid.centred(fixed.centroid_lps, spacing, shape)
+    fixed_image = fixed.coarse.on(grid).expand(len(candidates), -1, -1, -1, -1)
+    totals = list(candidates)
+    best, best_score = candidates[0], -np.inf
+    for remaining in range(settings["stem_passes"], -1, -1):
+        moved = torch.cat([moving.coarse.on(grid, t) for t in totals])
+        scores = ncc(moved, fixed_image)
+        if float(scores.max()) > best_score:
+            best, best_score = totals[int(scores.argmax())], float(scores.max())
+        if not remaining:
+            break
+        matrix, translation = stem.predict(moved, fixed_image)
+        for k in range(len(totals)):
+            step = geometry.tensor_affine_to_lps(matrix[k].cpu().numpy(), translation[k].cpu().numpy(), grid)
+            totals[k] = totals[k] @ step
+    return best
+
+
+def working_grid(model: Model, fixed: PreparedImage) -> Grid:
+    """The grid that the dense networks see: covers the fixed image's content with a margin."""
+    settings = model.card["working_grid"]
+    return Grid.around(
+        fixed.box_lps[0],
+        fixed.box_lps[1],
+        spacing_mm=settings["spacing_mm"],
+        margin_mm=settings["margin_mm"],
+        multiple=model.cascade.multiple,
+        max_voxels=MAX_VOXELS,
+    )
+
+
+@torch.no_grad()
+def estimate_dense(
+    model: Model, fixed: PreparedImage, moving: PreparedImage, affine_lps: np.ndarray, n_cascades: int
+) -> DenseField:
+    """Run the dense networks behind an affine map."""
+    grid = working_grid(model, fixed)
+    displacement = model.cascade.dense(
+        moving.fine.on(grid, affine_lps), fixed.fine.on(grid), n_cascades
+    ).displacement
+    field_grid = grid.coarser(model.cascade.field_stride)
+    return DenseField(fade_out(displacement, TAPER_CELLS), field_grid.padded(TAPER_CELLS), affine_lps)
+
+
+def fade_out(displacement: torch.Tensor, cells: int) -> torch.Tensor:
+    """Continue a displacement by `cells` voxels on each side, fading from its edge value to exactly zero."""
+    padded = torch.nn.functional.pad(displacement, (cells,) * 6, mode="replicate")
+    ramp = torch.arange(cells, device=padded.device, dtype=padded.dtype) / cells
+    for axis in (2, 3, 4):
+        n = padded.shape[axis]
+        line = torch.ones(n, device=padded.device, dtype=padded.dtype)
+        line[:cells], line[n - cells :] = ramp, ramp.flip(0)
+        view = [1, 1, 1, 1, 1]
+        view[axis] = n
+        padded = padded * line.view(view)
+    return padded
+
+
+@torch.no_grad()
+def warp_native(
+    moving: Volume, fixed_shape: tuple[int, int, int], fixed_to_lps: np.ndarray, dense: DenseField, outside: float
+) -> np.ndarray:
+    """Sample the moving image once, linearly, at ``A (x + u(x))`` for every voxel x of the fixed grid, in slabs.
+
+    The edge rule is ITK's: up to half a voxel beyond the last voxel centre the edge value holds, then `outside`.
+
+    Returns:
+        (D, H, W) float32.
+    """
+    device = moving.data.device
+    to_index = np.linalg.inv(moving.to_lps) @ dense.affine_lps
+    base = to_index @ fixed_to_lps  # fixed index -> moving index without u
+    field_index = np.linalg.inv(dense.grid.to_lps) @ fixed_to_lps  # fixed index -> field index
+    # u in moving voxels, so that one sampling of the small field is all that is needed
+    turn = to_index[:3, :3] @ dense.grid.to_lps[:3, :3]
+    u_moving = torch.einsum(
+        "rc,bcdhw->brdhw", torch.from_numpy(turn).to(dense.displacement_vox), dense.displacement_vox
+    )
+    size = torch.tensor(moving.data.shape[2:], device=device).view(1, 3, 1, 1, 1)
+    depth, height, width = fixed_shape
+    slab = max(1, _SLAB_VOXELS // (height * width))
+    result = np.empty(fixed_shape, dtype=np.float32)
+    for start in range(0, depth, slab):
+        shape = (min(slab, depth - start), height, width)
+        first = np.array([start, 0, 0, 1.0])
+        coordinates = _coordinates(base, first, shape, device)
+        coordinates += spatial.sample(u_moving, _coordinates(field_index, first, shape, device), padding="border")
+        values = spatial.sample(moving.data, coordinates, padding="border")
+        inside = ((coordinates >= -0.5) & (coordinates < size - 0.5)).all(1, keepdim=True)
+        result[start : start + shape[0]] = torch.where(inside, values, outside)[0, 0].cpu().numpy()
+    return result
+
+
+def _coordinates(matrix: np.ndarray, first: np.ndarray, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """`spatial.affine_coordinates` of a slab that begins at the homogeneous index `first`."""
+    shifted = matrix[:3].copy()
+    shifted[:, 3] = (matrix @ first)[:3]
+    return spatial.affine_coordinates(torch.from_numpy(shifted).to(device=device, dtype=torch.float32), shape)
+
+
+@torch.no_grad()
+def invert(dense: DenseField) -> tuple[DenseField, float]:
+    """The inverse ``y -> A^-1 y + v(A^-1 y)`` as (v on the same grid with A^-1, largest residual in mm)."""
+    inverse, residual_vox = spatial.invert(dense.displacement_vox, iterations=60, tolerance_vox=1e-3)
+    field = DenseField(inverse, dense.grid, np.linalg.inv(dense.affine_lps))
+    return field, residual_vox * max(dense.grid.spacing_mm)

@@ -1,0 +1,61 @@
+"""Affine stems: the first stage of a cascade, which predicts one affine map of the whole grid."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from LDRCore import spatial
+from LDRCore.models.blocks import check_pair
+
+
+class AffineStem(nn.Module):
+    """(moving, fixed) -> (A, b), an affine map about the grid's centre: ``x -> c + A (x - c) + b``."""
+
+    multiple: int = 16
+
+    def predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Matrix A (B, 3, 3) in tensor-axis order and translation b (B, 3) in voxels.
+
+        Args:
+            moving, fixed: (B, 1, D, H, W), intensities about 0 to 1.
+        """
+        raise NotImplementedError
+
+    def forward(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+        """The affine map as a displacement (B, 3, D, H, W), voxels."""
+        return spatial.affine_to_displacement(*self.predict(moving, fixed), fixed.shape[2:])
+
+
+class AffineLDR(AffineStem):
+    """The light brain stem: stride-2 3x3x3 convolutions 16, 32, 64, 128, average pooling, two linear heads.
+
+    Source: the authors' release (brain). 0.333 M parameters. The heads give 9 numbers for A - I and 3 for b.
+    Deviations: the last map is pooled to 3x3x3 (a rotation cannot be read from a global mean), so any grid whose
+    axes are multiples of 16 is taken; b is predicted in units of half the grid's longest axis.
+    """
+
+    def __init__(self, pool: int = 3) -> None:
+        super().__init__()
+        widths = (2, 16, 32, 64, 128)
+        self.encoder = nn.ModuleList(
+            nn.Conv3d(c_in, c_out, kernel_size=3, stride=2, padding=1)
+            for c_in, c_out in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.pool = pool
+        self.matrix = nn.Linear(128 * pool**3, 9)
+        self.translation = nn.Linear(128 * pool**3, 3)
+        for head in (self.matrix, self.translation):
+            nn.init.normal_(head.weight, 0.0, 1e-5)
+            nn.init.zeros_(head.bias)
+
+    def predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `AffineStem.predict`."""
+        check_pair(moving, fixed, self.multiple)
+        features = torch.cat((moving, fixed), dim=1)
+        for layer in self.encoder:
+            features = F.leaky_relu(layer(features), 0.1)
+        features = F.adaptive_avg_pool3d(features, self.pool).flatten(1)
+        matrix = torch.eye(3, device=features.device, dtype=features.dtype) + self.matrix(features).view(-1, 3, 3)
+        return matrix, self.translation(features) * (max(fixed.shape[2:]) / 2)

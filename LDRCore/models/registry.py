@@ -1,0 +1,107 @@
+"""Networks by name, and what they cost. Torch only; importing this file builds nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from LDRCore.models.affine import AffineLDR, AffineStem
+from LDRCore.models.blocks import DenseNetwork
+from LDRCore.models.cascade import Cascade
+from LDRCore.models.ldr import LDR
+from LDRCore.models.ldr_release import LDRRelease
+
+DENSE: dict[str, Callable[..., DenseNetwork]] = {"ldr": LDR, "ldr-release": LDRRelease}
+STEMS: dict[str, Callable[..., AffineStem]] = {"affine-ldr": AffineLDR}
+
+
+def build_network(name: str, **options: Any) -> DenseNetwork:
+    """A dense network by name ("ldr", "ldr-release"), with its class's options.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if name not in DENSE:
+        raise ValueError(f"network must be one of {sorted(DENSE)}, got {name!r}")
+    return DENSE[name](**options)
+
+
+def build_stem(name: str, **options: Any) -> AffineStem:
+    """An affine stem by name ("affine-ldr"), with its class's options.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if name not in STEMS:
+        raise ValueError(f"stem must be one of {sorted(STEMS)}, got {name!r}")
+    return STEMS[name](**options)
+
+
+def build_cascade(architecture: dict[str, Any]) -> Cascade:
+    """A cascade from a model card's `architecture` entry.
+
+    Keys: `network` and optionally `stem`, each a name or {"name": ..., options}; `cascades`; optional `multiplier`.
+    """
+
+    def split(entry: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        if isinstance(entry, str):
+            return entry, {}
+        return entry["name"], {k: v for k, v in entry.items() if k != "name"}
+
+    name, options = split(architecture["network"])
+    networks = [build_network(name, **options) for _ in range(architecture["cascades"])]
+    stem = None
+    if architecture.get("stem"):
+        stem_name, stem_options = split(architecture["stem"])
+        stem = build_stem(stem_name, **stem_options)
+    return Cascade(networks, stem, multiplier=architecture.get("multiplier"))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Size and arithmetic of one network: number of parameters, multiply-adds for one pair of `shape`."""
+
+    parameters: int
+    multiply_adds: int
+    shape: tuple[int, int, int]
+
+
+def cost(network: DenseNetwork | AffineStem, shape: tuple[int, int, int] = (128, 128, 128)) -> Cost:
+    """Count parameters and the multiply-adds of convolutions and linear layers, without computing anything.
+
+    Args:
+        network: a dense network or a stem.
+        shape: (D, H, W) of the pair.
+    """
+    total = 0
+
+    def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        nonlocal total
+        if isinstance(module, nn.Conv3d):
+            total += output.numel() * (module.in_channels // module.groups) * math.prod(module.kernel_size)
+        elif isinstance(module, nn.ConvTranspose3d):
+            total += inputs[0].numel() * (module.out_channels // module.groups) * math.prod(module.kernel_size)
+        elif isinstance(module, nn.Linear):
+            total += output.numel() * module.in_features
+
+    parameters = sum(p.numel() for p in network.parameters())
+    copy = _on_meta(network)
+    hooks = [m.register_forward_hook(count) for m in copy.modules() if not list(m.children())]
+    image = torch.empty(1, 1, *shape, device="meta")
+    with torch.no_grad():
+        copy.predict(image, image)
+    for hook in hooks:
+        hook.remove()
+    return Cost(parameters, total, shape)
+
+
+def _on_meta(network: Any) -> Any:
+    """A copy of a network that has shapes but no numbers."""
+    import copy
+
+    return copy.deepcopy(network).to("meta")

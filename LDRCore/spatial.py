@@ -1,0 +1,267 @@
+"""Grids, warping, composition, inversion and Jacobians of displacement fields, in torch alone.
+
+Every displacement here is a tensor (B, 3, D, H, W): component c points along tensor axis c, in voxels of
+the grid it lives on. Warping pulls, ``warped(x) = moving(x + u(x))``, and corner voxels of two resolutions
+of the same grid coincide (align_corners=True). Nothing here knows millimetres: that is `geometry`.
+All functions are differentiable unless they say otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+_INTERPOLATIONS = {"linear": "bilinear", "nearest": "nearest"}  # torch calls trilinear sampling "bilinear"
+_PADDINGS = ("zeros", "border")
+
+
+def identity_grid(
+    shape: Sequence[int], *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Voxel coordinates of a grid.
+
+    Args:
+        shape: (D, H, W).
+
+    Returns:
+        (1, 3, D, H, W); channel c holds the voxel index along tensor axis c.
+    """
+    axes = [torch.arange(n, device=device, dtype=dtype) for n in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
+
+
+def _check_displacement(displacement: torch.Tensor, name: str = "displacement") -> None:
+    if displacement.ndim != 5 or displacement.shape[1] != 3:
+        raise ValueError(f"{name} must have shape (B, 3, D, H, W), got {tuple(displacement.shape)}")
+
+
+def sample(
+    image: torch.Tensor, coordinates_vox: torch.Tensor, *, interpolation: str = "linear", padding: str = "zeros"
+) -> torch.Tensor:
+    """Sample an image at voxel coordinates.
+
+    Args:
+        image: (B, C, D, H, W).
+        coordinates_vox: (B or 1, 3, d, h, w), in voxels of `image`, component c along its tensor axis c.
+        interpolation: "linear" or "nearest".
+        padding: what lies outside the image: "zeros", or "border" (the nearest voxel's value).
+
+    Returns:
+        (B, C, d, h, w).
+
+    Raises:
+        ValueError: unknown interpolation or padding, or shapes that do not fit.
+    """
+    if interpolation not in _INTERPOLATIONS:
+        raise ValueError(f"interpolation must be one of {sorted(_INTERPOLATIONS)}, got {interpolation!r}")
+    if padding not in _PADDINGS:
+        raise ValueError(f"padding must be one of {_PADDINGS}, got {padding!r}")
+    if image.ndim != 5:
+        raise ValueError(f"image must have shape (B, C, D, H, W), got {tuple(image.shape)}")
+    _check_displacement(coordinates_vox, "coordinates_vox")
+    # grid_sample wants (x, y, z) = (W, H, D) in [-1, 1]
+    size = torch.tensor(image.shape[2:], dtype=coordinates_vox.dtype, device=coordinates_vox.device)
+    scale = (2.0 / (size - 1).clamp(min=1)).view(1, 3, 1, 1, 1)
+    normalised = (coordinates_vox * scale - 1.0).flip(1).permute(0, 2, 3, 4, 1)
+    if normalised.shape[0] != image.shape[0]:
+        normalised = normalised.expand(image.shape[0], -1, -1, -1, -1)
+    return F.grid_sample(
+        image, normalised, mode=_INTERPOLATIONS[interpolation], padding_mode=padding, align_corners=True
+    )
+
+
+def affine_coordinates(matrix: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Voxel coordinates of every point of a grid in another grid that is an affine map away.
+
+    Args:
+        matrix: (B, 3, 4) or (3, 4); maps a voxel index of the output grid (tensor-axis order, homogeneous) to a
+            voxel index of the sampled grid.
+        shape: (D, H, W) of the output grid.
+
+    Returns:
+        (B, 3, D, H, W), ready for `sample`.
+    """
+    if matrix.shape[-2:] != (3, 4):
+        raise ValueError(f"matrix must have shape (B, 3, 4), got {tuple(matrix.shape)}")
+    matrix = matrix.reshape(-1, 3, 4)
+    total = matrix[:, :, 3].view(-1, 3, 1, 1, 1)
+    for axis, n in enumerate(shape):  # one broadcast sum per axis instead of a matrix product per voxel
+        view = [1, 1, 1, 1, 1]
+        view[2 + axis] = n
+        line = torch.arange(n, device=matrix.device, dtype=matrix.dtype).view(view)
+        total = total + matrix[:, :, axis].view(-1, 3, 1, 1, 1) * line
+    return total
+
+
+def warp(
+    image: torch.Tensor, displacement: torch.Tensor, *, interpolation: str = "linear", padding: str = "zeros"
+) -> torch.Tensor:
+    """Pull an image through a displacement: ``warped(x) = image(x + u(x))``.
+
+    Args:
+        image: (B, C, D, H, W).
+        displacement: (B, 3, D, H, W) in voxels of the same grid.
+        interpolation: "linear", or "nearest" for labels (no gradient to the displacement).
+        padding: "zeros" or "border", as in `sample`.
+
+    Returns:
+        (B, C, D, H, W).
+
+    Raises:
+        ValueError: the two grids differ.
+    """
+    _check_displacement(displacement)
+    if image.shape[2:] != displacement.shape[2:]:
+        raise ValueError(
+            "image and displacement must share one grid, "
+            f"got {tuple(image.shape[2:])} and {tuple(displacement.shape[2:])}"
+        )
+    grid = identity_grid(displacement.shape[2:], device=displacement.device, dtype=displacement.dtype)
+    return sample(image, grid + displacement, interpolation=interpolation, padding=padding)
+
+
+def compose(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """The one displacement equal to warping by `first` and then warping the result by `second`.
+
+    ``u(x) = u2(x) + u1(x + u2(x))`` (paper, Eq. 1-5), `first` interpolated linearly and continued at its edge
+    value outside the grid.
+
+    Args:
+        first: u1, (B, 3, D, H, W), voxels.
+        second: u2, of the same shape.
+    """
+    _check_displacement(first, "first")
+    return second + warp(first, second, padding="border")
+
+
+def upsample(displacement: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """A displacement on a finer or coarser grid with the same corners.
+
+    Vectors are rescaled by the exact factor (out - 1) / (in - 1) of each axis.
+
+    Args:
+        displacement: (B, 3, d, h, w) in voxels of its grid.
+        shape: (D, H, W) of the new grid.
+
+    Returns:
+        (B, 3, D, H, W) in voxels of the new grid.
+    """
+    _check_displacement(displacement)
+    old = displacement.shape[2:]
+    if tuple(old) == tuple(shape):
+        return displacement
+    factor = torch.tensor(
+        [(n_out - 1) / max(n_in - 1, 1) for n_out, n_in in zip(shape, old, strict=True)],
+        dtype=displacement.dtype,
+        device=displacement.device,
+    ).view(1, 3, 1, 1, 1)
+    return F.interpolate(displacement * factor, size=tuple(shape), mode="trilinear", align_corners=True)
+
+
+def integrate(velocity: torch.Tensor, steps: int = 7) -> torch.Tensor:
+    """Scaling and squaring: the displacement at time 1 of a stationary velocity field.
+
+    Args:
+        velocity: (B, 3, D, H, W), voxels per unit time.
+        steps: number of squarings; the field is first divided by 2**steps.
+    """
+    if steps < 0:
+        raise ValueError(f"steps must be 0 or more, got {steps}")
+    displacement = velocity / 2**steps
+    for _ in range(steps):
+        displacement = compose(displacement, displacement)
+    return displacement
+
+
+def invert(
+    displacement: torch.Tensor, *, iterations: int = 30, tolerance_vox: float = 1e-3
+) -> tuple[torch.Tensor, float]:
+    """The inverse displacement v with ``(id + u)(id + v) = id``, by the fixed point ``v <- -u(x + v)``.
+
+    The step is halved wherever the residual grew, so fields with a steep but folding-free part converge too.
+    Where the field folds no inverse exists: the residual says so.
+
+    Args:
+        displacement: u, (B, 3, D, H, W), voxels.
+        iterations: at most so many.
+        tolerance_vox: stop when no voxel whose image stays inside the grid is off by more than this.
+
+    Returns:
+        (v, residual): v of u's shape, and the largest ``|v(x) + u(x + v(x))|`` in voxels over the voxels x
+        with x + v(x) inside the grid.
+    """
+    _check_displacement(displacement)
+    shape = displacement.shape[2:]
+    grid = identity_grid(shape, device=displacement.device, dtype=displacement.dtype)
+    upper = torch.tensor(shape, device=displacement.device, dtype=displacement.dtype).view(1, 3, 1, 1, 1) - 1
+    inverse = torch.zeros_like(displacement)
+    best, best_error = inverse, torch.full_like(displacement[:, :1], float("inf"))
+    damping = torch.ones_like(best_error)
+    residual = float("inf")
+    for _ in range(iterations + 1):
+        target = grid + inverse
+        error_vector = inverse + sample(displacement, target, padding="border")
+        error = error_vector.norm(dim=1, keepdim=True)
+        improved = error < best_error
+        damping = torch.where(improved, damping, damping * 0.5)
+        best = torch.where(improved, inverse, best)
+        best_error = torch.where(improved, error, best_error)
+        inside = ((target >= 0) & (target <= upper)).all(dim=1, keepdim=True)
+        residual = float(best_error[inside].max()) if bool(inside.any()) else 0.0
+        if residual <= tolerance_vox:
+            break
+        inverse = inverse - damping * error_vector
+    return best, residual
+
+
+def affine_to_displacement(matrix: torch.Tensor, translation: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """The displacement of an affine map about the grid's centre c: ``x + u(x) = c + A (x - c) + b``.
+
+    Args:
+        matrix: A, (B, 3, 3), in tensor-axis order.
+        translation: b, (B, 3), in voxels of the grid.
+        shape: (D, H, W).
+
+    Returns:
+        (B, 3, D, H, W), voxels.
+    """
+    if matrix.ndim != 3 or matrix.shape[1:] != (3, 3):
+        raise ValueError(f"matrix must have shape (B, 3, 3), got {tuple(matrix.shape)}")
+    if translation.shape != (matrix.shape[0], 3):
+        raise ValueError(f"translation must have shape ({matrix.shape[0]}, 3), got {tuple(translation.shape)}")
+    difference = matrix - torch.eye(3, device=matrix.device, dtype=matrix.dtype)
+    centre = (torch.tensor(tuple(shape), device=matrix.device, dtype=matrix.dtype) - 1) / 2
+    offset = translation - difference @ centre
+    return affine_coordinates(torch.cat((difference, offset[:, :, None]), dim=2), shape)
+
+
+def jacobian_determinant(displacement: torch.Tensor) -> torch.Tensor:
+    """det(I + du/dx) at every voxel: central differences, one-sided at the borders (as numpy.gradient).
+
+    Args:
+        displacement: (B, 3, D, H, W), voxels; every axis needs at least 2 voxels.
+
+    Returns:
+        (B, 1, D, H, W); 1 where nothing changes, below 1 shrinking, 0 or less folding.
+    """
+    _check_displacement(displacement)
+    if min(displacement.shape[2:]) < 2:
+        raise ValueError(f"every axis needs at least 2 voxels, got grid {tuple(displacement.shape[2:])}")
+    du = torch.gradient(displacement, dim=(2, 3, 4))  # du[a][:, c] = d u_c / d x_a
+    a, b, c = du[0][:, 0] + 1, du[1][:, 0], du[2][:, 0]
+    d, e, f = du[0][:, 1], du[1][:, 1] + 1, du[2][:, 1]
+    g, h, i = du[0][:, 2], du[1][:, 2], du[2][:, 2] + 1
+    return (a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g))[:, None]
+
+
+def folding_count(displacement: torch.Tensor) -> int:
+    """Number of voxels with a non-positive Jacobian determinant (paper, Table IV). Not differentiable."""
+    return int((jacobian_determinant(displacement.detach()) <= 0).sum())
+
+
+def folding_fraction(displacement: torch.Tensor) -> float:
+    """Share of voxels, 0 to 1, with a non-positive Jacobian determinant. Not differentiable."""
+    determinant = jacobian_determinant(displacement.detach())
+    return float((determinant <= 0).float().mean())

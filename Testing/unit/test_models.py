@@ -1,0 +1,142 @@
+"""The networks: sizes against the paper's table, shapes, the recursion, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from LDRCore import spatial
+from LDRCore.models import registry
+from LDRCore.models.affine import AffineLDR
+from LDRCore.models.blocks import DenseNetwork
+from LDRCore.models.cascade import Cascade
+from LDRCore.models.ldr import LDR
+
+SHAPE = (32, 48, 32)
+
+
+class Shift(DenseNetwork):
+    """A network that always predicts one translation, in voxels of its field grid."""
+
+    multiple = 16
+
+    def __init__(self, vector: tuple[float, float, float], stride: int = 1) -> None:
+        super().__init__()
+        self.vector, self.field_stride = vector, stride
+        self.seen: list[torch.Tensor] = []
+
+    def predict(self, moving, fixed):
+        self.seen.append(moving)
+        shape = [n // self.field_stride for n in fixed.shape[2:]]
+        return torch.tensor(self.vector).view(1, 3, 1, 1, 1).expand(fixed.shape[0], 3, *shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "parameters"),
+    [
+        ("ldr", {}, 1_548_643),
+        ("ldr", {"head": "half"}, 1_545_091),
+        ("ldr-release", {}, 280_659),  # paper, Table I: 0.28 M a network
+    ],
+)
+def test_parameter_counts(name, options, parameters):
+    assert registry.cost(registry.build_network(name, **options)).parameters == parameters
+
+
+def test_table_one_counts_stem_and_networks():
+    """0.56 / 0.84 / 1.12 M for 1 / 2 / 3 cascades: n + 1 networks of about 0.28 M each."""
+    one = registry.cost(registry.build_network("ldr-release")).parameters
+    for n, published in ((1, 0.56e6), (2, 0.84e6), (3, 1.12e6)):
+        assert (n + 1) * one == pytest.approx(published, rel=0.01)
+
+
+def test_multiply_adds_of_one_layer_by_hand():
+    """The first convolution of `ldr`: 64^3 outputs x 16 channels x (2 x 4^3)."""
+    network = LDR()
+    full = registry.cost(network).multiply_adds
+    network.encoder[0] = torch.nn.Conv3d(2, 16, kernel_size=2, stride=2)
+    assert full - registry.cost(network).multiply_adds == 64**3 * 16 * 2 * (4**3 - 2**3)
+
+
+def test_the_release_costs_more_arithmetic_with_fewer_parameters():
+    text, release = (registry.cost(registry.build_network(n)) for n in ("ldr", "ldr-release"))
+    assert release.parameters < text.parameters
+    assert release.multiply_adds > 5 * text.multiply_adds
+
+
+@pytest.mark.parametrize(("name", "options"), [("ldr", {}), ("ldr", {"head": "half"}), ("ldr-release", {})])
+def test_untrained_networks_predict_almost_nothing(name, options):
+    network = registry.build_network(name, **options)
+    displacement = network(torch.rand(1, 1, *SHAPE), torch.rand(1, 1, *SHAPE))
+    assert displacement.shape == (1, 3, *SHAPE)
+    assert displacement.abs().max() < 0.05
+
+
+def test_untrained_stem_is_almost_the_identity():
+    matrix, translation = AffineLDR().predict(torch.rand(2, 1, *SHAPE), torch.rand(2, 1, *SHAPE))
+    assert torch.allclose(matrix, torch.eye(3).expand(2, 3, 3), atol=1e-2)
+    assert translation.abs().max() < 0.5
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_recursion_composes_and_samples_the_original_once(stride):
+    """Each network sees the original moved by the composition so far, never a warped image again."""
+    first, second = Shift((1.0, 0, 0), stride), Shift((0, 2.0, 0), stride)
+    moving, fixed = torch.rand(1, 1, *SHAPE), torch.rand(1, 1, *SHAPE)
+    output = Cascade([first, second], multiplier=1.0)(moving, fixed)
+    assert output.displacement[0, :, 3, 3, 3].tolist() == pytest.approx([1.0, 2.0, 0])
+    expected = spatial.warp(moving, spatial.upsample(output.composed[0], SHAPE))
+    assert torch.equal(first.seen[0], moving)
+    assert torch.allclose(second.seen[0], expected)
+
+
+def test_multiplier_is_one_over_n_unless_given():
+    output = Cascade([Shift((3.0, 0, 0)) for _ in range(3)])(torch.rand(1, 1, *SHAPE), torch.rand(1, 1, *SHAPE))
+    assert output.displacement[0, 0, 5, 5, 5] == pytest.approx(3.0)
+    assert output.increments[0][0, 0, 5, 5, 5] == pytest.approx(1.0)
+
+
+def test_fewer_cascades_are_the_first_ones():
+    cascade = Cascade([Shift((1.0, 0, 0)), Shift((0, 5.0, 0))], multiplier=1.0)
+    output = cascade(torch.rand(1, 1, *SHAPE), torch.rand(1, 1, *SHAPE), n_cascades=1)
+    assert output.displacement[0, :, 3, 3, 3].tolist() == [1.0, 0, 0]
+
+
+def test_the_stem_comes_first():
+    stem = AffineLDR()
+    torch.nn.init.constant_(stem.translation.bias, 1 / 16)  # in half longest axes (48 / 2): 1.5 voxels
+    torch.nn.init.zeros_(stem.translation.weight)
+    torch.nn.init.zeros_(stem.matrix.weight)
+    output = Cascade([Shift((1.0, 0, 0))], stem)(torch.rand(1, 1, *SHAPE), torch.rand(1, 1, *SHAPE))
+    assert output.displacement[0, :, 9, 9, 9].tolist() == pytest.approx([2.5, 1.5, 1.5], abs=1e-4)
+
+
+def test_gradients_reach_every_parameter():
+    networks = [LDR("half"), LDR("half")]
+    for network in networks:
+        torch.nn.init.normal_(network.flow.weight, 0, 0.01)
+    cascade = Cascade(networks, AffineLDR())
+    output = cascade(torch.rand(1, 1, *SHAPE), torch.rand(1, 1, *SHAPE))
+    output.displacement.square().mean().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in cascade.parameters())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: registry.build_network("resnet"), "must be one of.*got 'resnet'"),
+        (lambda: registry.build_stem("rigid"), "must be one of.*got 'rigid'"),
+        (lambda: LDR("quarter"), '"deconv" or "half", got \'quarter\''),
+        (lambda: LDR()(torch.rand(1, 1, 30, 32, 32), torch.rand(1, 1, 30, 32, 32)), "multiple of 16, got"),
+        (lambda: LDR()(torch.rand(1, 1, 32, 32, 32), torch.rand(1, 2, 32, 32, 32)), r"\(B, 1, D, H, W\)"),
+        (lambda: Cascade([]), "at least one"),
+        (lambda: Cascade([LDR(), LDR("half")]), "one field_stride"),
+        (
+            lambda: Cascade([Shift((0, 0, 0))])(torch.rand(1, 1, *SHAPE), torch.rand(1, 1, *SHAPE), n_cascades=2),
+            "1 to 1, got 2",
+        ),
+    ],
+)
+def test_what_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
