@@ -21,17 +21,17 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from LDRCore.errors import RegistrationError as RegistrationError
-    from LDRCore.registration import RegistrationResult as RegistrationResult
     from LDRCore.registration import register as register
     from LDRCore.registration import transform_points as transform_points
     from LDRCore.registration import warp_image as warp_image
+    from LDRCore.result import RegistrationResult as RegistrationResult
     from LDRCore.weights import list_models as list_models
     from LDRCore.weights import load_model as load_model
     from LDRCore.weights import model_info as model_info
 
 _HOME = {
     "RegistrationError": "LDRCore.errors",
-    "RegistrationResult": "LDRCore.registration",
+    "RegistrationResult": "LDRCore.result",
     "register": "LDRCore.registration",
     "transform_points": "LDRCore.registration",
     "warp_image": "LDRCore.registration",

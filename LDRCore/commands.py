@@ -17,6 +17,7 @@ import SimpleITK as sitk
 
 from LDRCore import geometry, images, registration
 from LDRCore.errors import RegistrationError
+from LDRCore.result import RegistrationResult, check_output_folder
 
 Outcome = tuple[dict[str, Any], str]
 
@@ -44,7 +45,7 @@ def check_output_file(path: Path, overwrite: bool) -> None:
         raise RegistrationError(f"the output must be a file, got the folder {path}")
     if path.exists() and not overwrite:
         raise RegistrationError(f"the output must not exist yet (or --overwrite must be given), got {path}")
-    registration.check_output_folder(path.resolve().parent, overwrite=True)
+    check_output_folder(path.resolve().parent, overwrite=True)
 
 
 def _write(path: Path, writer: Callable[[str], None]) -> None:
@@ -56,7 +57,9 @@ def _write(path: Path, writer: Callable[[str], None]) -> None:
         part.replace(path)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
-        raise RegistrationError(f"the output must have a file type that SimpleITK writes, got {path} ({reason})") from None
+        raise RegistrationError(
+            f"the output must have a file type that SimpleITK writes, got {path} ({reason})"
+        ) from None
     except OSError as error:
         raise RegistrationError(f"the output must be writable, got {path} ({error})") from None
     finally:
@@ -82,8 +85,8 @@ def _has_overview(options: argparse.Namespace) -> bool:
 
 def _register_and_save(
     options: argparse.Namespace, fixed: images.ImageLike, moving: images.ImageLike, title: str, **extra: Any
-) -> tuple[registration.RegistrationResult, list[str]]:
-    registration.check_output_folder(options.out, overwrite=options.overwrite)
+) -> tuple[RegistrationResult, list[str]]:
+    check_output_folder(options.out, overwrite=options.overwrite)
     draw = _has_overview(options)
     fixed_image, moving_image = images.load(fixed, "fixed image"), images.load(moving, "moving image")
     result = registration.register(
@@ -149,7 +152,8 @@ def run_demo(options: argparse.Namespace) -> Outcome:
     result, files = _register_and_save(options, pair["fixed"], pair["moving"], "the demo pair", inverse=True)
     scores = demo.scores(pair, result)
     table = "\n".join(
-        f"  {name:<22}{value:.3f}" for name, value in zip(("nothing", "affine only", "deformable"), scores.values(), strict=True)
+        f"  {name:<22}{value:.3f}"
+        for name, value in zip(("nothing", "affine only", "deformable"), scores.values(), strict=True)
     )
     text = (
         _summary(result.report, files)
@@ -233,19 +237,20 @@ def run_jacobian(options: argparse.Namespace) -> Outcome:
     reference = images.three_dimensional(images.read(options.reference, "reference"), "reference")
     determinant = geometry.jacobian_determinant_image(geometry.displacement_field_image(transform, reference))
     values = sitk.GetArrayViewFromImage(determinant)
+    folding = float((values <= 0).mean())
     result = {
         "min": float(values.min()),
         "mean": float(values.mean()),
         "max": float(values.max()),
         "folding_count": int((values <= 0).sum()),
-        "folding_fraction": float((values <= 0).mean()),
+        "folding_fraction": folding,
         "file": str(options.out) if options.out else None,
     }
     if options.out is not None:
         _write(options.out, lambda name: sitk.WriteImage(determinant, name, useCompression=True))
     text = (
         f"Jacobian determinant {result['min']:.3f} to {result['max']:.3f}, mean {result['mean']:.3f}; "
-        f"{result['folding_count']} folding voxels ({100 * result['folding_fraction']:.4f} %)"
+        f"{result['folding_count']} folding voxels ({100 * folding:.4f} %)"
     )
     return result, text + (f"; written {options.out}" if options.out else "")
 

@@ -11,7 +11,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from LDRCore.errors import RegistrationError
-from LDRCore.registration import RegistrationResult, warp_image
+from LDRCore.registration import warp_image
+from LDRCore.result import RegistrationResult
 from LDRCore.weights import BUNDLED
 
 FOLDER = BUNDLED / "demo"

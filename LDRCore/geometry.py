@@ -94,9 +94,7 @@ class Grid:
         if stride == 1:
             return self
         d, h, w = (n // stride for n in self.shape)
-        a, b, c = (
-            s * (n - 1) / (m - 1) for s, n, m in zip(self.spacing_mm, self.shape, (d, h, w), strict=True)
-        )
+        a, b, c = (s * (n - 1) / (m - 1) for s, n, m in zip(self.spacing_mm, self.shape, (d, h, w), strict=True))
         return Grid(self.origin_lps, (a, b, c), (d, h, w))
 
     def padded(self, cells: int) -> Grid:

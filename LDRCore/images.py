@@ -6,6 +6,7 @@ constant.
 
 from __future__ import annotations
 
+import gzip
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -113,15 +114,42 @@ def load(source: ImageLike, name: str) -> sitk.Image:
     """
     image = three_dimensional(read(source, name), name)
     values = sitk.GetArrayViewFromImage(image)
-    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-        count = int(values.size - np.isfinite(values).sum())
+    count = 0
+    if np.issubdtype(values.dtype, np.floating):
+        count = _count_non_finite(values)
+        if not count and isinstance(source, (str, os.PathLike)):
+            count = _count_non_finite_in_nifti(Path(source))
+    if count:
         raise RegistrationError(f"{name} must hold only finite values, got {count} voxels that are NaN or infinite")
     if values.min() == values.max():
         raise RegistrationError(f"{name} must show something, got a constant image (every voxel {values.flat[0]})")
     return image
 
 
+def _count_non_finite(values: np.ndarray) -> int:
+    finite = np.isfinite(values)
+    return 0 if finite.all() else int(finite.size - np.count_nonzero(finite))
+
+
+def _count_non_finite_in_nifti(path: Path) -> int:
+    """NaN and infinite voxels of a NIfTI file, which ITK's reader silently turns into zeros (0 for other files)."""
+    name = path.name.lower()
+    if not name.endswith((".nii", ".nii.gz")):
+        return 0
+    with gzip.open(path, "rb") if name.endswith(".gz") else path.open("rb") as stream:
+        content = stream.read()
+    order = "<" if content[:4] in (b"\x5c\x01\x00\x00", b"\x1c\x02\x00\x00") else ">"
+    second = int(np.frombuffer(content, order + "i4", 1)[0]) == 540  # NIfTI-2; otherwise NIfTI-1
+    kind = int(np.frombuffer(content, order + "i2", 1, 12 if second else 70)[0])
+    if kind not in (16, 64):  # only float32 and float64 can hold them
+        return 0
+    start = np.frombuffer(content, order + ("i8" if second else "f4"), 1, 168 if second else 108)[0]
+    values = np.frombuffer(content[int(start) :], order + ("f4" if kind == 16 else "f8"))
+    return _count_non_finite(values)
+
+
 def three_dimensional(image: sitk.Image, name: str) -> sitk.Image:
+    """The image if it is a three-dimensional scalar image of a useful size, RegistrationError otherwise."""
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:  # one volume stored as a series of one
         image = image[:, :, :, 0]
     if image.GetDimension() != 3:

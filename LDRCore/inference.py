@@ -38,7 +38,7 @@ class DenseField:
     affine_lps: np.ndarray
 
     def displacement_mm(self) -> np.ndarray:
-        """u as (d, h, w, 3) mm LPS."""
+        """The displacement u as (d, h, w, 3) mm LPS."""
         return geometry.displacement_to_lps(self.displacement_vox[0].cpu().numpy(), self.grid)
 
 
@@ -79,7 +79,7 @@ def estimate_affine(
     shape = tuple(settings["stem_shape"])
     extent = float((fixed.box_lps[1] - fixed.box_lps[0]).max())
     spacing = max(settings["stem_spacing_mm"], extent / (max(shape) - 4))
-    grid = Grid.centred(fixed.centroid_lps, spacing, shape)
+    grid = Grid.centred(fixed.centroid_lps.tolist(), spacing, shape)
     fixed_image = fixed.coarse.on(grid).expand(len(candidates), -1, -1, -1, -1)
     totals = list(candidates)
     best, best_score = candidates[0], -np.inf
@@ -116,9 +116,7 @@ def estimate_dense(
 ) -> DenseField:
     """Run the dense networks behind an affine map."""
     grid = working_grid(model, fixed)
-    displacement = model.cascade.dense(
-        moving.fine.on(grid, affine_lps), fixed.fine.on(grid), n_cascades
-    ).displacement
+    displacement = model.cascade.dense(moving.fine.on(grid, affine_lps), fixed.fine.on(grid), n_cascades).displacement
     field_grid = grid.coarser(model.cascade.field_stride)
     return DenseField(fade_out(displacement, TAPER_CELLS), field_grid.padded(TAPER_CELLS), affine_lps)
 
@@ -181,7 +179,13 @@ def _coordinates(matrix: np.ndarray, first: np.ndarray, shape: tuple[int, ...], 
 
 @torch.no_grad()
 def invert(dense: DenseField) -> tuple[DenseField, float]:
-    """The inverse ``y -> A^-1 y + v(A^-1 y)`` as (v on the same grid with A^-1, largest residual in mm)."""
-    inverse, residual_vox = spatial.invert(dense.displacement_vox, iterations=60, tolerance_vox=1e-3)
-    field = DenseField(inverse, dense.grid, np.linalg.inv(dense.affine_lps))
-    return field, residual_vox * max(dense.grid.spacing_mm)
+    """The inverse ``y -> A^-1 y + v(A^-1 y)`` and the largest residual in mm at its voxels.
+
+    v lives on a grid twice as fine: u is linear between its voxels, but its inverse is not.
+    """
+    d, h, w = (2 * n - 1 for n in dense.grid.shape)
+    a, b, c = (s / 2 for s in dense.grid.spacing_mm)
+    fine = Grid(dense.grid.origin_lps, (a, b, c), (d, h, w))
+    field = spatial.upsample(dense.displacement_vox, fine.shape)
+    inverse, residual_vox = spatial.invert(field, tolerance_vox=5e-3)
+    return DenseField(inverse, fine, np.linalg.inv(dense.affine_lps)), residual_vox * max(fine.spacing_mm)

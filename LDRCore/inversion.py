@@ -63,7 +63,7 @@ def invert_transform(transform: sitk.Transform, reference: sitk.Image) -> tuple[
     if abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise RegistrationError("the transform must be invertible, got a singular affine part")
     field = torch.from_numpy(geometry.lps_to_displacement(displacement_mm, grid))[None].float()
-    inverse, residual_vox = spatial.invert(field, iterations=80, tolerance_vox=1e-3)
+    inverse, residual_vox = spatial.invert(field, tolerance_vox=5e-3)
     inverse_mm = geometry.displacement_to_lps(inverse[0].numpy(), grid)
     composite = geometry.affine_then_dense(inverse_mm, grid, np.linalg.inv(affine))
     return composite, residual_vox * max(grid.spacing_mm)

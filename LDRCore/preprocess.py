@@ -98,8 +98,7 @@ class Volume:
     def averaged(self, target_mm: float) -> Volume:
         """Averaged over whole voxels so that each axis comes as near to `target_mm` as it can from below."""
         factors = [
-            int(min(max(1, target_mm / s + 0.3), n))
-            for s, n in zip(self.spacing_mm, self.data.shape[2:], strict=True)
+            int(min(max(1, target_mm / s + 0.3), n)) for s, n in zip(self.spacing_mm, self.data.shape[2:], strict=True)
         ]
         if factors == [1, 1, 1]:
             return self

@@ -1,21 +1,14 @@
 """`register()`: two scans in, everything a user wants out; and applying its transform to other images and points.
 
-Ties the layers together and writes result folders. SimpleITK at the surface, torch below `inference`.
+Ties the layers together. SimpleITK at the surface, torch below `inference`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import json
 import os
 import platform
-import shutil
-import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -23,142 +16,10 @@ import SimpleITK as sitk
 from LDRCore import __version__, geometry, images
 from LDRCore.errors import RegistrationError
 from LDRCore.images import ImageLike
+from LDRCore.result import RegistrationResult
 
-Progress = Callable[[float, str], None]
-"""Called with (fraction done, what comes now); an exception raised in it cancels the registration."""
-
-RESULT_FILES = (
-    "warped.nii.gz",
-    "transform.h5",
-    "displacement_field.nii.gz",
-    "jacobian_determinant.nii.gz",
-    "report.json",
-)
-
-
-@dataclasses.dataclass
-class RegistrationResult:
-    """What a registration found.
-
-    Attributes:
-        warped: the moving image on the fixed image's grid, in the moving image's pixel type, sampled once.
-        transform: fixed points -> moving points (LPS mm): an affine map applied after a dense displacement, in one
-            composite transform. `sitk.Resample(moving, fixed, transform)` gives `warped`.
-        affine: the affine part alone, fixed -> moving.
-        inverse_transform: moving points -> fixed points, or None unless it was asked for.
-        report: times in seconds per stage, similarity before and after, folding, model, versions, warnings.
-    """
-
-    warped: sitk.Image
-    transform: sitk.Transform
-    affine: sitk.Transform
-    inverse_transform: sitk.Transform | None
-    report: dict[str, Any]
-
-    @functools.cached_property
-    def displacement_field(self) -> sitk.Image:
-        """``T(x) - x`` in mm LPS on the fixed image's grid, float32 vectors (computed when first asked for)."""
-        return geometry.displacement_field_image(self.transform, self.warped)
-
-    @functools.cached_property
-    def jacobian_determinant(self) -> sitk.Image:
-        """det(dT/dx) on the fixed image's grid, float32; right on oblique grids (computed when first asked for)."""
-        return geometry.jacobian_determinant_image(self.displacement_field)
-
-    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False, extra: Any = None) -> list[Path]:
-        """Write the result into a folder, complete or not at all.
-
-        Files: warped.nii.gz, transform.h5 (and inverse_transform.h5), displacement_field.nii.gz,
-        jacobian_determinant.nii.gz, report.json. Everything is written under a temporary name beside the folder
-        first and moved when complete.
-
-        Args:
-            folder: created if needed.
-            overwrite: replace files of these names; otherwise their presence is an error.
-            extra: called with the temporary folder, to add files that shall appear together with the others.
-
-        Raises:
-            RegistrationError: the folder cannot be written, or holds such files and `overwrite` is false.
-        """
-        target = Path(folder)
-        check_output_folder(target, overwrite=overwrite)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-        try:
-            sitk.WriteImage(self.warped, str(part / "warped.nii.gz"), useCompression=True)
-            sitk.WriteTransform(self.transform, str(part / "transform.h5"))
-            if self.inverse_transform is not None:
-                sitk.WriteTransform(self.inverse_transform, str(part / "inverse_transform.h5"))
-            sitk.WriteImage(self.displacement_field, str(part / "displacement_field.nii.gz"), useCompression=True)
-            sitk.WriteImage(self.jacobian_determinant, str(part / "jacobian_determinant.nii.gz"), useCompression=True)
-            (part / "report.json").write_text(json.dumps(self.report, indent=1) + "\n", encoding="utf-8")
-            if extra is not None:
-                extra(part)
-            target.mkdir(exist_ok=True)
-            written = []
-            for file in sorted(part.iterdir()):
-                os.replace(file, target / file.name)
-                written.append(target / file.name)
-            return written
-        except (OSError, RuntimeError) as error:
-            raise RegistrationError(f"the output folder must be writable, got {target} ({error})") from None
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-
-
-def check_output_folder(folder: Path, *, overwrite: bool = False) -> None:
-    """Refuse an output folder before any work is done for it.
-
-    Raises:
-        RegistrationError: it is a file, cannot be written, or holds an earlier result and `overwrite` is false.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise RegistrationError(f"the output must be a folder, got the file {folder}")
-    existing = folder.resolve()
-    while not existing.exists():
-        existing = existing.parent
-    for place in {existing, folder.resolve().parent} if folder.exists() else {existing}:
-        try:
-            with tempfile.TemporaryFile(dir=place):
-                pass
-        except OSError as error:
-            raise RegistrationError(f"the output folder must be writable, got {folder} ({error.strerror})") from None
-    if folder.exists() and not overwrite:
-        taken = [name for name in (*RESULT_FILES, "overview.png") if (folder / name).exists()]
-        if taken:
-            raise RegistrationError(
-                f"the output folder must not hold an earlier result (or overwrite must be set), got {folder} "
-                f"with {taken[0]}"
-            )
-
-
-class _Clock:
-    """Seconds per stage, and progress for the user."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self.times_s: dict[str, float] = {}
-        self._progress = progress
-        self._began = self._last = time.perf_counter()
-        self._stage = ""
-
-    def start(self, stage: str, fraction: float, message: str) -> None:
-        self.stop()
-        self._stage = stage
-        if self._progress is not None:
-            self._progress(fraction, message)
-        self._last = time.perf_counter()
-
-    def stop(self) -> None:
-        if self._stage:
-            self.times_s[self._stage] = round(time.perf_counter() - self._last, 4)
-        self._stage = ""
-
-    def finish(self) -> dict[str, float]:
-        self.stop()
-        self.times_s["total"] = round(time.perf_counter() - self._began, 4)
-        if self._progress is not None:
-            self._progress(1.0, "done")
-        return self.times_s
+if TYPE_CHECKING:
+    from LDRCore.report import Progress
 
 
 def register(
@@ -201,7 +62,12 @@ def register(
     Raises:
         RegistrationError: input that cannot be registered; the message names the rule and what came.
     """
-    clock = _Clock(progress)
+    began_s = time.perf_counter()
+    import torch
+
+    from LDRCore import inference, inversion, preprocess, report, weights
+
+    clock = report.Clock(progress, began_s)
     clock.start("read", 0.0, "reading images")
     fixed_image, moving_image = images.load(fixed, "fixed image"), images.load(moving, "moving image")
     masks = (
@@ -214,10 +80,6 @@ def register(
         raise RegistrationError(f'initial must be "center", "none" or a SimpleITK transform, got {initial!r}')
 
     clock.start("load_model", 0.05, "loading the model")
-    import torch
-
-    from LDRCore import inference, preprocess, weights
-
     device = _device(device)
     loaded = weights.load_model(model, device)
     if isinstance(cascades, bool) or not isinstance(cascades, int) or not 1 <= cascades <= loaded.max_cascades:
@@ -255,16 +117,18 @@ def register(
         warped = warp_image(moving_image, transform, fixed_image)
 
     clock.start("report", 0.85, "measuring")
-    similarity = _similarity(f, m, dense, candidates[0], bent is not None)
-    regularity = _regularity(dense)
-    inverse_transform, residual_mm = None, None
+    similarity = report.similarity(f, m, dense, candidates[0], bent is not None)
+    regularity = report.regularity(dense)
+    inverse_transform: sitk.Transform | None = None
+    residual_mm: float | None = None
     if inverse:
         clock.start("invert", 0.9, "inverting")
-        field, residual_mm = inference.invert(dense)
-        inverse_transform = geometry.affine_then_dense(field.displacement_mm(), field.grid, field.affine_lps)
-        if bent is not None:
-            inverse_transform = None
-    report: dict[str, Any] = {
+        if bent is None:
+            field, residual_mm = inference.invert(dense)
+            inverse_transform = geometry.affine_then_dense(field.displacement_mm(), field.grid, field.affine_lps)
+        else:
+            inverse_transform, residual_mm = inversion.invert_transform(transform, fixed_image)
+    facts: dict[str, Any] = {
         "model": loaded.name,
         "cascades": cascades,
         "affine": affine,
@@ -279,7 +143,7 @@ def register(
             "shape": list(dense.grid.shape),
             "spacing_mm": [round(s, 4) for s in dense.grid.spacing_mm],
         },
-        "warnings": _warnings(loaded.card, f, m, similarity),
+        "warnings": report.warnings(loaded.card, f, m, similarity),
         "device": device,
         "threads": torch.get_num_threads(),
         "versions": {
@@ -291,9 +155,9 @@ def register(
         },
     }
     if residual_mm is not None:
-        report["inverse_residual_mm"] = round(residual_mm, 5)
-    report["times_s"] = clock.finish()
-    return RegistrationResult(warped, transform, affine_part, inverse_transform, report)
+        facts["inverse_residual_mm"] = round(residual_mm, 5)
+    facts["times_s"] = clock.finish()
+    return RegistrationResult(warped, transform, affine_part, inverse_transform, facts)
 
 
 def _device(device: str) -> str:
@@ -355,62 +219,6 @@ def _as_image(values: np.ndarray, like: sitk.Image, grid: sitk.Image) -> sitk.Im
     image = sitk.GetImageFromArray(values.astype(dtype))
     image.CopyInformation(grid)
     return image
-
-
-def _similarity(f: Any, m: Any, dense: Any, start: np.ndarray, bent: bool) -> dict[str, float]:
-    """Correlation (paper, Eq. 10) on the field's grid at each stage."""
-    from LDRCore import inference, spatial
-
-    fixed = f.fine.on(dense.grid)
-    aligned = m.fine.on(dense.grid, dense.affine_lps)
-    stages = {
-        "before": m.fine.on(dense.grid, start if bent else None),
-        "initial": m.fine.on(dense.grid, start),
-        "affine": aligned,
-        "after": spatial.warp(aligned, dense.displacement_vox),
-    }
-    return {name: round(float(inference.ncc(moved, fixed)), 5) for name, moved in stages.items()}
-
-
-def _regularity(dense: Any) -> dict[str, Any]:
-    """Jacobian statistics of the whole transform on the field's own grid."""
-    from LDRCore import spatial
-
-    determinant = spatial.jacobian_determinant(dense.displacement_vox)
-    whole = determinant * float(np.linalg.det(dense.affine_lps[:3, :3]))
-    length = np.linalg.norm(dense.displacement_mm(), axis=-1)
-    return {
-        "folding_fraction": float((whole <= 0).float().mean()),
-        "folding_count": int((whole <= 0).sum()),
-        "jacobian_determinant": {"min": round(float(whole.min()), 5), "max": round(float(whole.max()), 5)},
-        "dense_displacement_mm": {
-            "mean": round(float(length.mean()), 4),
-            "max": round(float(length.max()), 4),
-        },
-    }
-
-
-def _warnings(card: dict[str, Any], f: Any, m: Any, similarity: dict[str, float]) -> list[str]:
-    """What a careful reader would want to be told about this pair and this model."""
-    found = []
-    made_for = card.get("made_for", "other images")
-    for name, image in (("fixed", f), ("moving", m)):
-        if card.get("expects_nonnegative") and image.low < -200:
-            found.append(
-                f"the {name} image looks like CT (background {image.low:.0f}, as in Hounsfield units), "
-                f"but the model {card['name']} was made for {made_for}"
-            )
-    if similarity["after"] < max(similarity["initial"], similarity["before"]):
-        found.append(
-            f"the images correlate less after registration ({similarity['after']:.3f}) than before "
-            f"({max(similarity['initial'], similarity['before']):.3f}): look at the result before you use it"
-        )
-    elif similarity["after"] < 0.5:
-        found.append(
-            f"the images correlate only {similarity['after']:.3f} after registration: look at the result before you "
-            "use it"
-        )
-    return found
 
 
 def warp_image(

@@ -129,7 +129,7 @@ def _load(name_or_path: str, device: str) -> Model:
             f"the weights of {card['name']} must fit its card's architecture, got {str(error).splitlines()[1].strip()}"
         ) from None
     cascade.eval().requires_grad_(False)
-    cascade.to(device=device, memory_format=torch.channels_last_3d)
+    cascade.to(device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return Model(card["name"], card, cascade, device)
 
 

@@ -23,7 +23,7 @@ WORKING_GRID = {
     "margin_mm": 8.0,
     "stem_spacing_mm": 4.0,
     "stem_shape": [64, 64, 64],
-    "stem_passes": 2,
+    "stem_passes": 3,
 }
 
 

@@ -36,9 +36,7 @@ def centroids(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(sums, 1) / np.maximum(size, 1)[:, None], size
 
 
-def random_pair(
-    subjects: list[views.Subject], rng: np.random.Generator
-) -> tuple[int, int, views.View, views.View]:
+def random_pair(subjects: list[views.Subject], rng: np.random.Generator) -> tuple[int, int, views.View, views.View]:
     """Two views of two different subjects with realistic combinations of skull, field of view and pose."""
     fixed, moving = (int(n) for n in rng.choice(len(subjects), 2, replace=False))
     strip = bool(rng.random() < 0.5)
@@ -47,9 +45,7 @@ def random_pair(
     fixed_pose = views.random_pose(rng, 12, 4, 0.05)
     moving_pose = views.random_pose(rng, 18 if hard else 6, 24 if hard else 8, 0.1, 0.05)
     fixed_view = views.make_view(subjects[fixed], fixed_pose, rng, stripped=strip, cut=rng.random() < 0.5)
-    moving_view = views.make_view(
-        subjects[moving], moving_pose, rng, stripped=strip_moving, cut=rng.random() < 0.5
-    )
+    moving_view = views.make_view(subjects[moving], moving_pose, rng, stripped=strip_moving, cut=rng.random() < 0.5)
     return fixed, moving, fixed_view, moving_view
 
 

@@ -51,7 +51,8 @@ class Pair:
         self.full_to_moving = moving.to_subject @ affine @ grid
         self.half_to_moving = self.full_to_moving @ half_to_full
         fixed_full = fixed.to_subject @ grid
-        assert fixed.subject.labels is not None and moving.subject.labels is not None
+        assert fixed.subject.labels is not None
+        assert moving.subject.labels is not None
         self.fixed_labels_full = nearest(fixed.subject.labels, fixed_full, SHAPE)
         self.fixed_labels_half = nearest(fixed.subject.labels, fixed_full @ half_to_full, HALF)
         self.moving_labels = moving.subject.labels
@@ -134,9 +135,7 @@ def loss_of(model: Cascade, pair: Pair, rng: np.random.Generator, weights: dict[
     for share, composed, increment in zip(shares, output.composed, output.increments, strict=True):
         ncc = losses.local_ncc(spatial.warp(pair.moving_half, composed), pair.fixed_half)
         where = positions(pair.half_to_moving, HALF, composed)
-        overlap = losses.label_overlap(
-            where, pair.moving_labels, pair.fixed_labels_half, stride, n_labels=ixi.N_LABELS
-        )
+        overlap = losses.label_overlap(where, pair.moving_labels, pair.fixed_labels_half, stride, n_labels=ixi.N_LABELS)
         smooth = losses.smoothness(composed) + 0.5 * losses.smoothness(increment)
         fold = losses.folding_penalty(composed)
         parts = {"ncc": ncc, "dice": overlap, "smooth": smooth, "fold": fold}
@@ -157,7 +156,7 @@ def train(args: argparse.Namespace) -> None:
         last = max(int(k.split(".")[1]) for k in state)
         for k, network in enumerate(model.networks):  # later cascades start from the last one trained
             prefix = f"networks.{min(k, last)}."
-            network.load_state_dict({n[len(prefix):]: v for n, v in state.items() if n.startswith(prefix)})
+            network.load_state_dict({n[len(prefix) :]: v for n, v in state.items() if n.startswith(prefix)})
     model = model.to(memory_format=torch.channels_last_3d)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
     start, seconds = 0, 0.0

@@ -1,0 +1,1 @@
+"""The networks: light students, affine stems, the recursive cascade, and their registry."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -40,8 +42,7 @@ class AffineLDR(AffineStem):
         super().__init__()
         widths = (2, 16, 32, 64, 128)
         self.encoder = nn.ModuleList(
-            nn.Conv3d(c_in, c_out, kernel_size=3, stride=2, padding=1)
-            for c_in, c_out in zip(widths[:-1], widths[1:], strict=True)
+            nn.Conv3d(c_in, c_out, kernel_size=3, stride=2, padding=1) for c_in, c_out in pairwise(widths)
         )
         self.pool = pool
         self.matrix = nn.Linear(128 * pool**3, 9)

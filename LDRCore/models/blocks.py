@@ -12,8 +12,7 @@ def check_pair(moving: torch.Tensor, fixed: torch.Tensor, multiple: int) -> None
     """Refuse inputs that a network with `multiple`-fold down-sampling cannot take."""
     if moving.shape != fixed.shape or moving.ndim != 5 or moving.shape[1] != 1:
         raise ValueError(
-            "moving and fixed must both have shape (B, 1, D, H, W), "
-            f"got {tuple(moving.shape)} and {tuple(fixed.shape)}"
+            f"moving and fixed must both have shape (B, 1, D, H, W), got {tuple(moving.shape)} and {tuple(fixed.shape)}"
         )
     if any(n % multiple for n in moving.shape[2:]):
         raise ValueError(f"every axis must be a multiple of {multiple}, got {tuple(moving.shape[2:])}")

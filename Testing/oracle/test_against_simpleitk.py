@@ -169,9 +169,7 @@ def test_composition_equals_simpleitks_composite():
     small = Grid.centred((0.0, 0.0, 0.0), 2.0, (12, 12, 12))
     first, second = random_field(small, 1.0), random_field(small, 1.0)
     transforms = [
-        sitk.DisplacementFieldTransform(
-            geometry.field_image(geometry.displacement_to_lps(f[0].numpy(), grid), grid)
-        )
+        sitk.DisplacementFieldTransform(geometry.field_image(geometry.displacement_to_lps(f[0].numpy(), grid), grid))
         for f in (first, second)
     ]
     composite = sitk.CompositeTransform(3)
@@ -208,9 +206,7 @@ def test_displacement_field_file_is_the_transform(tmp_path):
     again = geometry.read_transform(str(path))
     voxels = [(5, 6, 7), (12, 3, 9), (20, 20, 10)]
     points = np.array([image.TransformIndexToPhysicalPoint(v) for v in voxels])
-    assert np.abs(
-        geometry.transform_points(points, again) - geometry.transform_points(points, transform)
-    ).max() < 1e-3
+    assert np.abs(geometry.transform_points(points, again) - geometry.transform_points(points, transform)).max() < 1e-3
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("linear", "bilinear"), ("nearest", "nearest")])

@@ -41,7 +41,9 @@ def test_warp_interpolates_between_the_eight_neighbours():
     image = torch.zeros(1, 1, *SHAPE)
     image[0, 0, 3, 4, 5] = 8.0
     displacement = torch.full((1, 3, *SHAPE), 0.5)
-    assert spatial.warp(image, displacement)[0, 0, 2:4, 3:5, 4:6].flatten().tolist() == pytest.approx([1.0] * 8, abs=1e-5)
+    assert spatial.warp(image, displacement)[0, 0, 2:4, 3:5, 4:6].flatten().tolist() == pytest.approx(
+        [1.0] * 8, abs=1e-5
+    )
 
 
 def test_warp_nearest_keeps_label_values():
@@ -182,9 +184,7 @@ def test_gradients(function):
 def test_gradient_of_affine_to_displacement():
     matrix = torch.eye(3, dtype=torch.float64)[None].requires_grad_()
     translation = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(
-        lambda a, b: spatial.affine_to_displacement(a, b, (3, 4, 5)), (matrix, translation)
-    )
+    assert torch.autograd.gradcheck(lambda a, b: spatial.affine_to_displacement(a, b, (3, 4, 5)), (matrix, translation))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,26 @@
+"""Small images that tests share. Nothing here reads anything that is not in the repository."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from LDRCore import demo
+
+
+@pytest.fixture(scope="session")
+def demo_pair() -> dict:
+    """Paths of the demo pair and the number of its labels."""
+    return demo.pair()
+
+
+@pytest.fixture
+def blob() -> sitk.Image:
+    """A small, bright, slightly irregular ellipsoid on a dark ground, 3 mm, int16."""
+    k, j, i = np.meshgrid(*[np.arange(n) for n in (30, 32, 28)], indexing="ij")
+    inside = ((k - 14) / 10) ** 2 + ((j - 16) / 12) ** 2 + ((i - 14) / 9) ** 2 < 1
+    values = np.where(inside, 400 + 20 * np.sin(k) * np.cos(j) + 5 * i, 0)
+    image = sitk.GetImageFromArray(values.astype(np.int16))
+    image.SetSpacing((3.0, 3.0, 3.0))
+    return image

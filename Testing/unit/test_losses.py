@@ -1,0 +1,90 @@
+"""Losses against values worked out by hand, and their gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from LDRCore import losses
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def test_correlation_is_numpys():
+    a, b = torch.rand(2, 1, 4, 5, 6, generator=GENERATOR), torch.rand(2, 1, 4, 5, 6, generator=GENERATOR)
+    expected = np.mean([1 - np.corrcoef(x.flatten(), y.flatten())[0, 1] for x, y in zip(a, b, strict=True)])
+    assert float(losses.correlation(a, b)) == pytest.approx(expected, abs=1e-5)
+    assert float(losses.correlation(a, 3 * a + 1)) == pytest.approx(0, abs=1e-5)
+    assert float(losses.correlation(a, -a)) == pytest.approx(2, abs=1e-5)
+
+
+def test_local_ncc_ignores_local_gain_and_offset():
+    a = torch.rand(1, 1, 12, 12, 12, generator=GENERATOR)
+    assert float(losses.local_ncc(a, 0.5 * a + 0.2)) == pytest.approx(0, abs=1e-3)
+    assert float(losses.local_ncc(a, -a)) == pytest.approx(0, abs=1e-3)  # squared: contrast may be inverted
+    other = torch.rand(1, 1, 12, 12, 12, generator=GENERATOR)
+    assert float(losses.local_ncc(a, other)) > 0.9
+
+
+def test_local_ncc_equals_a_loop_over_boxes():
+    a, b = torch.rand(1, 1, 5, 6, 7, generator=GENERATOR), torch.rand(1, 1, 5, 6, 7, generator=GENERATOR)
+    squared = []
+    for z, y, x in np.ndindex(5, 6, 7):
+        box = (0, 0, *(slice(max(c - 1, 0), c + 2) for c in (z, y, x)))
+        squared.append(np.corrcoef(a[box].flatten(), b[box].flatten())[0, 1] ** 2)
+    assert float(losses.local_ncc(a, b, window=3)) == pytest.approx(1 - np.mean(squared), abs=1e-4)
+
+
+def test_smoothness_of_a_ramp():
+    displacement = torch.zeros(1, 3, 5, 5, 5)
+    displacement[:, 0] = 2 * torch.arange(5.0).view(1, 5, 1, 1)
+    # forward difference 2 along one axis in one of three components: mean of squares 4/3, over 3 axes, halved
+    assert float(losses.smoothness(displacement)) == pytest.approx(4 / 3 / 3 / 2)
+
+
+def test_folding_penalty_counts_only_what_folds():
+    displacement = torch.zeros(1, 3, 5, 5, 5)
+    assert float(losses.folding_penalty(displacement)) == 0
+    displacement[:, 0] = -2 * torch.arange(5.0).view(1, 5, 1, 1)
+    assert float(losses.folding_penalty(displacement, margin=0.1)) == pytest.approx(1.1)
+
+
+def test_label_overlap_is_one_minus_mean_dice():
+    moving = torch.zeros(6, 6, 6, dtype=torch.int32)
+    moving[1:3] = 1
+    moving[3:5] = 7
+    index = torch.stack(torch.meshgrid(*[torch.arange(6.0)] * 3, indexing="ij")).reshape(3, -1)
+    fixed = torch.zeros(6, 6, 6, dtype=torch.int64)
+    fixed[2:4] = 1
+    fixed[4:5] = 7
+    # label 1: overlap 1 plane of 2 and 2 -> 0.5; label 7: 1 plane of 1 and 2 -> 2/3
+    loss = losses.label_overlap(index, moving, fixed.flatten(), n_labels=8)
+    assert float(loss) == pytest.approx(1 - (0.5 + 2 / 3) / 2, abs=1e-5)
+    assert float(losses.label_overlap(index, fixed.int(), fixed.flatten(), n_labels=8)) == pytest.approx(0, abs=1e-6)
+
+
+def test_label_overlap_interpolates():
+    moving = torch.zeros(4, 4, 4, dtype=torch.int32)
+    moving[2] = 3
+    point = torch.tensor([[1.25], [1.0], [1.0]])  # a quarter of the way into the label
+    loss = losses.label_overlap(point, moving, torch.tensor([3]), n_labels=4)
+    assert float(loss) == pytest.approx(1 - 2 * 0.25 / (1 + 0.25), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda u: losses.smoothness(u),
+        lambda u: losses.folding_penalty(u - 2, margin=2.0),
+        lambda u: losses.local_ncc(u[:, :1], u[:, 1:2], window=3),
+        lambda u: losses.correlation(u[:, :1], u[:, 1:2]),
+        lambda u: losses.label_overlap(
+            u[0].reshape(3, -1) + 1.2, torch.arange(125).reshape(5, 5, 5).int() % 3, torch.arange(64) % 3, n_labels=3
+        ),
+    ],
+    ids=["smoothness", "folding", "local_ncc", "correlation", "label_overlap"],
+)
+def test_gradients(function):
+    u = torch.rand(1, 3, 4, 4, 4, dtype=torch.float64, generator=GENERATOR) * 0.5 + 0.1
+    assert torch.autograd.gradcheck(function, (u.requires_grad_(),), eps=1e-6, atol=1e-4)
