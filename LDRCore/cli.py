@@ -91,7 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, help="image file to write")
     sub.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
-    command("models", "list the models that ship, and what every network costs")
+    sub = command("models", "list the models that ship and what every network costs, or show one model's card")
+    sub.add_argument("name", nargs="?", help="a model: show its card (data, licence, recipe, results)")
     command("doctor", "check this installation and say what is missing")
     return parser
 
@@ -111,7 +112,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         return 130
-    print(json.dumps(result, indent=1) if options.json else text)
+    try:
+        print(json.dumps(result, indent=1) if options.json else text, flush=True)
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        sys.stderr.close()
     return int(bool(result.get("problems"))) if options.command == "doctor" else 0
 
 

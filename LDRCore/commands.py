@@ -255,9 +255,25 @@ def run_jacobian(options: argparse.Namespace) -> Outcome:
     return result, text + (f"; written {options.out}" if options.out else "")
 
 
+def _card_text(card: dict[str, Any], indent: int = 0) -> str:
+    """A model card as an indented list."""
+    lines = []
+    for key, value in card.items():
+        head = f"{'  ' * indent}{key.replace('_', ' ')}"
+        if isinstance(value, dict):
+            lines += [head, _card_text(value, indent + 1)]
+        else:
+            lines.append(f"{head}: {value}")
+    return "\n".join(lines)
+
+
 def run_models(options: argparse.Namespace) -> Outcome:
-    """List models and networks."""
+    """List models and networks, or show one model's card."""
     from LDRCore import weights
+
+    if options.name:
+        card = weights.model_info(options.name)
+        return card, _card_text(card)
     from LDRCore.models import registry
 
     cards = [weights.model_info(name) for name in weights.list_models()]

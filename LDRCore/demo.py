@@ -26,7 +26,7 @@ def pair() -> dict[str, Any]:
     for name in paths:
         if not (FOLDER / f"{name}.nii.gz").is_file():
             raise RegistrationError(f"the demo pair must lie in {FOLDER}, got no {name}.nii.gz")
-    paths["n_labels"] = len(np.unique(sitk.GetArrayViewFromImage(sitk.ReadImage(paths["fixed_labels"])))) - 1
+    paths["n_labels"] = len(np.unique(sitk.GetArrayFromImage(sitk.ReadImage(paths["fixed_labels"])))) - 1
     return paths
 
 

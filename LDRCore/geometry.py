@@ -147,6 +147,16 @@ def linear_matrix(transform: sitk.Transform) -> np.ndarray | None:
     return out
 
 
+def fit_affine(points_lps: np.ndarray, moved_lps: np.ndarray, max_points: int = 20_000) -> np.ndarray:
+    """The affine map (4x4) that takes points (N, 3) nearest to their images (N, 3), by least squares on a subsample."""
+    every = max(1, len(points_lps) // max_points)
+    design = np.concatenate([points_lps[::every], np.ones((len(points_lps[::every]), 1))], axis=1)
+    solution, *_ = np.linalg.lstsq(design, moved_lps[::every], rcond=None)
+    out = np.eye(4)
+    out[:3] = solution.T
+    return out
+
+
 def field_image(displacement_mm: np.ndarray, grid: Grid) -> sitk.Image:
     """(D, H, W, 3) mm LPS vectors on a grid as a vector image of doubles."""
     image = sitk.GetImageFromArray(displacement_mm.astype(np.float64), isVector=True)

@@ -55,15 +55,15 @@ def invert_transform(transform: sitk.Transform, reference: sitk.Image) -> tuple[
             max_voxels=_MAX_VOXELS,
         )
         total = sitk.GetArrayFromImage(geometry.displacement_field_image(transform, _as_reference(grid)))
-        affine = _fit(total.astype(float), grid)
         points = _points(grid)
         mapped = points + total.reshape(-1, 3)
+        affine = geometry.fit_affine(points, mapped)
         back = np.linalg.inv(affine)
         displacement_mm = (mapped @ back[:3, :3].T + back[:3, 3] - points).reshape(total.shape).astype(np.float32)
     if abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise RegistrationError("the transform must be invertible, got a singular affine part")
     field = torch.from_numpy(geometry.lps_to_displacement(displacement_mm, grid))[None].float()
-    inverse, residual_vox = spatial.invert(field, tolerance_vox=5e-3)
+    inverse, residual_vox = spatial.invert(field)
     inverse_mm = geometry.displacement_to_lps(inverse[0].numpy(), grid)
     composite = geometry.affine_then_dense(inverse_mm, grid, np.linalg.inv(affine))
     return composite, residual_vox * max(grid.spacing_mm)
@@ -105,13 +105,3 @@ def _as_reference(grid: Grid) -> sitk.Image:
 def _points(grid: Grid) -> np.ndarray:
     index = np.stack(np.meshgrid(*[np.arange(n) for n in grid.shape], indexing="ij"), -1).reshape(-1, 3)
     return index @ grid.to_lps[:3, :3].T + grid.to_lps[:3, 3]
-
-
-def _fit(total_mm: np.ndarray, grid: Grid) -> np.ndarray:
-    """The affine map that fits ``x + total(x)`` best, 4x4."""
-    points = _points(grid)[::17]
-    target = points + total_mm.reshape(-1, 3)[::17]
-    solution, *_ = np.linalg.lstsq(np.concatenate([points, np.ones((len(points), 1))], 1), target, rcond=None)
-    out = np.eye(4)
-    out[:3] = solution.T
-    return out

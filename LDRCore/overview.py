@@ -1,4 +1,7 @@
-"""overview.png: one picture by which a reader judges a registration. matplotlib, imported only when called."""
+"""overview.png: one picture by which a reader judges a registration. matplotlib, imported only when called.
+
+Only the slices that are shown are sampled, so a large scan costs no more than a small one.
+"""
 
 from __future__ import annotations
 
@@ -11,48 +14,11 @@ import SimpleITK as sitk
 from LDRCore import geometry
 
 _PLANES = ("axial", "coronal", "sagittal")
+_NORMALS = (2, 1, 0)  # the LPS axis that each plane is cut across
 _COLUMNS = ("fixed", "moving", "warped", "fixed + moving", "fixed + warped", "checkerboard", "grid", "Jacobian")
-
-
-def _display_grid(fixed: sitk.Image, max_edge: int = 256) -> sitk.Image:
-    """An isotropic, axis-aligned (LPS) reference around the fixed image, at most `max_edge` voxels a side."""
-    corners = []
-    size = fixed.GetSize()
-    for k in range(8):
-        index = [(size[a] - 1) * ((k >> a) & 1) for a in range(3)]
-        corners.append(fixed.TransformIndexToPhysicalPoint(index))
-    low, high = np.min(corners, axis=0), np.max(corners, axis=0)
-    spacing = max(min(fixed.GetSpacing()), float((high - low).max()) / max_edge)
-    reference = sitk.Image([int(n) + 1 for n in np.ceil((high - low) / spacing)], sitk.sitkUInt8)
-    reference.SetOrigin(low.tolist())
-    reference.SetSpacing([spacing] * 3)
-    return reference
-
-
-def _on(image: sitk.Image, reference: sitk.Image, transform: sitk.Transform, outside: float) -> np.ndarray:
-    resampled = sitk.Resample(image, reference, transform, sitk.sitkLinear, outside, sitk.sitkFloat32)
-    return sitk.GetArrayFromImage(resampled)
-
-
-def _window(values: np.ndarray) -> tuple[float, float]:
-    sample = values.reshape(-1)[:: max(1, values.size // 200_000)]
-    low, high = np.percentile(sample, (1, 99.7))
-    return float(low), float(max(high, low + 1e-6))
-
-
-def _content_centre(values: np.ndarray) -> tuple[int, ...]:
-    low, high = _window(values)
-    where = np.argwhere(values > low + 0.15 * (high - low))
-    centre = where.mean(0) if len(where) else (np.array(values.shape) - 1) / 2
-    return tuple(round(c) for c in centre)
-
-
-def _slice(values: np.ndarray, plane: int, at: tuple[int, ...]) -> np.ndarray:
-    """A slice as a radiologist looks at it: patient right on the left of the picture, anterior or head up."""
-    if plane == 0:
-        return values[at[0]]
-    cut = values[:, at[1]] if plane == 1 else values[:, :, at[2]]
-    return cut[::-1]
+_MAX_EDGE = 256
+_GRID_MM = 8.0
+_CHECKER_MM = 24.0
 
 
 def write_overview(
@@ -62,7 +28,7 @@ def write_overview(
 
     In the overlays the fixed image is magenta and the other one green: where they agree, the picture is grey. Moving
     is shown where the scanner put it. The grid is drawn without the affine part. Slices are patient-aligned (also for
-    oblique images), patient right on the left of the picture.
+    oblique images) and go through the middle of the content, patient right on the left of the picture.
 
     Args:
         path: .png to write.
@@ -73,35 +39,43 @@ def write_overview(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    reference = _display_grid(fixed)
+    overall = _patient_aligned(fixed)
+    coarse = _with_spacing(overall, 4.0)
     low_f, low_m = (float(sitk.GetArrayViewFromImage(i).min()) for i in (fixed, moving))
     identity = sitk.Transform(3, sitk.sitkIdentity)
-    f, m = _on(fixed, reference, identity, low_f), _on(moving, reference, identity, low_m)
-    w = _on(moving, reference, transform, low_m)
-    field = geometry.displacement_field_image(transform, reference)
-    jacobian = sitk.GetArrayFromImage(geometry.jacobian_determinant_image(field))
-    bent = _without_affine(field, reference)
-    at = _content_centre(f)
-    content = f > _window(f)[0] + 0.05 * (_window(f)[1] - _window(f)[0])
-    f, m, w = _scaled(f, f), _scaled(m, w), _scaled(w, w)
+    window_f = _window(_on(fixed, coarse, identity, low_f))
+    window_m = _window(_on(moving, coarse, transform, low_m))
+    centre = _content_centre(_on(fixed, coarse, identity, low_f), window_f, coarse)
+    affine = _best_affine(transform, coarse)
 
-    heights = [_slice(f, plane, at).shape[0] for plane in range(3)]
-    width = max(_slice(f, plane, at).shape[1] for plane in range(3))
-    inch = 2.4 / width
-    size = (len(_COLUMNS) * 2.45 + 1.0, sum(heights) * inch + 0.7)
+    cuts = [_cut(overall, normal, centre[normal]) for normal in _NORMALS]
+    rows = []
+    for normal, cut in zip(_NORMALS, cuts, strict=True):
+        f = _flat(_on(fixed, cut, identity, low_f), normal)
+        m = _flat(_on(moving, cut, identity, low_m), normal)
+        w = _flat(_on(moving, cut, transform, low_m), normal)
+        field = geometry.displacement_field_image(transform, cut)
+        jacobian = _flat(sitk.GetArrayFromImage(geometry.jacobian_determinant_image(field)), normal)
+        points = _points(cut)
+        bent = points + (points + sitk.GetArrayFromImage(field) - (points @ affine[:3, :3].T + affine[:3, 3]))
+        content = f > window_f[0] + 0.05 * (window_f[1] - window_f[0])
+        scaled = [_scaled(f, window_f), _scaled(m, window_m), _scaled(w, window_m)]
+        rows.append((scaled, np.where(content, jacobian, np.nan), _flat(bent, normal)))
+
+    heights, widths = zip(*(row[1].shape for row in rows), strict=True)
+    size = (len(_COLUMNS) * 2.45 + 1.0, sum(heights) * 2.4 / max(widths) + 0.7)
     figure = Figure(figsize=size, facecolor="black", layout="constrained")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)  # type: ignore[union-attr, call-arg]
     axes = figure.subplots(3, len(_COLUMNS), gridspec_kw={"height_ratios": heights})
-    for plane in range(3):
-        fs, ms, ws = (_slice(v, plane, at) for v in (f, m, w))
-        checker = _checkerboard(fs, ws, max(1, round(24 / reference.GetSpacing()[0])))
-        pictures = [fs, ms, ws, np.stack([fs, ms, fs], -1), np.stack([fs, ws, fs], -1), checker, 0.7 * fs]
+    spacing = overall.GetSpacing()[0]
+    for plane, ((f, m, w), jacobian, bent) in enumerate(rows):
+        checker = _checkerboard(f, w, max(1, round(_CHECKER_MM / spacing)))
+        pictures = [f, m, w, np.stack([f, m, f], -1), np.stack([f, w, f], -1), checker, 0.7 * f]
         for column, picture in enumerate(pictures):
             axes[plane, column].imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="bilinear")
-        _draw_grid(axes[plane, 6], bent, plane, at, reference)
-        shown = np.where(_slice(content, plane, at), _slice(jacobian, plane, at), np.nan)
-        colours = axes[plane, 7].imshow(shown, cmap="RdBu_r", vmin=0, vmax=2, interpolation="nearest")
+        _draw_grid(axes[plane, 6], bent, _NORMALS[plane], cuts[plane])
+        colours = axes[plane, 7].imshow(jacobian, cmap="RdBu_r", vmin=0, vmax=2, interpolation="nearest")
         axes[plane, 0].set_ylabel(_PLANES[plane], color="white", fontsize=12)
     for column, name in enumerate(_COLUMNS):
         axes[0, column].set_title(name, color="white", fontsize=12)
@@ -116,9 +90,75 @@ def write_overview(
     figure.savefig(path, dpi=80, facecolor="black", format="png")
 
 
-def _scaled(values: np.ndarray, like: np.ndarray) -> np.ndarray:
-    low, high = _window(like)
-    return np.clip((values - low) / (high - low), 0, 1)
+def _patient_aligned(image: sitk.Image) -> sitk.Image:
+    """An empty isotropic image with identity direction around an image, at most `_MAX_EDGE` voxels a side."""
+    size = image.GetSize()
+    picks = [[(size[a] - 1) * ((k >> a) & 1) for a in range(3)] for k in range(8)]
+    corners = np.array([image.TransformIndexToPhysicalPoint(p) for p in picks])
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    spacing = max(min(image.GetSpacing()), float((high - low).max()) / _MAX_EDGE)
+    return _empty([int(n) + 1 for n in np.ceil((high - low) / spacing)], low, spacing)
+
+
+def _empty(size: list[int], origin: np.ndarray, spacing: float) -> sitk.Image:
+    image = sitk.Image(size, sitk.sitkUInt8)
+    image.SetOrigin(np.asarray(origin, dtype=float).tolist())
+    image.SetSpacing([spacing] * 3)
+    return image
+
+
+def _with_spacing(reference: sitk.Image, spacing: float) -> sitk.Image:
+    old = reference.GetSpacing()[0]
+    size = [max(2, int(n * old / spacing)) for n in reference.GetSize()]
+    return _empty(size, np.array(reference.GetOrigin()), spacing)
+
+
+def _cut(reference: sitk.Image, normal: int, position: float) -> sitk.Image:
+    """Three slices of a reference (the Jacobian needs the neighbours), the middle one at a position in mm."""
+    size, origin = list(reference.GetSize()), np.array(reference.GetOrigin())
+    size[normal] = 3
+    origin[normal] = position - reference.GetSpacing()[0]
+    return _empty(size, origin, reference.GetSpacing()[0])
+
+
+def _flat(values: np.ndarray, normal: int) -> np.ndarray:
+    """The middle slice as a radiologist looks at it: patient right on the left, anterior or head up."""
+    middle = np.take(values, 1, axis=2 - normal)
+    return middle if normal == 2 else middle[::-1]
+
+
+def _points(reference: sitk.Image) -> np.ndarray:
+    """(D, H, W, 3): LPS mm of every voxel."""
+    k, j, i = np.meshgrid(*[np.arange(n) for n in reference.GetSize()[::-1]], indexing="ij")
+    return np.stack([i, j, k], -1) * reference.GetSpacing() + np.array(reference.GetOrigin())
+
+
+def _on(image: sitk.Image, reference: sitk.Image, transform: sitk.Transform, outside: float) -> np.ndarray:
+    resampled = sitk.Resample(image, reference, transform, sitk.sitkLinear, outside, sitk.sitkFloat32)
+    return sitk.GetArrayFromImage(resampled)
+
+
+def _window(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(values, (1, 99.7))
+    return float(low), float(max(high, low + 1e-6))
+
+
+def _scaled(values: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    return np.clip((values - window[0]) / (window[1] - window[0]), 0, 1)
+
+
+def _content_centre(values: np.ndarray, window: tuple[float, float], reference: sitk.Image) -> np.ndarray:
+    """LPS mm of the middle of what is not air."""
+    bright = np.argwhere(values > window[0] + 0.15 * (window[1] - window[0]))
+    middle = bright.mean(0) if len(bright) else (np.array(values.shape) - 1) / 2
+    return middle[::-1] * reference.GetSpacing() + np.array(reference.GetOrigin())
+
+
+def _best_affine(transform: sitk.Transform, reference: sitk.Image) -> np.ndarray:
+    """The affine map (4x4, LPS mm) that fits a transform best over a reference."""
+    points = _points(reference).reshape(-1, 3)
+    moved = points + sitk.GetArrayFromImage(geometry.displacement_field_image(transform, reference)).reshape(-1, 3)
+    return geometry.fit_affine(points, moved)
 
 
 def _checkerboard(a: np.ndarray, b: np.ndarray, edge: int) -> np.ndarray:
@@ -126,27 +166,15 @@ def _checkerboard(a: np.ndarray, b: np.ndarray, edge: int) -> np.ndarray:
     return np.where((rows + columns) % 2 == 0, a, b)
 
 
-def _without_affine(field: sitk.Image, reference: sitk.Image) -> np.ndarray:
-    """Where the points of the reference go, (D, H, W, 3) mm, less the affine map that fits best."""
-    k, j, i = np.meshgrid(*[np.arange(n) for n in reference.GetSize()[::-1]], indexing="ij")
-    rest = np.stack([i, j, k], -1) * reference.GetSpacing() + np.array(reference.GetOrigin())
-    design = np.concatenate([rest.reshape(-1, 3), np.ones((rest.size // 3, 1))], 1)
-    moved = sitk.GetArrayFromImage(field).reshape(-1, 3) + rest.reshape(-1, 3)
-    fit, *_ = np.linalg.lstsq(design[::37], moved[::37], rcond=None)
-    return rest + (moved - design @ fit).reshape(rest.shape)
-
-
-def _draw_grid(axis: Any, bent: np.ndarray, plane: int, at: tuple[int, ...], reference: sitk.Image) -> None:
-    """Lines 8 mm apart in the fixed image, drawn where they go within the slice's plane."""
-    across, up = {0: (0, 1), 1: (0, 2), 2: (1, 2)}[plane]
-    cut = bent[at[0]] if plane == 0 else bent[:, at[1]] if plane == 1 else bent[:, :, at[2]]
-    spacing, origin = reference.GetSpacing(), reference.GetOrigin()
-    x = (cut[..., across] - origin[across]) / spacing[across]
-    y = (cut[..., up] - origin[up]) / spacing[up]
-    if plane != 0:
-        y = cut.shape[0] - 1 - y
-    every = max(1, round(8 / spacing[0]))
+def _draw_grid(axis: Any, bent: np.ndarray, normal: int, cut: sitk.Image) -> None:
+    """Lines of the fixed image's space, drawn where they go within the slice's plane."""
+    across, up = [a for a in range(3) if a != normal]
+    spacing, origin = cut.GetSpacing()[0], cut.GetOrigin()
+    x, y = ((bent[..., a] - origin[a]) / spacing for a in (across, up))
+    if normal != 2:
+        y = bent.shape[0] - 1 - y
+    every = max(1, round(_GRID_MM / spacing))
     axis.plot(x[::every].T, y[::every].T, color="#ffd54a", linewidth=0.5)
     axis.plot(x[:, ::every], y[:, ::every], color="#ffd54a", linewidth=0.5)
-    axis.set_xlim(-0.5, cut.shape[1] - 0.5)
-    axis.set_ylim(cut.shape[0] - 0.5, -0.5)
+    axis.set_xlim(-0.5, bent.shape[1] - 0.5)
+    axis.set_ylim(bent.shape[0] - 0.5, -0.5)
