@@ -15,13 +15,20 @@ from LDRCore.models.blocks import DenseNetwork
 from LDRCore.models.cascade import Cascade
 from LDRCore.models.ldr import LDR
 from LDRCore.models.ldr_release import LDRRelease
+from LDRCore.models.voxelmorph import VoxelMorph
+from LDRCore.models.vtn import VTN, AffineVTN
 
-DENSE: dict[str, Callable[..., DenseNetwork]] = {"ldr": LDR, "ldr-release": LDRRelease}
-STEMS: dict[str, Callable[..., AffineStem]] = {"affine-ldr": AffineLDR}
+DENSE: dict[str, Callable[..., DenseNetwork]] = {
+    "ldr": LDR,
+    "ldr-release": LDRRelease,
+    "voxelmorph": VoxelMorph,
+    "vtn": VTN,
+}
+STEMS: dict[str, Callable[..., AffineStem]] = {"affine-ldr": AffineLDR, "affine-vtn": AffineVTN}
 
 
 def build_network(name: str, **options: Any) -> DenseNetwork:
-    """A dense network by name ("ldr", "ldr-release"), with its class's options.
+    """A dense network by name (a key of `DENSE`), with its class's options.
 
     Raises:
         ValueError: the name is unknown.
@@ -32,7 +39,7 @@ def build_network(name: str, **options: Any) -> DenseNetwork:
 
 
 def build_stem(name: str, **options: Any) -> AffineStem:
-    """An affine stem by name ("affine-ldr"), with its class's options.
+    """An affine stem by name (a key of `STEMS`), with its class's options.
 
     Raises:
         ValueError: the name is unknown.

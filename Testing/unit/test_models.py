@@ -37,6 +37,8 @@ class Shift(DenseNetwork):
         ("ldr", {}, 1_548_643),
         ("ldr", {"head": "half"}, 1_545_091),
         ("ldr-release", {}, 280_659),  # paper, Table I: 0.28 M a network
+        ("vtn", {}, 28_252_717),  # paper, Table III: 28.25 M
+        ("voxelmorph", {}, 300_547),
     ],
 )
 def test_parameter_counts(name, options, parameters):
@@ -48,6 +50,19 @@ def test_table_one_counts_stem_and_networks():
     one = registry.cost(registry.build_network("ldr-release")).parameters
     for n, published in ((1, 0.56e6), (2, 0.84e6), (3, 1.12e6)):
         assert (n + 1) * one == pytest.approx(published, rel=0.01)
+
+
+@pytest.mark.parametrize(("n", "published"), [(1, 42.41e6), (2, 70.67e6), (3, 98.89e6)])
+def test_table_one_counts_rcn(n, published):
+    stem = registry.cost(registry.build_stem("affine-vtn")).parameters
+    dense = registry.cost(registry.build_network("vtn")).parameters
+    assert stem + n * dense == pytest.approx(published, rel=5e-4)
+
+
+def test_table_one_counts_voxelmorph_with_its_stem():
+    stem = registry.cost(registry.build_stem("affine-vtn")).parameters
+    dense = registry.cost(registry.build_network("voxelmorph")).parameters
+    assert stem + dense == pytest.approx(14.47e6, rel=5e-4)
 
 
 def test_multiply_adds_of_one_layer_by_hand():
@@ -64,16 +79,22 @@ def test_the_release_costs_more_arithmetic_with_fewer_parameters():
     assert release.multiply_adds > 5 * text.multiply_adds
 
 
-@pytest.mark.parametrize(("name", "options"), [("ldr", {}), ("ldr", {"head": "half"}), ("ldr-release", {})])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("ldr", {}), ("ldr", {"head": "half"}), ("ldr-release", {}), ("vtn", {}), ("voxelmorph", {})],
+)
 def test_untrained_networks_predict_almost_nothing(name, options):
     network = registry.build_network(name, **options)
-    displacement = network(torch.rand(1, 1, *SHAPE), torch.rand(1, 1, *SHAPE))
-    assert displacement.shape == (1, 3, *SHAPE)
+    shape = (64, 64, 128) if network.multiple == 64 else SHAPE
+    displacement = network(torch.rand(1, 1, *shape), torch.rand(1, 1, *shape))
+    assert displacement.shape == (1, 3, *shape)
     assert displacement.abs().max() < 0.05
 
 
-def test_untrained_stem_is_almost_the_identity():
-    matrix, translation = AffineLDR().predict(torch.rand(2, 1, *SHAPE), torch.rand(2, 1, *SHAPE))
+@pytest.mark.parametrize("name", ["affine-ldr", "affine-vtn"])
+def test_untrained_stem_is_almost_the_identity(name):
+    pair = torch.rand(2, 2, 1, 64, 64, 64)
+    matrix, translation = registry.build_stem(name).predict(*pair)
     assert torch.allclose(matrix, torch.eye(3).expand(2, 3, 3), atol=1e-2)
     assert translation.abs().max() < 0.5
 

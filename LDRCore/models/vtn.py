@@ -1,0 +1,96 @@
+"""The volume tweening network: the heavy base network and affine stem of VTN and RCN (teachers)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from LDRCore.models.affine import AffineStem
+from LDRCore.models.blocks import DenseNetwork, check_pair, initialise_flow
+
+_WIDTHS = (16, 32, 64, 128, 256, 512)
+_DOUBLED_FROM = 64  # levels from this width on have a second, stride-1 convolution
+
+
+class _Encoder(nn.Module):
+    """Stride-2 3x3x3 convolutions 16, 32, 64 (+64), 128 (+128), 256 (+256), 512 (+512), LeakyReLU(0.1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList()
+        c_in = 2
+        for width in _WIDTHS:
+            layers = [nn.Conv3d(c_in, width, 3, stride=2, padding=1), nn.LeakyReLU(0.1)]
+            if width >= _DOUBLED_FROM:
+                layers += [nn.Conv3d(width, width, 3, padding=1), nn.LeakyReLU(0.1)]
+            self.levels.append(nn.Sequential(*layers))
+            c_in = width
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Features of every level, finest first."""
+        features = []
+        for level in self.levels:
+            images = level(images)
+            features.append(images)
+        return features
+
+
+class VTN(DenseNetwork):
+    """Dense network of VTN and RCN in the release's layout, 28.25 M parameters (paper, Table III).
+
+    At each level of the decoder a 3-channel flow is predicted, up-sampled by a learned 4x4x4 transposed convolution and
+    concatenated with the deconvolved features and the skip. The output is 20 times the last transposed convolution (the
+    cascade's multiplier comes on top). Grids must be multiples of 64: at 128^3 the bottom is 2^3.
+    """
+
+    multiple = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = _Encoder()
+        self.predictions, self.upsamplers, self.deconvolutions = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        c_in = _WIDTHS[-1]
+        for width in reversed(_WIDTHS[:-1]):
+            self.predictions.append(nn.Conv3d(c_in, 3, 3, padding=1))
+            self.upsamplers.append(nn.ConvTranspose3d(3, 3, 4, stride=2, padding=1))
+            self.deconvolutions.append(nn.ConvTranspose3d(c_in, width, 4, stride=2, padding=1))
+            c_in = 2 * width + 3
+        self.flow = nn.ConvTranspose3d(c_in, 3, 4, stride=2, padding=1)
+        initialise_flow(self.flow)
+
+    def predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+        """See `DenseNetwork.predict`."""
+        check_pair(moving, fixed, self.multiple)
+        skips = self.encoder(torch.cat((moving, fixed), dim=1))
+        features = skips.pop()
+        for predict, up, deconvolve in zip(self.predictions, self.upsamplers, self.deconvolutions, strict=True):
+            flow = up(predict(features))
+            features = torch.cat((skips.pop(), F.leaky_relu(deconvolve(features), 0.1), flow), dim=1)
+        return 20.0 * self.flow(features)
+
+
+class AffineVTN(AffineStem):
+    """Affine stem of VTN and RCN: the same encoder, then heads over the whole last map; 14.17 M parameters.
+
+    Deviation: where the last map is not 2^3 (grids other than 128^3) it is averaged to 2^3, so other grids will do.
+    """
+
+    multiple = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = _Encoder()
+        self.matrix = nn.Linear(_WIDTHS[-1] * 8, 9)
+        self.translation = nn.Linear(_WIDTHS[-1] * 8, 3)
+        for head in (self.matrix, self.translation):
+            nn.init.normal_(head.weight, 0.0, 1e-5)
+            nn.init.zeros_(head.bias)
+
+    def predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `AffineStem.predict`."""
+        check_pair(moving, fixed, self.multiple)
+        last = self.encoder(torch.cat((moving, fixed), dim=1))[-1]
+        features = F.adaptive_avg_pool3d(last, 2).flatten(1)
+        matrix = torch.eye(3, device=features.device, dtype=features.dtype) + self.matrix(features).view(-1, 3, 3)
+        return matrix, self.translation(features) * (max(fixed.shape[2:]) / 2)
