@@ -54,6 +54,43 @@ def folding_penalty(displacement: torch.Tensor, margin: float = 0.1) -> torch.Te
     return F.relu(margin - spatial.jacobian_determinant(displacement)).mean()
 
 
+def affine_determinant(matrix: torch.Tensor) -> torch.Tensor:
+    """Half the squared deviation of det A from 1, for affine stems (VTN; weight 0.1 there).
+
+    Args:
+        matrix: A, (B, 3, 3).
+    """
+    return ((torch.linalg.det(matrix) - 1) ** 2 / 2).mean()
+
+
+def affine_orthogonality(matrix: torch.Tensor, epsilon: float = 1e-5) -> torch.Tensor:
+    """Sum of ``s + 1 / s`` over the eigenvalues s of A^T A, less 6: 0 for a rotation (VTN; weight 0.1 there).
+
+    The sums are traces of A^T A + epsilon and of its inverse, so no eigenvalue is computed.
+
+    Args:
+        matrix: A, (B, 3, 3).
+        epsilon: added to every eigenvalue.
+    """
+    gram = matrix.transpose(1, 2) @ matrix + epsilon * torch.eye(3, device=matrix.device, dtype=matrix.dtype)
+    both = gram + torch.linalg.inv(gram)
+    return (both.diagonal(dim1=1, dim2=2).sum(1) - 6).mean()
+
+
+def distillation(student: torch.Tensor, teacher: torch.Tensor, gradient_weight: float = 1.0) -> torch.Tensor:
+    """Mean squared difference of two displacements, plus that of their forward differences.
+
+    Args:
+        student, teacher: (B, 3, D, H, W), voxels of one grid.
+        gradient_weight: weight of the differences' differences; 0 compares values alone.
+    """
+    off = student - teacher
+    total = off.square().mean()
+    if gradient_weight:
+        total = total + gradient_weight * torch.stack([off.diff(dim=a).square().mean() for a in (2, 3, 4)]).mean()
+    return total
+
+
 def label_overlap(
     coordinates_vox: torch.Tensor,
     moving_labels: torch.Tensor,

@@ -50,6 +50,28 @@ def test_folding_penalty_counts_only_what_folds():
     assert float(losses.folding_penalty(displacement, margin=0.1)) == pytest.approx(1.1)
 
 
+def test_affine_terms_vanish_for_rotations_and_match_numpy():
+    angle = torch.tensor(0.4)
+    turn = torch.tensor([[angle.cos(), -angle.sin(), 0], [angle.sin(), angle.cos(), 0], [0, 0, 1]])[None]
+    assert float(losses.affine_determinant(turn)) == pytest.approx(0, abs=1e-6)
+    assert float(losses.affine_orthogonality(turn)) == pytest.approx(0, abs=1e-4)
+    matrix = torch.eye(3)[None] + 0.2 * torch.rand(1, 3, 3, generator=GENERATOR)
+    eigenvalues = np.linalg.eigvalsh(matrix[0].T.numpy() @ matrix[0].numpy()) + 1e-5
+    assert float(losses.affine_orthogonality(matrix)) == pytest.approx(
+        (eigenvalues + 1 / eigenvalues).sum() - 6, rel=1e-3
+    )
+    assert float(losses.affine_determinant(matrix)) == pytest.approx((np.linalg.det(matrix[0]) - 1) ** 2 / 2, rel=1e-3)
+
+
+def test_distillation_of_a_constant_offset_and_of_a_ramp():
+    teacher = torch.rand(1, 3, 4, 4, 4, generator=GENERATOR)
+    assert float(losses.distillation(teacher + 0.5, teacher)) == pytest.approx(0.25, rel=1e-4)  # no gradient part
+    ramp = torch.zeros(1, 3, 4, 4, 4)
+    ramp[:, 0] = torch.arange(4.0).view(1, 4, 1, 1)
+    values, slopes = (0 + 1 + 4 + 9) / 4 / 3, 1 / 3 / 3
+    assert float(losses.distillation(ramp, torch.zeros_like(ramp), 2.0)) == pytest.approx(values + 2 * slopes)
+
+
 def test_label_overlap_is_one_minus_mean_dice():
     moving = torch.zeros(6, 6, 6, dtype=torch.int32)
     moving[1:3] = 1
@@ -79,11 +101,14 @@ def test_label_overlap_interpolates():
         lambda u: losses.folding_penalty(u - 2, margin=2.0),
         lambda u: losses.local_ncc(u[:, :1], u[:, 1:2], window=3),
         lambda u: losses.correlation(u[:, :1], u[:, 1:2]),
+        lambda u: losses.affine_determinant(u[0, :, 0, :3, 0][None]),
+        lambda u: losses.affine_orthogonality(u[0, :, 0, :3, 0][None] + torch.eye(3, dtype=u.dtype)),
+        lambda u: losses.distillation(u, torch.full_like(u, 0.1)),
         lambda u: losses.label_overlap(
             u[0].reshape(3, -1) + 1.2, torch.arange(125).reshape(5, 5, 5).int() % 3, torch.arange(64) % 3, n_labels=3
         ),
     ],
-    ids=["smoothness", "folding", "local_ncc", "correlation", "label_overlap"],
+    ids=["smoothness", "folding", "local_ncc", "correlation", "det", "orthogonality", "distillation", "label_overlap"],
 )
 def test_gradients(function):
     u = torch.rand(1, 3, 4, 4, 4, dtype=torch.float64, generator=GENERATOR) * 0.5 + 0.1
