@@ -11,6 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from LDRCore.errors import RegistrationError
+from LDRCore.metrics import mean_dice
 from LDRCore.registration import warp_image
 from LDRCore.result import RegistrationResult
 from LDRCore.weights import BUNDLED
@@ -30,17 +31,6 @@ def pair() -> dict[str, Any]:
     return paths
 
 
-def mean_dice(a: sitk.Image, b: sitk.Image) -> float:
-    """Mean Dice over the labels of `b` (the fixed ones), both on one grid."""
-    x, y = (sitk.GetArrayViewFromImage(i).astype(np.int64).ravel() for i in (a, b))
-    size = int(max(x.max(), y.max())) + 1
-    both = np.bincount(x[x == y], minlength=size)
-    total = np.bincount(x, minlength=size) + np.bincount(y, minlength=size)
-    present = np.bincount(y, minlength=size) > 0
-    present[0] = False
-    return float((2 * both[present] / total[present]).mean())
-
-
 def scores(paths: dict[str, Any], result: RegistrationResult) -> dict[str, float]:
     """Mean Dice of the labels with nothing done, with the affine part alone, and with the whole transform."""
     fixed, moving = sitk.ReadImage(paths["fixed_labels"]), sitk.ReadImage(paths["moving_labels"])
@@ -49,4 +39,10 @@ def scores(paths: dict[str, Any], result: RegistrationResult) -> dict[str, float
         "affine": result.affine,
         "deformable": result.transform,
     }
-    return {name: mean_dice(warp_image(moving, t, fixed, "nearest"), fixed) for name, t in steps.items()}
+    return {name: warped_dice(moving, t, fixed) for name, t in steps.items()}
+
+
+def warped_dice(moving_labels: sitk.Image, transform: sitk.Transform, fixed_labels: sitk.Image) -> float:
+    """Mean Dice of labels brought onto the fixed grid (nearest neighbour) over the labels found there."""
+    warped = warp_image(moving_labels, transform, fixed_labels, "nearest")
+    return mean_dice(sitk.GetArrayFromImage(warped), sitk.GetArrayFromImage(fixed_labels))

@@ -32,7 +32,6 @@ def examine() -> tuple[dict[str, Any], list[str]]:
     facts["torch"] = torch.__version__
     facts["threads"] = torch.get_num_threads()
     facts["gpu"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none (the CPU is used)"
-    facts["cpu bf16"] = "yes" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no"
     names = weights.list_models()
     for name in names:
         try:

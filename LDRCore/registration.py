@@ -201,9 +201,10 @@ def _after(last: sitk.Transform, first: sitk.Transform) -> sitk.CompositeTransfo
     """``x -> last(first(x))``, flattened so that it can be written to a file."""
     composite = sitk.CompositeTransform(3)
     for transform in (last, first):
-        if isinstance(transform, sitk.CompositeTransform):
-            for k in range(transform.GetNumberOfTransforms()):
-                composite.AddTransform(transform.GetNthTransform(k))
+        if transform.GetName() == "CompositeTransform":  # also when read from a file, as a plain sitk.Transform
+            parts = sitk.CompositeTransform(transform)
+            for k in range(parts.GetNumberOfTransforms()):
+                composite.AddTransform(parts.GetNthTransform(k))
         else:
             composite.AddTransform(transform)
     return composite

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,11 +110,12 @@ def load_model(name_or_path: str | os.PathLike[str], device: str = "cpu") -> Mod
     Raises:
         RegistrationError: unknown model, damaged weights, or weights that do not fit the card.
     """
-    return _load(os.fspath(name_or_path), device)
+    return _load(os.fspath(name_or_path), device, model_info(name_or_path)["sha256"])
 
 
 @functools.lru_cache(maxsize=4)
-def _load(name_or_path: str, device: str) -> Model:
+def _load(name_or_path: str, device: str, sha256: str) -> Model:
+    """`sha256` is only a key: a model that was replaced on disk is loaded anew."""
     import torch
 
     from LDRCore.models.registry import build_cascade
@@ -121,7 +123,12 @@ def _load(name_or_path: str, device: str) -> Model:
     card = model_info(name_or_path)
     path = verify(name_or_path)
     cascade = build_cascade(card["architecture"])
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError):
+        raise RegistrationError(
+            f"the weights of {card['name']} must be a plain state dict, got {path}, which holds something else"
+        ) from None
     try:
         cascade.load_state_dict({k: v.float() for k, v in state.items()})
     except RuntimeError as error:

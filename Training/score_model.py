@@ -55,18 +55,18 @@ def score_pair(fixed: dict, moving: dict, model: str, max_cascades: int) -> dict
         if n == 1:
             centred = _centring(fixed["image"], moving["image"])
             for name, transform in (("nothing", centred), ("affine", result.affine)):
-                rows[name] = {"dice": _dice(fixed, moving, transform), "folding": 0.0, "seconds": 0.0}
+                rows[name] = {
+                    "dice": demo.warped_dice(moving["labels"], transform, fixed["labels"]),
+                    "folding": 0.0,
+                    "seconds": 0.0,
+                }
             rows["affine"]["seconds"] = seconds - result.report["times_s"]["dense"]
         rows[f"{n} cascades"] = {
-            "dice": _dice(fixed, moving, result.transform),
+            "dice": demo.warped_dice(moving["labels"], result.transform, fixed["labels"]),
             "folding": result.report["folding_fraction"],
             "seconds": seconds,
         }
     return rows
-
-
-def _dice(fixed: dict, moving: dict, transform: sitk.Transform) -> float:
-    return demo.mean_dice(LDRCore.warp_image(moving["labels"], transform, fixed["labels"], "nearest"), fixed["labels"])
 
 
 def _centring(fixed: sitk.Image, moving: sitk.Image) -> sitk.Transform:

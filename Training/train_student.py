@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from LDRCore import losses, spatial
+from LDRCore import losses, metrics, spatial
 from LDRCore.models.cascade import Cascade
 from LDRCore.models.ldr import LDR
 from Training import train_stem
@@ -56,6 +56,11 @@ class Pair:
         self.fixed_labels_full = nearest(fixed.subject.labels, fixed_full, SHAPE)
         self.fixed_labels_half = nearest(fixed.subject.labels, fixed_full @ half_to_full, HALF)
         self.moving_labels = moving.subject.labels
+
+    def dice(self, displacement: torch.Tensor | None) -> float:
+        """Mean Dice over the fixed labels in the window, the moving ones pulled by a full-size displacement."""
+        pulled = nearest(self.moving_labels, self.full_to_moving, SHAPE, displacement)
+        return metrics.mean_dice(pulled.numpy(), self.fixed_labels_full.numpy())
 
 
 def positions(matrix: np.ndarray, shape: tuple[int, ...], displacement: torch.Tensor | None = None) -> torch.Tensor:
@@ -98,26 +103,15 @@ def training_pair(subjects: list[views.Subject], known: list, rng: np.random.Gen
     return Pair(fixed, moving, affine, centre + rng.uniform(-10, 10, 3) * (4 if rng.random() < 0.1 else 1))
 
 
-def dice(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Mean Dice over the labels that `b` (fixed) holds."""
-    size = ixi.N_LABELS
-    both = torch.bincount(a[a == b], minlength=size)
-    total = torch.bincount(a, minlength=size) + torch.bincount(b, minlength=size)
-    present = torch.bincount(b, minlength=size) > 0
-    present[0] = False
-    return float((2 * both / total.clamp_min(1))[present].mean())
-
-
 def validate(model: Cascade, pairs: list[Pair]) -> tuple[list[float], float]:
     """Mean Dice of affine and of every number of cascades (nearest labels, 2 mm), and the folding fraction."""
     rows, folds = [], []
     for pair in pairs:
         with torch.no_grad():
             output = model(pair.moving, pair.fixed)
-        row = [dice(nearest(pair.moving_labels, pair.full_to_moving, SHAPE), pair.fixed_labels_full)]
+        row = [pair.dice(None)]
         for composed in output.composed:
-            full = spatial.upsample(composed, SHAPE)
-            row.append(dice(nearest(pair.moving_labels, pair.full_to_moving, SHAPE, full), pair.fixed_labels_full))
+            row.append(pair.dice(spatial.upsample(composed, SHAPE)))
         rows.append(row)
         folds.append(spatial.folding_fraction(output.displacement))
     return [round(float(x), 4) for x in np.mean(rows, 0)], float(np.mean(folds))

@@ -15,12 +15,17 @@ from LDRCore.models.blocks import DenseNetwork
 from LDRCore.models.cascade import Cascade
 from LDRCore.models.ldr import LDR
 from LDRCore.models.ldr_release import LDRRelease
+from LDRCore.models.mobilenet import MobileNet
+from LDRCore.models.unet import UNet, UNetPlusPlus
 from LDRCore.models.voxelmorph import VoxelMorph
 from LDRCore.models.vtn import VTN, AffineVTN
 
 DENSE: dict[str, Callable[..., DenseNetwork]] = {
     "ldr": LDR,
     "ldr-release": LDRRelease,
+    "mobilenet": MobileNet,
+    "unet": UNet,
+    "unetpp": UNetPlusPlus,
     "voxelmorph": VoxelMorph,
     "vtn": VTN,
 }

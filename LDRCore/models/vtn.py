@@ -9,18 +9,18 @@ from torch import nn
 from LDRCore.models.affine import AffineStem
 from LDRCore.models.blocks import DenseNetwork, check_pair, initialise_flow
 
-_WIDTHS = (16, 32, 64, 128, 256, 512)
+WIDTHS = (16, 32, 64, 128, 256, 512)
 _DOUBLED_FROM = 64  # levels from this width on have a second, stride-1 convolution
 
 
-class _Encoder(nn.Module):
+class Encoder(nn.Module):
     """Stride-2 3x3x3 convolutions 16, 32, 64 (+64), 128 (+128), 256 (+256), 512 (+512), LeakyReLU(0.1)."""
 
     def __init__(self) -> None:
         super().__init__()
         self.levels = nn.ModuleList()
         c_in = 2
-        for width in _WIDTHS:
+        for width in WIDTHS:
             layers = [nn.Conv3d(c_in, width, 3, stride=2, padding=1), nn.LeakyReLU(0.1)]
             if width >= _DOUBLED_FROM:
                 layers += [nn.Conv3d(width, width, 3, padding=1), nn.LeakyReLU(0.1)]
@@ -48,10 +48,10 @@ class VTN(DenseNetwork):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = _Encoder()
+        self.encoder = Encoder()
         self.predictions, self.upsamplers, self.deconvolutions = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        c_in = _WIDTHS[-1]
-        for width in reversed(_WIDTHS[:-1]):
+        c_in = WIDTHS[-1]
+        for width in reversed(WIDTHS[:-1]):
             self.predictions.append(nn.Conv3d(c_in, 3, 3, padding=1))
             self.upsamplers.append(nn.ConvTranspose3d(3, 3, 4, stride=2, padding=1))
             self.deconvolutions.append(nn.ConvTranspose3d(c_in, width, 4, stride=2, padding=1))
@@ -80,9 +80,9 @@ class AffineVTN(AffineStem):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = _Encoder()
-        self.matrix = nn.Linear(_WIDTHS[-1] * 8, 9)
-        self.translation = nn.Linear(_WIDTHS[-1] * 8, 3)
+        self.encoder = Encoder()
+        self.matrix = nn.Linear(WIDTHS[-1] * 8, 9)
+        self.translation = nn.Linear(WIDTHS[-1] * 8, 3)
         for head in (self.matrix, self.translation):
             nn.init.normal_(head.weight, 0.0, 1e-5)
             nn.init.zeros_(head.bias)

@@ -103,6 +103,16 @@ def test_warp_points_invert_jacobian(demo_run, demo_pair, tmp_path, capsys):
     )
 
 
+def test_an_earlier_result_can_be_the_start_of_the_next(demo_run, demo_pair, tmp_path):
+    out = tmp_path / "out"
+    arguments = ("--out", out, "--initial", demo_run / "transform.h5", "--cascades", 1, "--no-overview")
+    assert ldr("register", demo_pair["fixed"], demo_pair["moving"], *arguments) == 0
+    again = sitk.ReadTransform(str(out / "transform.h5"))
+    field = sitk.ReadImage(str(out / "displacement_field.nii.gz"))
+    point = field.TransformIndexToPhysicalPoint((40, 50, 30))
+    assert np.add(point, field[40, 50, 30]) == pytest.approx(again.TransformPoint(point), abs=1e-3)
+
+
 def test_points_in_ras(demo_run, demo_pair, tmp_path):
     point = np.array(sitk.ReadImage(demo_pair["fixed"]).TransformIndexToPhysicalPoint((40, 50, 30)))
     flip = np.array([-1, -1, 1])

@@ -18,6 +18,8 @@ ALLOWED = {
     "LDRCore.errors": set(),
     "LDRCore.spatial": set(),
     "LDRCore.losses": {"LDRCore.spatial"},
+    "LDRCore.metrics": {"LDRCore.spatial"},
+    "LDRCore.aldk": {"LDRCore.spatial", "LDRCore.losses", "LDRCore.models.discriminator"},
     "LDRCore.geometry": {"LDRCore.errors"},
     "LDRCore.images": {"LDRCore.errors"},
     "LDRCore.preprocess": {"LDRCore.geometry", "LDRCore.spatial"},
