@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -13,20 +15,24 @@ class VoxelMorph(DenseNetwork):
     """Encoder 16, 32, 32, 32 (3x3x3, stride 2); decoder 32, 32, 32, 32, 32, 16, 16, 3; LeakyReLU(0.1).
 
     0.30 M parameters; with the VTN affine stem 14.47 M, the figure of the paper's Table I. Decoder: nearest-neighbour
-    x2 and skips; the convolutions 16, 16 and the flow layer work at full size, beside the two input images.
+    x2 and skips; the last two convolutions and the flow layer work at full size, beside the two input images.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, encoder: Sequence[int] = (16, 32, 32, 32), decoder: Sequence[int] = (32, 32, 32, 32, 32, 16, 16)
+    ) -> None:
+        """`encoder`: channels of four levels; `decoder`: of three levels, two half-size and two full-size layers."""
         super().__init__()
 
         def conv(c_in: int, c_out: int, stride: int = 1) -> nn.Conv3d:
             return nn.Conv3d(c_in, c_out, kernel_size=3, stride=stride, padding=1)
 
-        self.encoder = nn.ModuleList([conv(2, 16, 2), conv(16, 32, 2), conv(32, 32, 2), conv(32, 32, 2)])
-        self.decoder = nn.ModuleList([conv(32, 32), conv(64, 32), conv(64, 32)])
-        self.half_size = nn.ModuleList([conv(48, 32), conv(32, 32)])
-        self.full_size = nn.ModuleList([conv(34, 16), conv(16, 16)])
-        self.flow = conv(16, 3)
+        e, d = list(encoder), list(decoder)
+        self.encoder = nn.ModuleList(conv(c_in, c_out, 2) for c_in, c_out in zip([2, *e], e, strict=False))
+        self.decoder = nn.ModuleList([conv(e[3], d[0]), conv(d[0] + e[2], d[1]), conv(d[1] + e[1], d[2])])
+        self.half_size = nn.ModuleList([conv(d[2] + e[0], d[3]), conv(d[3], d[4])])
+        self.full_size = nn.ModuleList([conv(d[4] + 2, d[5]), conv(d[5], d[6])])
+        self.flow = conv(d[6], 3)
         initialise_flow(self.flow)
 
     def predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:

@@ -234,13 +234,18 @@ def test_save_is_complete_or_not_at_all(tmp_path, result):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere; run as an ordinary user to test this")
-def test_an_output_folder_without_permission_is_refused(tmp_path, result):
+def test_an_output_folder_without_permission_is_refused(tmp_path, result, monkeypatch):
     locked = tmp_path / "locked"
-    locked.mkdir()
-    locked.chmod(0o500)
-    with pytest.raises(RegistrationError, match="must be writable"):
+    locked.mkdir(mode=0o500)
+    if os.geteuid() == 0:  # root may write anywhere, so the refusal is played
+
+        def refuse(**options):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr("LDRCore.result.tempfile.TemporaryFile", refuse)
+    with pytest.raises(RegistrationError, match=r"must be writable, got .*locked/out \(Permission denied\)"):
         result.save(locked / "out")
+    assert list(locked.iterdir()) == []
 
 
 def test_an_output_folder_that_cannot_exist_is_refused(tmp_path, result):
