@@ -109,6 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps({"error": str(error)}))
         print(f"ldr {options.command}: {error}", file=sys.stderr)
         return USAGE_ERROR
+    except ModuleNotFoundError as error:
+        print(f"ldr {options.command}: the package {error.name} must be installed (see ldr doctor)", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         return 130

@@ -143,6 +143,14 @@ def test_help_needs_nothing_heavy():
     assert done.stdout.strip().endswith("[]")
 
 
+def test_a_missing_package_is_named(monkeypatch, demo_pair, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "LDRCore.report", None)
+    monkeypatch.setitem(sys.modules, "torch", None)  # import torch now fails as if it were not installed
+    assert ldr("register", demo_pair["fixed"], demo_pair["moving"], "--out", tmp_path / "o", "--no-overview") == 1
+    assert "the package torch must be installed" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
 def test_every_command_has_help(capsys):
     for command in ("demo", "register", "warp", "points", "invert", "jacobian", "models", "doctor"):
         with pytest.raises(SystemExit) as caught:
