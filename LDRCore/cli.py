@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
             "--model", default="brain-t1", help="a name from `ldr models`, or a .pt file (default brain-t1)"
         )
         sub.add_argument("--cascades", type=int, default=3, help="dense cascades, 1 to the model's maximum (default 3)")
+        sub.add_argument("--refine", type=int, default=0, help="steps of instance optimisation afterwards (default 0)")
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default auto)")
         sub.add_argument("--overwrite", action="store_true", help="replace an earlier result in the output folder")
         sub.add_argument("--no-overview", action="store_true", help="do not draw overview.png")

@@ -94,6 +94,7 @@ def _register_and_save(
         moving_image,
         model=options.model,
         cascades=options.cascades,
+        refine_steps=options.refine,
         device=options.device,
         progress=_progress(options),
         **extra,

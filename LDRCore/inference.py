@@ -8,12 +8,13 @@ image's own grid.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from LDRCore import geometry, spatial
+from LDRCore import geometry, refine, spatial
 from LDRCore.geometry import Grid
 from LDRCore.preprocess import PreparedImage, Volume
 from LDRCore.weights import Model
@@ -112,12 +113,21 @@ def working_grid(model: Model, fixed: PreparedImage) -> Grid:
 
 @torch.no_grad()
 def estimate_dense(
-    model: Model, fixed: PreparedImage, moving: PreparedImage, affine_lps: np.ndarray, n_cascades: int
+    model: Model,
+    fixed: PreparedImage,
+    moving: PreparedImage,
+    affine_lps: np.ndarray,
+    n_cascades: int,
+    refine_steps: int = 0,
+    progress: Callable[[float], None] | None = None,
 ) -> DenseField:
-    """Run the dense networks behind an affine map."""
+    """Run the dense networks behind an affine map, and `refine` what they found."""
     grid = working_grid(model, fixed)
     displacement = model.cascade.dense(moving.fine.on(grid, affine_lps), fixed.fine.on(grid), n_cascades).displacement
     field_grid = grid.coarser(model.cascade.field_stride)
+    if refine_steps:
+        pair = moving.coarse.on(field_grid, affine_lps), fixed.coarse.on(field_grid)
+        displacement = refine.refine(displacement, *pair, refine_steps, progress=progress)
     return DenseField(fade_out(displacement, TAPER_CELLS), field_grid.padded(TAPER_CELLS), affine_lps)
 
 

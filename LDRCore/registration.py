@@ -51,7 +51,7 @@ def register(
             or a SimpleITK transform fixed -> moving.
         fixed_mask, moving_mask: image > 0 inside, on the grid of its image; what lies outside cannot drive the
             result. The warped image is not masked.
-        refine_steps: reserved for instance optimisation; must be 0 in this version.
+        refine_steps: steps of instance optimisation after the networks (local NCC; see `refine`), 0 for none.
         inverse: also compute the inverse transform.
         device: "auto" (a GPU if there is one), "cpu", "cuda" ...
         progress: see `Progress`.
@@ -74,8 +74,8 @@ def register(
         images.load_mask(fixed_mask, fixed_image, "fixed mask"),
         images.load_mask(moving_mask, moving_image, "moving mask"),
     )
-    if refine_steps != 0:
-        raise RegistrationError(f"refine_steps must be 0 in this version, got {refine_steps}")
+    if isinstance(refine_steps, bool) or not isinstance(refine_steps, int) or refine_steps < 0:
+        raise RegistrationError(f"refine_steps must be a whole number, 0 or more, got {refine_steps!r}")
     if isinstance(initial, str) and initial not in ("center", "none"):
         raise RegistrationError(f'initial must be "center", "none" or a SimpleITK transform, got {initial!r}')
 
@@ -102,7 +102,12 @@ def register(
     matrix = inference.estimate_affine(loaded, f, m, candidates) if affine else candidates[0]
 
     clock.start("dense", 0.45, f"{cascades} cascade{'s' if cascades > 1 else ''}")
-    dense = inference.estimate_dense(loaded, f, m, matrix, cascades)
+
+    def refining(fraction: float) -> None:
+        if progress is not None:
+            progress(0.5 + 0.2 * fraction, "refining")
+
+    dense = inference.estimate_dense(loaded, f, m, matrix, cascades, refine_steps, refining)
 
     clock.start("warp", 0.7, "warping the moving image")
     transform: sitk.CompositeTransform = geometry.dense_then_affine(dense.displacement_mm(), dense.grid, matrix)
@@ -132,6 +137,7 @@ def register(
         "model": loaded.name,
         "cascades": cascades,
         "affine": affine,
+        "refine_steps": refine_steps,
         "initial": "center" if initial is None else initial if isinstance(initial, str) else "transform",
         "masks": {"fixed": masks[0] is not None, "moving": masks[1] is not None},
         "fixed": images.describe(fixed_image),

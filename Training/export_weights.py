@@ -1,6 +1,7 @@
-"""Put a trained stem and trained cascades together into a model that `register` can load.
+r"""Put a trained stem and trained cascades together into a model that `register` can load.
 
-    python -m Training.export_weights --data DIR --stem runs/stem.pt --dense runs/three.pt --out runs/export
+    python -m Training.export_weights --data DIR --stem runs/stem.pt --first runs/one.pt --dense runs/three.pt \
+        --out runs/export
 
 Writes NAME.pt (half precision) and NAME.json (the model card) into the folder. Results are added by
 `Training.score_model`. Copy both files into LDRCore/bundled only when they beat what ships.
@@ -27,9 +28,9 @@ WORKING_GRID = {
 }
 
 
-def export(data: Path, stem_path: Path, dense_path: Path, out: Path, name: str) -> Path:
+def export(data: Path, stem_path: Path, first_path: Path, dense_path: Path, out: Path, name: str) -> Path:
     """Write the model's two files and return the card's path."""
-    stem, dense = (torch.load(p, weights_only=True) for p in (stem_path, dense_path))
+    stem, first, dense = (torch.load(p, weights_only=True) for p in (stem_path, first_path, dense_path))
     cascades = 1 + max(int(k.split(".")[1]) for k in dense["model"])
     state = {f"stem.{k}": v for k, v in stem["model"].items()} | dense["model"]
     card = {
@@ -64,9 +65,9 @@ def export(data: Path, stem_path: Path, dense_path: Path, out: Path, name: str) 
                 "script": "Training/train_student.py",
                 "loss": "local NCC + soft Dice of labels + smoothness + folding, at half resolution, every cascade",
                 "teacher": None,
-                "steps": dense["step"],
+                "steps": f"{first['step']} with one cascade, then {dense['step']} with all, each started from that one",
                 "batch": 1,
-                "hours": round(dense["seconds"] / 3600, 2),
+                "hours": round((first["seconds"] + dense["seconds"]) / 3600, 2),
             },
             "augmentation": "pose up to 18 degrees, 24 mm, 10 % scale after centring; shorter fields of view; "
             "skull on or off, also different in the two images; gamma, gain, bias field, noise",
@@ -82,8 +83,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with manifest.csv (for the split's hash)")
     parser.add_argument("--stem", type=Path, required=True)
+    parser.add_argument("--first", type=Path, required=True, help="checkpoint that the cascades started from")
     parser.add_argument("--dense", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--name", default="brain-t1")
     a = parser.parse_args()
-    print(export(a.data, a.stem, a.dense, a.out, a.name))
+    print(export(a.data, a.stem, a.first, a.dense, a.out, a.name))

@@ -45,12 +45,14 @@ def posed(image: sitk.Image, seed: int) -> sitk.Image:
     return out
 
 
-def score_pair(fixed: dict, moving: dict, model: str, max_cascades: int) -> dict[str, dict[str, float]]:
+def score_pair(
+    fixed: dict, moving: dict, model: str, max_cascades: int, refine_steps: int
+) -> dict[str, dict[str, float]]:
     """{system: {dice, folding, seconds}} of one pair of {image, labels}."""
     rows = {}
     for n in range(1, max_cascades + 1):
         began = time.perf_counter()
-        result = LDRCore.register(fixed["image"], moving["image"], model=model, cascades=n)
+        result = LDRCore.register(fixed["image"], moving["image"], model=model, cascades=n, refine_steps=refine_steps)
         seconds = time.perf_counter() - began
         if n == 1:
             centred = _centring(fixed["image"], moving["image"])
@@ -83,8 +85,11 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="a name, or a .pt file with its card")
     parser.add_argument("--split", choices=("val", "test"), required=True)
     parser.add_argument("--pairs", type=int, default=24)
+    parser.add_argument("--refine", type=int, default=0, help="steps of instance optimisation (not with --write)")
     parser.add_argument("--write", action="store_true", help="store the result in the model's card (.json beside .pt)")
     a = parser.parse_args()
+    if a.write and a.refine:
+        parser.error("a card holds the model's own results: --write and --refine exclude each other")
     rows = {r["subject"]: r for r in csv.DictReader((a.data / "manifest.csv").open()) if r["split"] == a.split}
     pairs = draw_pairs(list(rows), a.pairs)
     max_cascades = LDRCore.load_model(a.model).max_cascades
@@ -100,7 +105,7 @@ def main() -> None:
                 if pose_seed is not None:
                     image, labels = posed(image, pose_seed), posed(labels, pose_seed)
                 sides.append({"image": image, "labels": labels})
-            for system, row in score_pair(*sides, a.model, max_cascades).items():
+            for system, row in score_pair(*sides, a.model, max_cascades, a.refine).items():
                 found[kind].setdefault(system, []).append(row)
     results = {
         kind: {

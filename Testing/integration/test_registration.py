@@ -166,6 +166,17 @@ def test_a_ct_is_registered_but_the_report_says_what_the_model_was_made_for(blob
     assert any("looks like CT" in text and "T1-weighted MRI" in text for text in done.report["warnings"])
 
 
+def test_refining_registers_better_and_leaves_the_model_alone(demo_pair, result):
+    model = LDRCore.load_model("brain-t1")
+    before = {name: value.clone() for name, value in model.cascade.state_dict().items()}
+    refined = LDRCore.register(demo_pair["fixed"], demo_pair["moving"], refine_steps=15)
+    scores = [demo.scores(demo_pair, r)["deformable"] for r in (result, refined)]
+    assert scores[1] > scores[0]
+    assert refined.report["refine_steps"] == 15
+    after = LDRCore.load_model("brain-t1").cascade.state_dict()
+    assert all(bool((after[name] == value).all()) for name, value in before.items())
+
+
 def test_progress_is_told_and_can_cancel(blob):
     seen: list[float] = []
     LDRCore.register(blob, blob, cascades=1, progress=lambda fraction, message: seen.append(fraction))
@@ -193,7 +204,8 @@ def test_progress_is_told_and_can_cancel(blob):
         ({"initial": "magic"}, "initial must be .*got 'magic'"),
         ({"initial": 3}, "initial must be .*got 3"),
         ({"device": "abacus"}, "device must be .*got 'abacus'"),
-        ({"refine_steps": -1}, "refine_steps must be 0 in this version, got -1"),
+        ({"refine_steps": -1}, "refine_steps must be a whole number, 0 or more, got -1"),
+        ({"refine_steps": 2.5}, "refine_steps must be a whole number, 0 or more, got 2.5"),
     ],
 )
 def test_wrong_options_are_named(blob, options, message):

@@ -19,6 +19,7 @@ ALLOWED = {
     "LDRCore.spatial": set(),
     "LDRCore.losses": {"LDRCore.spatial"},
     "LDRCore.metrics": {"LDRCore.spatial"},
+    "LDRCore.refine": {"LDRCore.spatial", "LDRCore.losses"},
     "LDRCore.aldk": {"LDRCore.spatial", "LDRCore.losses", "LDRCore.models.discriminator"},
     "LDRCore.geometry": {"LDRCore.errors"},
     "LDRCore.images": {"LDRCore.errors"},
