@@ -120,7 +120,7 @@ def _summary(report: dict[str, Any], files: list[str]) -> str:
         f"folding {100 * report['folding_fraction']:.3f} % of the field",
         "seconds      " + ", ".join(f"{name} {value:.2f}" for name, value in times.items()),
         *[f"warning      {text}" for text in report["warnings"]],
-        "written      " + files[0].rsplit("/", 1)[0] + ": " + ", ".join(Path(f).name for f in files),
+        "written      " + f"{Path(files[0]).parent}: " + ", ".join(Path(f).name for f in files),
     ]
     return "\n".join(lines)
 
@@ -183,9 +183,8 @@ def _read_points(path: Path) -> np.ndarray:
             if not row or row[0].lstrip().startswith("#"):
                 continue
             try:
-                rows.append([float(v) for v in row[:3]])
-                if len(row) < 3:
-                    raise ValueError
+                x, y, z = (float(v) for v in row[:3])  # ValueError also when there are fewer than three
+                rows.append([x, y, z])
             except ValueError:
                 if number == 1:  # a header
                     continue

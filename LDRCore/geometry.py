@@ -29,6 +29,20 @@ def index_to_lps(image: sitk.Image) -> np.ndarray:
     return out
 
 
+def corners_lps(image: sitk.Image) -> np.ndarray:
+    """(8, 3): LPS mm of an image's corner voxels."""
+    size = image.GetSize()
+    picks = [[(size[a] - 1) * ((k >> a) & 1) for a in range(3)] for k in range(8)]
+    return np.array([image.TransformIndexToPhysicalPoint(p) for p in picks])
+
+
+def points_lps(image: sitk.Image) -> np.ndarray:
+    """(D, H, W, 3): LPS mm of every voxel of an image."""
+    index = np.stack(np.meshgrid(*[np.arange(n) for n in image.GetSize()[::-1]], indexing="ij"), -1)
+    matrix = index_to_lps(image)
+    return index @ matrix[:3, :3].T + matrix[:3, 3]
+
+
 @dataclass(frozen=True)
 class Grid:
     """A grid whose axes are the patient's (tensor axes S, P, L; identity direction), for working in.
@@ -97,6 +111,13 @@ class Grid:
         a, b, c = (s * (n - 1) / (m - 1) for s, n, m in zip(self.spacing_mm, self.shape, (d, h, w), strict=True))
         return Grid(self.origin_lps, (a, b, c), (d, h, w))
 
+    def reference_image(self) -> sitk.Image:
+        """An empty image that lies on the grid."""
+        image = sitk.Image(self.shape[::-1], sitk.sitkUInt8)
+        image.SetOrigin(self.origin_lps)
+        image.SetSpacing(self.spacing_mm[::-1])
+        return image
+
     def padded(self, cells: int) -> Grid:
         """The grid grown by `cells` voxels on every side."""
         x, y, z = (o - cells * s for o, s in zip(self.origin_lps, self.spacing_mm[::-1], strict=True))
@@ -147,11 +168,15 @@ def linear_matrix(transform: sitk.Transform) -> np.ndarray | None:
     return out
 
 
-def fit_affine(points_lps: np.ndarray, moved_lps: np.ndarray, max_points: int = 20_000) -> np.ndarray:
-    """The affine map (4x4) that takes points (N, 3) nearest to their images (N, 3), by least squares on a subsample."""
-    every = max(1, len(points_lps) // max_points)
-    design = np.concatenate([points_lps[::every], np.ones((len(points_lps[::every]), 1))], axis=1)
-    solution, *_ = np.linalg.lstsq(design, moved_lps[::every], rcond=None)
+def fit_affine(points: np.ndarray, moved: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """The affine map (4x4) that takes points (N, 3) nearest to their images (N, 3), by (weighted) least squares.
+
+    More than some 20,000 points are subsampled regularly. `weights` (N,) multiply the residuals.
+    """
+    every = max(1, len(points) // 20_000)
+    factor = np.ones((len(points), 1)) if weights is None else weights[:, None]
+    design = np.concatenate([points, np.ones((len(points), 1))], axis=1) * factor
+    solution, *_ = np.linalg.lstsq(design[::every], (moved * factor)[::every], rcond=None)
     out = np.eye(4)
     out[:3] = solution.T
     return out

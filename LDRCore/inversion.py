@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import SimpleITK as sitk
 
 from LDRCore import geometry
 from LDRCore.errors import RegistrationError
 from LDRCore.geometry import Grid
+
+if TYPE_CHECKING:
+    from LDRCore.inference import DenseField
 
 _SPACING_MM = 3.0
 _MAX_VOXELS = 4_000_000
@@ -32,45 +37,40 @@ def invert_transform(transform: sitk.Transform, reference: sitk.Image) -> tuple[
     Raises:
         RegistrationError: the linear part cannot be inverted.
     """
-    import torch
-
-    from LDRCore import spatial
+    from LDRCore import inference, spatial
 
     matrix = geometry.linear_matrix(transform)
     if matrix is not None:
-        if abs(np.linalg.det(matrix[:3, :3])) < 1e-9:
-            raise RegistrationError("the transform must be invertible, got a singular matrix")
+        _check_invertible(matrix)
         return geometry.affine_transform(np.linalg.inv(matrix)), 0.0
-    own = _own_parts(transform)
+    own = _own_field(transform)
     if own is not None:
-        affine, grid, displacement_mm = own
+        _check_invertible(own.affine_lps)
+        inverse, residual_mm = inference.invert(own)
     else:
-        corners = _corners(reference)
-        grid = Grid.around(
-            corners.min(0),
-            corners.max(0),
-            spacing_mm=_SPACING_MM,
-            margin_mm=_MARGIN_MM,
-            multiple=1,
-            max_voxels=_MAX_VOXELS,
-        )
-        total = sitk.GetArrayFromImage(geometry.displacement_field_image(transform, _as_reference(grid)))
-        points = _points(grid)
-        mapped = points + total.reshape(-1, 3)
-        affine = geometry.fit_affine(points, mapped)
-        back = np.linalg.inv(affine)
-        displacement_mm = (mapped @ back[:3, :3].T + back[:3, 3] - points).reshape(total.shape).astype(np.float32)
-    if abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        dense = _sampled_field(transform, reference)
+        v, residual_vox = spatial.invert(dense.displacement_vox)
+        inverse = inference.DenseField(v, dense.grid, np.linalg.inv(dense.affine_lps))
+        residual_mm = residual_vox * max(dense.grid.spacing_mm)
+    return geometry.affine_then_dense(inverse.displacement_mm(), inverse.grid, inverse.affine_lps), residual_mm
+
+
+def _check_invertible(affine_lps: np.ndarray) -> None:
+    if abs(np.linalg.det(affine_lps[:3, :3])) < 1e-9:
         raise RegistrationError("the transform must be invertible, got a singular affine part")
-    field = torch.from_numpy(geometry.lps_to_displacement(displacement_mm, grid))[None].float()
-    inverse, residual_vox = spatial.invert(field)
-    inverse_mm = geometry.displacement_to_lps(inverse[0].numpy(), grid)
-    composite = geometry.affine_then_dense(inverse_mm, grid, np.linalg.inv(affine))
-    return composite, residual_vox * max(grid.spacing_mm)
 
 
-def _own_parts(transform: sitk.Transform) -> tuple[np.ndarray, Grid, np.ndarray] | None:
-    """(A, grid, u in mm) of a transform written by this package, None for any other."""
+def _field(displacement_mm: np.ndarray, grid: Grid, affine_lps: np.ndarray) -> DenseField:
+    import torch
+
+    from LDRCore.inference import DenseField
+
+    displacement = geometry.lps_to_displacement(displacement_mm.astype(np.float32), grid)
+    return DenseField(torch.from_numpy(displacement)[None], grid, affine_lps)
+
+
+def _own_field(transform: sitk.Transform) -> DenseField | None:
+    """The dense field and affine map of a transform written by this package, None for any other."""
     if transform.GetName() != "CompositeTransform":
         return None
     composite = sitk.CompositeTransform(transform)
@@ -86,22 +86,24 @@ def _own_parts(transform: sitk.Transform) -> tuple[np.ndarray, Grid, np.ndarray]
     x, y, z = image.GetOrigin()
     a, b, c = image.GetSpacing()[::-1]
     d, h, w = image.GetSize()[::-1]
-    return affine, Grid((x, y, z), (a, b, c), (d, h, w)), sitk.GetArrayFromImage(image).astype(np.float32)
+    return _field(sitk.GetArrayFromImage(image), Grid((x, y, z), (a, b, c), (d, h, w)), affine)
 
 
-def _corners(image: sitk.Image) -> np.ndarray:
-    size = image.GetSize()
-    picks = [[(size[a] - 1) * ((k >> a) & 1) for a in range(3)] for k in range(8)]
-    return np.array([image.TransformIndexToPhysicalPoint(p) for p in picks])
-
-
-def _as_reference(grid: Grid) -> sitk.Image:
-    image = sitk.Image(grid.shape[::-1], sitk.sitkUInt8)
-    image.SetOrigin(grid.origin_lps)
-    image.SetSpacing(grid.spacing_mm[::-1])
-    return image
-
-
-def _points(grid: Grid) -> np.ndarray:
-    index = np.stack(np.meshgrid(*[np.arange(n) for n in grid.shape], indexing="ij"), -1).reshape(-1, 3)
-    return index @ grid.to_lps[:3, :3].T + grid.to_lps[:3, 3]
+def _sampled_field(transform: sitk.Transform, reference: sitk.Image) -> DenseField:
+    """Any transform on a grid around an image, split into the affine map that fits best and the rest."""
+    corners = geometry.corners_lps(reference)
+    grid = Grid.around(
+        corners.min(0),
+        corners.max(0),
+        spacing_mm=_SPACING_MM,
+        margin_mm=_MARGIN_MM,
+        multiple=1,
+        max_voxels=_MAX_VOXELS,
+    )
+    empty = grid.reference_image()
+    points = geometry.points_lps(empty)
+    mapped = points + sitk.GetArrayFromImage(geometry.displacement_field_image(transform, empty))
+    affine = geometry.fit_affine(points.reshape(-1, 3), mapped.reshape(-1, 3))
+    _check_invertible(affine)
+    back = np.linalg.inv(affine)
+    return _field(mapped @ back[:3, :3].T + back[:3, 3] - points, grid, affine)

@@ -56,7 +56,7 @@ def write_overview(
         w = _flat(_on(moving, cut, transform, low_m), normal)
         field = geometry.displacement_field_image(transform, cut)
         jacobian = _flat(sitk.GetArrayFromImage(geometry.jacobian_determinant_image(field)), normal)
-        points = _points(cut)
+        points = geometry.points_lps(cut)
         bent = points + (points + sitk.GetArrayFromImage(field) - (points @ affine[:3, :3].T + affine[:3, 3]))
         content = f > window_f[0] + 0.05 * (window_f[1] - window_f[0])
         scaled = [_scaled(f, window_f), _scaled(m, window_m), _scaled(w, window_m)]
@@ -92,9 +92,7 @@ def write_overview(
 
 def _patient_aligned(image: sitk.Image) -> sitk.Image:
     """An empty isotropic image with identity direction around an image, at most `_MAX_EDGE` voxels a side."""
-    size = image.GetSize()
-    picks = [[(size[a] - 1) * ((k >> a) & 1) for a in range(3)] for k in range(8)]
-    corners = np.array([image.TransformIndexToPhysicalPoint(p) for p in picks])
+    corners = geometry.corners_lps(image)
     low, high = corners.min(axis=0), corners.max(axis=0)
     spacing = max(min(image.GetSpacing()), float((high - low).max()) / _MAX_EDGE)
     return _empty([int(n) + 1 for n in np.ceil((high - low) / spacing)], low, spacing)
@@ -127,12 +125,6 @@ def _flat(values: np.ndarray, normal: int) -> np.ndarray:
     return middle if normal == 2 else middle[::-1]
 
 
-def _points(reference: sitk.Image) -> np.ndarray:
-    """(D, H, W, 3): LPS mm of every voxel."""
-    k, j, i = np.meshgrid(*[np.arange(n) for n in reference.GetSize()[::-1]], indexing="ij")
-    return np.stack([i, j, k], -1) * reference.GetSpacing() + np.array(reference.GetOrigin())
-
-
 def _on(image: sitk.Image, reference: sitk.Image, transform: sitk.Transform, outside: float) -> np.ndarray:
     resampled = sitk.Resample(image, reference, transform, sitk.sitkLinear, outside, sitk.sitkFloat32)
     return sitk.GetArrayFromImage(resampled)
@@ -156,7 +148,7 @@ def _content_centre(values: np.ndarray, window: tuple[float, float], reference: 
 
 def _best_affine(transform: sitk.Transform, reference: sitk.Image) -> np.ndarray:
     """The affine map (4x4, LPS mm) that fits a transform best over a reference."""
-    points = _points(reference).reshape(-1, 3)
+    points = geometry.points_lps(reference).reshape(-1, 3)
     moved = points + sitk.GetArrayFromImage(geometry.displacement_field_image(transform, reference)).reshape(-1, 3)
     return geometry.fit_affine(points, moved)
 

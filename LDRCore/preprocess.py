@@ -48,34 +48,10 @@ def normalise(volume: torch.Tensor, low: float, high: float) -> torch.Tensor:
     return ((volume.float() - low) / max(high - low, 1e-12)).clamp_(0.0, 1.0)
 
 
-def foreground(normalised: torch.Tensor) -> torch.Tensor:
-    """Boolean mask of what is not air in a normalised volume (any shape)."""
-    return normalised > FOREGROUND_LEVEL
-
-
-def foreground_box(normalised: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
-    """Centroid and extent of the foreground.
-
-    Args:
-        normalised: (D, H, W), 0..1.
-
-    Returns:
-        (centroid, first, last): voxel coordinates along each tensor axis; first and last bound all but 0.2 % of the
-        foreground's voxels on each side, so that stray bright voxels do not stretch the box.
-    """
-    mask = foreground(normalised).float()
-    if not bool(mask.any()):
-        mask = torch.ones_like(mask)
-    centroid, first, last = [], [], []
-    total = float(mask.sum())
-    for axis in range(3):
-        others = [a for a in range(3) if a != axis]
-        profile = mask.sum(dim=others[1]).sum(dim=others[0]).double()
-        share = torch.cumsum(profile, 0) / total
-        centroid.append(float((profile * torch.arange(len(profile))).sum() / total))
-        first.append(float(torch.searchsorted(share, 0.002)))
-        last.append(float(torch.searchsorted(share, 0.998).clamp(max=len(profile) - 1)))
-    return tuple(centroid), tuple(first), tuple(last)
+def foreground_index(normalised: torch.Tensor) -> np.ndarray:
+    """(N, 3) voxel indices of what is not air in a normalised (D, H, W) volume; of every voxel if all is air."""
+    where = (normalised > FOREGROUND_LEVEL).nonzero().cpu().numpy()
+    return where if len(where) else np.argwhere(np.ones(normalised.shape, dtype=bool))
 
 
 @dataclass
@@ -168,9 +144,6 @@ def prepare(
     fine = Volume(seen, native.to_lps).averaged(fine_mm)
     fine = Volume(normalise(fine.data, low, high), fine.to_lps)
     coarse = fine.averaged(coarse_mm)
-    where = foreground(coarse.data[0, 0]).nonzero().cpu().numpy()
-    if not len(where):
-        where = np.argwhere(np.ones(coarse.data.shape[2:], dtype=bool))
-    points = where @ coarse.to_lps[:3, :3].T + coarse.to_lps[:3, 3]
+    points = foreground_index(coarse.data[0, 0]) @ coarse.to_lps[:3, :3].T + coarse.to_lps[:3, 3]
     box = np.percentile(points[:: max(1, len(points) // 50_000)], (0.2, 99.8), axis=0)
     return PreparedImage(native, fine, coarse, low, high, points.mean(axis=0), box)

@@ -3,7 +3,7 @@
     python -m Training.score_model --data DIR --model runs/export/brain-t1.pt --split val --pairs 24
 
 Pairs are drawn once from the split with a fixed seed. Every pair is registered whole-head or skull-stripped, with the
-moving image turned, shifted and scaled at random ("pose"), and scored by mean Dice over all labels of the fixed image
+moving image turned and shifted at random ("pose"), and scored by mean Dice over all labels of the fixed image
 (nearest neighbour, DLMUSE automatic labels). Baselines in the same run: nothing (contents centred) and affine only.
 """
 

@@ -1,7 +1,10 @@
-"""Train the dense cascades on brain pairs behind an affine map as imperfect as the stem's.
+r"""Train the dense cascades on brain pairs behind an affine map as imperfect as the stem's.
 
-    python -m Training.train_student --data DIR --cascades 1 --steps 3000 --out runs/one.pt
-    python -m Training.train_student --data DIR --cascades 3 --init runs/one.pt --out runs/three.pt
+The two runs behind the shipped weights:
+
+    python -m Training.train_student --data DIR --cascades 1 --steps 2200 --lr 5e-4 --dice 1.5 --out runs/one.pt
+    python -m Training.train_student --data DIR --cascades 3 --steps 4000 --lr 4e-4 --dice 1.5 --init runs/one.pt \
+        --out runs/three.pt
 
 The affine map is a least-squares fit of label centroids, disturbed at random by up to 4 degrees, 4 mm and 4 %.
 Loss at half resolution after every cascade: local NCC, soft Dice of the training labels, smoothness, folding.
@@ -20,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from LDRCore import losses, metrics, spatial
+from LDRCore import geometry, losses, metrics, spatial
 from LDRCore.models.cascade import Cascade
 from LDRCore.models.ldr import LDR
 from Training import train_stem
@@ -87,12 +90,8 @@ def centroid_affine(fixed: views.View, moving: views.View, known_fixed, known_mo
     both = (known_fixed[1] > 0) & (known_moving[1] > 0)
     x = train_stem.points_mm(fixed, known_fixed[0][both])
     y = train_stem.points_mm(moving, known_moving[0][both])
-    weight = np.sqrt(np.sqrt(np.minimum(known_fixed[1], known_moving[1])[both]))[:, None]
-    design = np.concatenate((x, np.ones((len(x), 1))), 1)
-    solution, *_ = np.linalg.lstsq(design * weight, y * weight, rcond=None)
-    out = np.eye(4)
-    out[:3] = solution.T
-    return out
+    weight = np.minimum(known_fixed[1], known_moving[1])[both] ** 0.25
+    return geometry.fit_affine(x, y, weight)
 
 
 def training_pair(subjects: list[views.Subject], known: list, rng: np.random.Generator) -> Pair:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,18 +103,11 @@ def cost(network: DenseNetwork | AffineStem, shape: tuple[int, int, int] = (128,
             total += output.numel() * module.in_features
 
     parameters = sum(p.numel() for p in network.parameters())
-    copy = _on_meta(network)
-    hooks = [m.register_forward_hook(count) for m in copy.modules() if not list(m.children())]
+    shapes_only = copy.deepcopy(network).to("meta")
+    hooks = [m.register_forward_hook(count) for m in shapes_only.modules() if not list(m.children())]
     image = torch.empty(1, 1, *shape, device="meta")
     with torch.no_grad():
-        copy.predict(image, image)
+        shapes_only.predict(image, image)
     for hook in hooks:
         hook.remove()
     return Cost(parameters, total, shape)
-
-
-def _on_meta(network: Any) -> Any:
-    """A copy of a network that has shapes but no numbers."""
-    import copy
-
-    return copy.deepcopy(network).to("meta")

@@ -136,7 +136,6 @@ def test_a_bent_initial_transform_is_composed_in(demo_pair, result):
         sitk.ReadImage(demo_pair["moving"]), sitk.ReadImage(demo_pair["fixed"]), bent.transform, sitk.sitkLinear, 0.0
     )
     assert np.array_equal(array(again), array(bent.warped))
-    point = (0.0, 0.0, 0.0)
     point = sitk.ReadImage(demo_pair["fixed"]).TransformIndexToPhysicalPoint((40, 50, 30))
     back = bent.inverse_transform.TransformPoint(bent.transform.TransformPoint(point))
     assert back == pytest.approx(point, abs=1.0)

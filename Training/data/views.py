@@ -106,10 +106,10 @@ def make_view(subject: Subject, pose: np.ndarray, rng: np.random.Generator, *, s
         volume[: rng.integers(0, max(bottom, 1))] = 0
     low, high = preprocess.intensity_range(volume)
     volume = preprocess.normalise(volume, low, high)
-    centre, _, _ = preprocess.foreground_box(volume)
+    centre = preprocess.foreground_index(volume).mean(axis=0)
     to_subject = np.eye(4)
     to_subject[:3, :3] = pose[:3, :3] / subject.spacing_mm
-    to_subject[:3, 3] = pose[:3, 3] / subject.spacing_mm + np.asarray(centre)
+    to_subject[:3, 3] = pose[:3, 3] / subject.spacing_mm + centre
     return View(volume[None, None], subject, to_subject)
 
 
