@@ -5,33 +5,35 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
-import SimpleITK as sitk
+
+from Training.data import prepared, tables
+from Training.data.rcn import Rcn
+from Training.data.volumes import DataError as DataError
+from Training.data.volumes import Scan as Scan
+
+KEEP_BYTES = 4 << 30  # decoded scans that a set keeps in memory; what goes beyond is read again
 
 
-@dataclass(frozen=True)
-class Scan:
-    """One scan on an isotropic grid whose tensor axes point to S, P and L.
+class Source(Protocol):
+    """What a reader offers."""
 
-    Attributes:
-        name: of the subject or file, unique in its set.
-        image: (D, H, W) uint8.
-        labels: (D, H, W) uint8 or int16, 0 is background; None where the source has none.
-        points: (N, 3) float64 voxel positions in tensor-axis order, NaN where a landmark is absent; None where none.
-        spacing_mm: voxel edge.
-    """
-
-    name: str
-    image: np.ndarray
-    labels: np.ndarray | None
-    points: np.ndarray | None
+    kind: str
+    names: list[str]
     spacing_mm: float
+    pairs: list[tuple[int, int]] | None
+    groups: list[tuple[float, list[int]]] | None
+
+    def read(self, index: int) -> Scan: ...  # noqa: D102
+
+    def count_labels(self) -> int: ...  # noqa: D102
+
+    def stamp(self) -> list[Any]: ...  # noqa: D102
 
 
 class ScanSet:
@@ -40,34 +42,55 @@ class ScanSet:
     Attributes:
         names: of the scans.
         spacing_mm: voxel edge of every scan.
-        n_labels: larger than every label value, 0 if there are no labels.
         pairs: (fixed, moving) that the source prescribes; None where any two different scans are a pair.
+        groups: (share, members) where pairs are drawn within groups, or None. With `pairs`, members are the moving ones.
         identity: sha256 over source kind, split and sorted names, equal on every machine, for the model card.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        split: str,
-        names: list[str],
-        read: Callable[[int], Scan],
-        *,
-        spacing_mm: float,
-        n_labels: int,
-        pairs: list[tuple[int, int]] | None = None,
-    ) -> None:
-        self.names, self.spacing_mm, self.n_labels, self.pairs = names, spacing_mm, n_labels, pairs
-        self.identity = hashlib.sha256(repr((kind, split, sorted(names))).encode()).hexdigest()
-        self._read = read
+    def __init__(self, source: Source, split: str) -> None:
+        self._source = source
+        self.names, self.spacing_mm = source.names, source.spacing_mm
+        self.pairs, self.groups = source.pairs, source.groups
+        facts = repr((source.kind, split, sorted(source.names)))
+        self.identity: str = getattr(source, "identity", None) or hashlib.sha256(facts.encode()).hexdigest()
+        self._kept: dict[int, Scan] = {}
+        self._kept_bytes = 0
+        self._n_labels: int | None = None
+
+    @property
+    def n_labels(self) -> int:
+        """Larger than every label value, 0 if there are no labels. Read once, on first use."""
+        if self._n_labels is None:
+            self._n_labels = self._source.count_labels()
+        return self._n_labels
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Scan:
-        return self._read(range(len(self.names))[index])
+        index = range(len(self))[index]
+        if index not in self._kept:
+            scan = self.read(index)
+            size = sum(a.nbytes for a in (scan.image, scan.labels) if a is not None)
+            if self._kept_bytes + size > KEEP_BYTES:
+                return scan
+            self._kept[index] = scan
+            self._kept_bytes += size
+        return self._kept[index]
+
+    def read(self, index: int) -> Scan:
+        """One scan from its source, without keeping it."""
+        return self._source.read(index)
 
     def draw_pair(self, rng: np.random.Generator) -> tuple[int, int]:
-        """(fixed, moving): one of `pairs`, or two different scans."""
+        """(fixed, moving): one of `pairs`, or two different scans (of one group, where there are groups)."""
+        if self.groups is not None:
+            share = np.array([s for s, _ in self.groups])
+            members = self.groups[int(rng.choice(len(share), p=share / share.sum()))][1]
+            if self.pairs is not None:
+                return self.pairs[0][0], members[int(rng.integers(len(members)))]
+            fixed, moving = rng.choice(members, 2, replace=False)
+            return int(fixed), int(moving)
         if self.pairs is not None:
             return self.pairs[int(rng.integers(len(self.pairs)))]
         fixed, moving = rng.choice(len(self.names), 2, replace=False)
@@ -82,32 +105,73 @@ def open_scans(
     cache: str | Path | None = None,
     scheme: str | None = None,
 ) -> ScanSet:
-    """Open one split of a data set. First version: a folder with manifest.csv (subject, split, image, labels).
+    """Open one split of a data set. Everything that can be wrong without reading voxels is found here.
+
+    Args:
+        source: a folder with manifest.csv or of label maps, a Learn2Reg dataset.json, a .json of Recursive Cascaded
+            Networks, a .csv of images or pairs (see `tables` and `rcn`), or an .npz made by `Training.prepare_data`.
+        split: "train", "val", "test", or what the source calls it.
+        spacing_mm: isotropic voxel edge. By default the smallest voxel edge, which all scans of the split must share.
+        cache: folder to keep the read split in, one file that is made anew when the source changes.
+        scheme: of a .json of Recursive Cascaded Networks, instead of the split's.
 
     Raises:
-        FileNotFoundError: no manifest.csv in `source`.
-        ValueError: the split has no scan.
+        DataError: one sentence that names the rule and what came instead.
     """
-    root = Path(source)
-    spacing_mm = spacing_mm or 2.0
-    target = Path(cache) / f"ixi-{split}.npz" if cache else None
-    if target and target.exists():
-        with np.load(target) as stored:
-            names, images, labels = [str(n) for n in stored["names"]], stored["images"], stored["labels"]
+    path = Path(source)
+    if spacing_mm is not None and not spacing_mm > 0:
+        raise DataError(f"spacing_mm must be above 0, got {spacing_mm}")
+    reader = _reader(path, split, spacing_mm, scheme)
+    pairs_possible = reader.pairs if reader.pairs is not None else [0] * (len(reader.names) - 1)
+    if reader.groups is not None and reader.pairs is None:
+        pairs_possible = [0] * (min(len(members) for _, members in reader.groups) - 1)
+    if not pairs_possible:
+        raise DataError(f"a split must hold a pair of scans, got {len(reader.names)} scan in {split!r} of {path}")
+    found = ScanSet(reader, split)
+    if cache is None or isinstance(reader, prepared.Prepared):
+        return found
+    facts = json.dumps([reader.kind, split, scheme, reader.spacing_mm, reader.pairs, reader.stamp()])
+    key = hashlib.sha256(facts.encode()).hexdigest()
+    where = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:6]
+    name = "-".join([path.stem, split, *([scheme.replace("/", "_")] if scheme else [])])
+    target = Path(cache) / f"{name}-{reader.spacing_mm:g}mm-{where}.npz"
+    if not target.exists() or _key_of(target) != key:
+        prepared.write(target, {split: found}, key)
+    return ScanSet(prepared.Prepared(target, split, None), split)
+
+
+def _key_of(target: Path) -> str | None:
+    try:
+        return prepared.about(target)["key"]
+    except DataError:
+        return None
+
+
+def _reader(path: Path, split: str, spacing_mm: float | None, scheme: str | None) -> Source:
+    if not path.exists():
+        raise DataError(f"a data set must be an existing folder or file, got {path} (not found)")
+    if path.suffix == ".json":
+        found = tables.from_json(
+            path,
+            {
+                "subsets": lambda content: Rcn(path, content, split, scheme, spacing_mm),
+                "training": lambda content: tables.from_learn2reg(path, content, split),
+                "registration_val": lambda content: tables.from_learn2reg(path, content, split),
+            },
+        )
+        if isinstance(found, Rcn):
+            return found
+    elif scheme is not None:
+        raise DataError(f"a scheme needs a .json of Recursive Cascaded Networks, got {scheme!r} for {path}")
+    elif path.suffix == ".npz":
+        return prepared.Prepared(path, split, spacing_mm)
+    elif path.suffix == ".csv":
+        found = tables.from_csv(path, split)
+    elif path.is_dir():
+        reader = tables.from_folder if (path / "manifest.csv").is_file() else tables.from_label_maps
+        found = reader(path, split)
     else:
-        rows = [r for r in csv.DictReader((root / "manifest.csv").open()) if r["split"] == split]
-        if not rows:
-            raise ValueError(f"no scan of split {split!r} in {root / 'manifest.csv'}")
-        names, images_, labels_ = [r["subject"] for r in rows], [], []
-        for row in rows:
-            image = sitk.GetArrayFromImage(sitk.DICOMOrient(sitk.ReadImage(str(root / row["image"])), "LPS"))
-            label = sitk.GetArrayFromImage(sitk.DICOMOrient(sitk.ReadImage(str(root / row["labels"])), "LPS"))
-            top = np.percentile(image, 99.95)
-            images_.append(np.clip(image * (255.0 / top), 0, 255).round().astype(np.uint8))
-            labels_.append(label.astype(np.uint8))
-        images, labels = np.stack(images_), np.stack(labels_)
-
-    def read(index: int) -> Scan:
-        return Scan(names[index], images[index], labels[index], None, spacing_mm)
-
-    return ScanSet("folder", split, names, read, spacing_mm=spacing_mm, n_labels=int(labels.max()) + 1)
+        raise DataError(f"a data set must be a folder, or a file that ends in .json, .csv or .npz, got {path}")
+    if scheme is not None:
+        raise DataError(f"a scheme needs a .json of Recursive Cascaded Networks, got {scheme!r} for {path}")
+    return tables.Files(found, spacing_mm)
