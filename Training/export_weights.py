@@ -17,7 +17,7 @@ import torch
 
 import LDRCore
 from LDRCore import weights
-from Training.data import ixi
+from Training.data.scans import open_scans
 
 WORKING_GRID = {
     "spacing_mm": 2.0,
@@ -50,7 +50,7 @@ def export(data: Path, stem_path: Path, first_path: Path, dense_path: Path, out:
             "name": "IXI (Hammersmith site), 129 training subjects, T1, 2 mm",
             "source": "brain-development.org",
             "labels": "DLMUSE automatic labels (NiChart), used as supervision on the training subjects",
-            "split_sha256": ixi.split_hash(data),
+            "split_sha256": open_scans(data, "train").identity,
         },
         "licence": "CC BY-SA 3.0 (as the IXI images); see THIRD-PARTY.md",
         "recipe": {

@@ -18,19 +18,19 @@ import numpy as np
 import torch
 
 from LDRCore.models.affine import AffineLDR
-from Training.data import ixi, views
+from Training.data import augment, views
+from Training.data.scans import ScanSet, open_scans
 
 SHAPE, SPACING_MM = (64, 64, 64), 4.0
 
 
-def centroids(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(N_LABELS, 3) centroid voxel and (N_LABELS,) size of every label; size 0 where absent."""
+def centroids(labels: np.ndarray, n_labels: int) -> tuple[np.ndarray, np.ndarray]:
+    """(n_labels, 3) centroid voxel and (n_labels,) size of every label; size 0 where absent."""
     flat = labels.reshape(-1)
-    size = np.bincount(flat, minlength=ixi.N_LABELS).astype(float)
+    size = np.bincount(flat, minlength=n_labels).astype(float)
     lines = np.ix_(*[np.arange(n) for n in labels.shape])
     sums = [
-        np.bincount(flat, weights=np.broadcast_to(line, labels.shape).reshape(-1), minlength=ixi.N_LABELS)
-        for line in lines
+        np.bincount(flat, weights=np.broadcast_to(line, labels.shape).reshape(-1), minlength=n_labels) for line in lines
     ]
     size[0] = 0
     return np.stack(sums, 1) / np.maximum(size, 1)[:, None], size
@@ -55,7 +55,7 @@ def points_mm(view: views.View, voxels: np.ndarray) -> np.ndarray:
     return voxels @ inverse[:3, :3].T + inverse[:3, 3]
 
 
-def train(data, out: Path, steps: int, batch: int, seed: int, lr: float) -> None:
+def train(data: ScanSet, out: Path, steps: int, batch: int, seed: int, lr: float) -> None:
     """Run or resume; the checkpoint holds everything that is needed to go on."""
     torch.manual_seed(seed)
     stem = AffineLDR().to(memory_format=torch.channels_last_3d)
@@ -67,10 +67,10 @@ def train(data, out: Path, steps: int, batch: int, seed: int, lr: float) -> None
         optimizer.load_state_dict(state["optimizer"])
         start, seconds = state["step"], state["seconds"]
     known = []  # centroids in voxels of the 4 mm subject
-    for label in data.labels:
-        where, size = centroids(label)
+    for scan in data:
+        where, size = centroids(scan.labels, data.n_labels)
         known.append(((where - 0.5) / 2, size))
-    subjects = views.make_subjects(data.images, data.labels, pool=2)
+    subjects = views.make_subjects(data, pool=2)
     grid = views.grid_matrix(SHAPE, SPACING_MM)
     running: list[list[float]] = []
     began = time.time()
@@ -79,13 +79,13 @@ def train(data, out: Path, steps: int, batch: int, seed: int, lr: float) -> None
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
         pairs = [random_pair(subjects, rng) for _ in range(batch)]
-        fixed = torch.cat([views.augment_intensity(views.sample_image(f, grid, SHAPE), rng) for _, _, f, _ in pairs])
+        fixed = torch.cat([augment.intensity(views.sample_image(f, grid, SHAPE), rng) for _, _, f, _ in pairs])
         mats = [np.eye(4) for _ in pairs]
         terms = []
         for _ in range(2):  # second round: what the first left over
             moving = torch.cat(
                 [
-                    views.augment_intensity(views.sample_image(m, t @ grid, SHAPE), rng)
+                    augment.intensity(views.sample_image(m, t @ grid, SHAPE), rng)
                     for (_, _, _, m), t in zip(pairs, mats, strict=True)
                 ]
             )
@@ -132,4 +132,4 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    train(ixi.load(args.data, "train", args.cache), args.out, args.steps, args.batch, args.seed, args.lr)
+    train(open_scans(args.data, "train", cache=args.cache), args.out, args.steps, args.batch, args.seed, args.lr)

@@ -27,7 +27,8 @@ from LDRCore import geometry, losses, metrics, spatial
 from LDRCore.models.cascade import Cascade
 from LDRCore.models.ldr import LDR
 from Training import train_stem
-from Training.data import ixi, views
+from Training.data import augment, views
+from Training.data.scans import open_scans
 
 SHAPE, SPACING_MM = (80, 96, 80), 2.0
 HALF = tuple(n // 2 for n in SHAPE)
@@ -116,9 +117,9 @@ def validate(model: Cascade, pairs: list[Pair]) -> tuple[list[float], float]:
     return [round(float(x), 4) for x in np.mean(rows, 0)], float(np.mean(folds))
 
 
-def loss_of(model: Cascade, pair: Pair, rng: np.random.Generator, weights: dict[str, float]):
+def loss_of(model: Cascade, pair: Pair, rng: np.random.Generator, weights: dict[str, float], n_labels: int):
     """Total loss of one pair and its terms, summed over the cascades with growing weight."""
-    fixed, moving = (views.augment_intensity(x, rng) for x in (pair.fixed, pair.moving))
+    fixed, moving = (augment.intensity(x, rng) for x in (pair.fixed, pair.moving))
     output = model(moving, fixed)
     count = len(output.composed)
     shares = [1.0] if count == 1 else [0.5] * (count - 1) + [1.0]
@@ -128,7 +129,7 @@ def loss_of(model: Cascade, pair: Pair, rng: np.random.Generator, weights: dict[
     for share, composed, increment in zip(shares, output.composed, output.increments, strict=True):
         ncc = losses.local_ncc(spatial.warp(pair.moving_half, composed), pair.fixed_half)
         where = positions(pair.half_to_moving, HALF, composed)
-        overlap = losses.label_overlap(where, pair.moving_labels, pair.fixed_labels_half, stride, n_labels=ixi.N_LABELS)
+        overlap = losses.label_overlap(where, pair.moving_labels, pair.fixed_labels_half, stride, n_labels=n_labels)
         smooth = losses.smoothness(composed) + 0.5 * losses.smoothness(increment)
         fold = losses.folding_penalty(composed)
         parts = {"ncc": ncc, "dice": overlap, "smooth": smooth, "fold": fold}
@@ -140,9 +141,9 @@ def loss_of(model: Cascade, pair: Pair, rng: np.random.Generator, weights: dict[
 def train(args: argparse.Namespace) -> None:
     """Run or resume."""
     torch.manual_seed(args.seed)
-    data, val = (ixi.load(args.data, split, args.cache) for split in ("train", "val"))
-    subjects, val_subjects = (views.make_subjects(d.images, d.labels) for d in (data, val))
-    known, val_known = ([train_stem.centroids(label) for label in d.labels] for d in (data, val))
+    data, val = (open_scans(args.data, split, cache=args.cache) for split in ("train", "val"))
+    subjects, val_subjects = (views.make_subjects(d) for d in (data, val))
+    known, val_known = ([train_stem.centroids(scan.labels, d.n_labels) for scan in d] for d in (data, val))
     model = Cascade([LDR(head="half") for _ in range(args.cascades)], multiplier=1.0, detach_images=True)
     if args.init:
         state = torch.load(args.init, weights_only=True)["model"]
@@ -176,7 +177,7 @@ def train(args: argparse.Namespace) -> None:
             group["lr"] = args.lr * ramp * max(0.01, 0.5 * (1 + math.cos(math.pi * step / args.steps)))
         pair = upcoming.result()
         upcoming = background.submit(prepare, step + 1)
-        loss, terms = loss_of(model, pair, rng, weights)
+        loss, terms = loss_of(model, pair, rng, weights, data.n_labels)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss became {loss.item()} at step {step}; terms {terms}")
         optimizer.zero_grad()

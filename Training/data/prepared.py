@@ -108,10 +108,7 @@ class Prepared:
         """One scan."""
         try:
             with np.load(self.path) as stored:
-                arrays = {}
-                for what in ARRAYS:
-                    member = f"{self.split}/{index}/{what}"
-                    arrays[what] = stored[member] if member in stored else None
+                arrays = {what: stored.get(f"{self.split}/{index}/{what}") for what in ARRAYS}
         except (OSError, ValueError, zipfile.BadZipFile):
             raise DataError(f"a prepared file must be readable, got damaged data in {self.path}") from None
         return Scan(self.names[index], arrays["image"], arrays["labels"], arrays["points"], self.spacing_mm)

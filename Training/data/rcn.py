@@ -68,8 +68,8 @@ class Rcn:
         shares = content["schemes"].get(wanted) or ({wanted: 1.0} if wanted in content["subsets"] else None)
         if not shares:
             raise DataError(
-                f"scheme must be one of {', '.join(content['schemes'])} or a subset of {', '.join(content['subsets'])}, "
-                f"got {wanted!r} for {path}"
+                f"scheme must be one of {', '.join(content['schemes'])} or "
+                f"a subset of {', '.join(content['subsets'])}, got {wanted!r} for {path}"
             )
         self.names: list[str] = []
         self.groups: list[tuple[float, list[int]]] | None = []
@@ -82,7 +82,7 @@ class Rcn:
             self.names += entries
         self.atlas = content.get("atlas")
         if len(set(self.names)) < len(self.names):
-            raise DataError(f"an entry must be listed once in the subsets of a scheme, got repeats in {wanted!r} of {path}")
+            raise DataError(f"a scheme must list an entry once, got repeats in {wanted!r} of {path}")
         if paired:
             self._pair_neighbours()
         elif self.atlas is not None:
@@ -94,7 +94,7 @@ class Rcn:
         self.pairs = []
         for _, members in self.groups:
             if len(members) % 2:
-                raise DataError(f"{PAIRED[1:]} needs subsets of an even number of scans, got {len(members)} in {self.path}")
+                raise DataError(f"{PAIRED} needs an even number of scans, got {len(members)} in {self.path}")
             for a, b in zip(members[::2], members[1::2], strict=True):
                 self.pairs += [(a, b), (b, a)]
         self.groups = None

@@ -43,7 +43,7 @@ class ScanSet:
         names: of the scans.
         spacing_mm: voxel edge of every scan.
         pairs: (fixed, moving) that the source prescribes; None where any two different scans are a pair.
-        groups: (share, members) where pairs are drawn within groups, or None. With `pairs`, members are the moving ones.
+        groups: (share, members) where pairs are drawn within groups, or None; beside `pairs` these are moving scans.
         identity: sha256 over source kind, split and sorted names, equal on every machine, for the model card.
     """
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from Training.data import volumes
 from Training.data.volumes import DataError, Item, Scan
 
@@ -162,7 +164,11 @@ def from_folder(root: Path, split: str) -> Table:
         labels = file if packed else root / row["labels"] if row.get("labels") else None
         if packed and row.get("spacing_mm"):
             x, p, i = volumes.read_header(file).spacing_mm
-            if row["spacing_mm"].split() != [f"{edge:g}" for edge in (p, x, i)]:
+            try:
+                agrees = np.allclose([float(s) for s in row["spacing_mm"].split()], (p, x, i), rtol=1e-3)
+            except ValueError:
+                agrees = False
+            if not agrees:
                 raise DataError(
                     f"spacing_mm of {row[subject]!r} must be that of its file ({p:g} {x:g} {i:g}), "
                     f"got {row['spacing_mm']!r} in {path}"

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+import torch
 
-from LDRCore import geometry, images, preprocess
+from LDRCore import geometry, images, preprocess, spatial
 from LDRCore.errors import RegistrationError
 
 FITS = 0.01  # relative deviation of spacing, and of a direction cosine, that counts as none
@@ -247,10 +248,15 @@ def load(item: Item, spacing_mm: float) -> Scan:
 
 def _resampled(image: sitk.Image, grid: geometry.Grid) -> np.ndarray:
     """Averaged towards the grid's spacing, then sampled linearly; outside the image lies its smallest value."""
-    data = preprocess.to_tensor(image)
-    low = data.min()
-    volume = preprocess.Volume(data - low, geometry.index_to_lps(image)).averaged(grid.spacing_mm[0])
-    return (volume.on(grid) + low)[0, 0].numpy()
+    native = preprocess.Volume(preprocess.to_tensor(image), geometry.index_to_lps(image))
+    volume = native.averaged(grid.spacing_mm[0])
+    matrix = torch.from_numpy((np.linalg.inv(volume.to_lps) @ grid.to_lps)[:3])
+    where = spatial.affine_coordinates(matrix, grid.shape)
+    factors = volume.spacing_mm / native.spacing_mm
+    top = torch.from_numpy(np.array(native.data.shape[2:]) / factors - 0.5).view(1, 3, 1, 1, 1)
+    inside = ((where >= -0.5) & (where <= top)).all(dim=1, keepdim=True)
+    sampled = spatial.sample(volume.data, where.float(), padding="border")
+    return torch.where(inside, sampled, native.data.min())[0, 0].numpy()
 
 
 def read_landmarks(path: Path) -> np.ndarray:
