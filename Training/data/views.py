@@ -7,13 +7,17 @@ Everything is in tensor-axis order (S, P, L).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Iterable
+from functools import cached_property
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from LDRCore import preprocess, spatial
+from Training.data import synthesis
+from Training.data.volumes import Scan
 
 
 def rotation(angles_deg: np.ndarray) -> np.ndarray:
@@ -45,26 +49,37 @@ def random_pose(
     return pose
 
 
-@dataclass
+@dataclasses.dataclass
 class Subject:
-    """What a view is made from.
+    """What a view is made from; its tensors live on one device.
 
     Attributes:
-        image: (D, H, W) float32, any scale.
-        brain: (D, H, W) bool, label > 0.
-        grown: `brain` grown by one voxel, as a generous skull-stripping tool would leave it.
-        labels: (D, H, W) int32, or None where only the image is needed.
+        image: (D, H, W), any scale; None for a label map without image, see `synthetic`.
+        brain: (D, H, W) bool, where the labels are; None without labels.
+        labels: (D, H, W) uint8 or int16; None without labels, or where only the image is needed.
+        tissues: (D, H, W), the map that an image can be synthesised from: `labels`, and in a label map without image
+            also the tissues outside of the brain.
         spacing_mm: voxel edge.
     """
 
-    image: torch.Tensor
-    brain: torch.Tensor
-    grown: torch.Tensor
+    image: torch.Tensor | None
+    brain: torch.Tensor | None
     labels: torch.Tensor | None
+    tissues: torch.Tensor | None
     spacing_mm: float
 
+    @cached_property
+    def grown(self) -> torch.Tensor:
+        """`brain` grown by one voxel, as a generous skull-stripping tool would leave it."""
+        if self.brain is None:
+            raise ValueError("a skull can only be removed where there are labels, got a scan without")
+        grown = self.brain
+        for axis in range(3):
+            grown = grown | grown.roll(1, axis) | grown.roll(-1, axis)
+        return grown
 
-@dataclass
+
+@dataclasses.dataclass
 class View:
     """One subject as delivered.
 
@@ -79,37 +94,67 @@ class View:
     to_subject: np.ndarray
 
 
-def make_subjects(images: np.ndarray, labels: np.ndarray, spacing_mm: float = 2.0, pool: int = 1) -> list[Subject]:
-    """Subjects of a split, averaged `pool`-fold (the affine stem needs no more than 4 mm)."""
-    subjects = []
-    for image_u8, label_u8 in zip(images, labels, strict=True):
-        image = torch.from_numpy(image_u8)[None, None].float()
-        brain = torch.from_numpy(label_u8 > 0)[None, None].float()
-        if pool > 1:
-            image, brain = F.avg_pool3d(image, pool), (F.avg_pool3d(brain, pool) > 0.5).float()
-        grown = brain
-        for axis in range(2, 5):
-            grown = grown.maximum(grown.roll(1, axis)).maximum(grown.roll(-1, axis))
-        kept = torch.from_numpy(label_u8).int() if pool == 1 else None
-        subjects.append(Subject(image[0, 0], brain[0, 0].bool(), grown[0, 0].bool(), kept, spacing_mm * pool))
-    return subjects
+def make_subject(scan: Scan, *, pool: int = 1, device: torch.device | str = "cpu") -> Subject:
+    """A scan on a device, averaged `pool`-fold (the affine stem needs no more than 4 mm; labels are then left out)."""
+    image = None if scan.image is None else torch.from_numpy(scan.image).to(device)
+    tissues = None if scan.labels is None else torch.from_numpy(scan.labels).to(device)
+    labels = tissues
+    if image is None and tissues is not None and tissues.dtype != torch.uint8:
+        labels = torch.where(tissues < synthesis.FIRST_OUTSIDE, tissues, 0).to(torch.uint8)
+    brain = None if labels is None else labels > 0
+    if pool > 1:
+        image = None if image is None else F.avg_pool3d(image[None, None].float(), pool)[0, 0]
+        brain = None if brain is None else F.avg_pool3d(brain[None, None].float(), pool)[0, 0] > 0.5
+        labels = tissues = None
+    return Subject(image, brain, labels, tissues, scan.spacing_mm * pool)
+
+
+def make_subjects(scans: Iterable[Scan], *, pool: int = 1, device: torch.device | str = "cpu") -> list[Subject]:
+    """All subjects of a split, see `make_subject`."""
+    return [make_subject(scan, pool=pool, device=device) for scan in scans]
+
+
+def synthetic(subject: Subject, rng: np.random.Generator, *, stripped: bool = False) -> Subject:
+    """The subject with an image of random contrast made from its labels; two calls give two contrasts."""
+    if subject.tissues is None:
+        raise ValueError("an image can only be synthesised where there are labels, got a scan without")
+    return dataclasses.replace(subject, image=synthesis.synthesise(rng, subject.tissues, stripped=stripped)[0, 0])
+
+
+def foreground_centre(normalised: torch.Tensor) -> np.ndarray:
+    """(3,) mean voxel of what is not air in a normalised (D, H, W) volume, of all voxels if all is air.
+
+    The mean of `preprocess.foreground_index`, without carrying every index to the host.
+    """
+    mask = normalised > preprocess.FOREGROUND_LEVEL
+    counts = [mask.sum(dim=[a for a in range(3) if a != axis]).cpu().numpy() for axis in range(3)]
+    if not counts[0].any():
+        return (np.array(normalised.shape) - 1) / 2
+    return np.array([(np.arange(len(c)) * c).sum() / c.sum() for c in counts])
 
 
 def make_view(subject: Subject, pose: np.ndarray, rng: np.random.Generator, *, stripped: bool, cut: bool) -> View:
-    """Deliver a subject under a pose (4x4, mm -> mm about the foreground centre of what is delivered)."""
-    volume = subject.image
+    """Deliver a subject under a pose (4x4, mm -> mm about the foreground centre of what is delivered).
+
+    Raises:
+        ValueError: no image, or a skull strip or cut without labels.
+    """
+    volume, brain = subject.image, subject.brain
+    if volume is None:
+        raise ValueError("a view needs an image, got a label map without one (see views.synthetic)")
+    if brain is None and (stripped or cut):
+        raise ValueError("a skull strip or a cut below the brain needs labels, got a scan without")
     if stripped:
-        volume = volume * (subject.grown if rng.random() < 0.5 else subject.brain)
+        volume = volume * (subject.grown if rng.random() < 0.5 else brain)
     if cut:  # a shorter field of view: slices below the brain are missing
-        bottom = int(subject.brain.flatten(1).any(1).int().argmax())
+        bottom = int(brain.flatten(1).any(1).int().argmax())
         volume = volume.clone()
         volume[: rng.integers(0, max(bottom, 1))] = 0
     low, high = preprocess.intensity_range(volume)
     volume = preprocess.normalise(volume, low, high)
-    centre = preprocess.foreground_index(volume).mean(axis=0)
     to_subject = np.eye(4)
     to_subject[:3, :3] = pose[:3, :3] / subject.spacing_mm
-    to_subject[:3, 3] = pose[:3, 3] / subject.spacing_mm + centre
+    to_subject[:3, 3] = pose[:3, 3] / subject.spacing_mm + foreground_centre(volume)
     return View(volume[None, None], subject, to_subject)
 
 
@@ -121,8 +166,18 @@ def grid_matrix(shape: tuple[int, ...], spacing_mm: float, centre_mm: np.ndarray
     return out
 
 
-def sample_image(view: View, grid_to_mm: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
-    """The view on a working grid, (1, 1, *shape); coarse grids are averaged, not picked."""
+def sample_image(
+    view: View, grid_to_mm: np.ndarray, shape: tuple[int, ...], free_form: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The view on a working grid, (1, 1, *shape); coarse grids are averaged, not picked.
+
+    Args:
+        view: what to sample.
+        grid_to_mm: (4, 4), voxel of the grid -> mm of the view.
+        shape: of the grid.
+        free_form: (1, 3, *shape) displacement u in the grid's voxels: the grid's point x shows what lies at x + u(x).
+            Labels and points sampled through the same u see the same deformation.
+    """
     matrix = view.to_subject @ grid_to_mm
     volume = view.volume
     if grid_to_mm[0, 0] >= 2 * view.subject.spacing_mm:
@@ -130,17 +185,8 @@ def sample_image(view: View, grid_to_mm: np.ndarray, shape: tuple[int, ...]) -> 
         matrix = matrix.copy()
         matrix[:3] = matrix[:3] / 2
         matrix[:3, 3] -= 0.25
-    coordinates = spatial.affine_coordinates(torch.from_numpy(matrix[:3]).float(), shape)
+    tensor = torch.from_numpy(matrix[:3]).float().to(volume.device)
+    coordinates = spatial.affine_coordinates(tensor, shape)
+    if free_form is not None:
+        coordinates = coordinates + torch.einsum("ij,bjdhw->bidhw", tensor[:, :3], free_form)
     return spatial.sample(volume, coordinates)
-
-
-def augment_intensity(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Gamma, gain, smooth bias field and noise, as between scanners. (1, 1, D, H, W) in 0..1, background kept 0."""
-    image = image.pow(float(np.exp(rng.normal(0, 0.2)))) * float(rng.uniform(0.8, 1.1))
-    if rng.random() < 0.7:
-        knots = torch.from_numpy(rng.normal(0, 0.12, (1, 1, 4, 4, 4)).astype(np.float32))
-        image = image * F.interpolate(knots, size=image.shape[2:], mode="trilinear", align_corners=True).exp()
-    if rng.random() < 0.7:
-        noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(int(rng.integers(2**62))))
-        image = torch.where(image > 0, image + noise * float(rng.uniform(0, 0.04)), image)
-    return image.clamp(0, 1)
