@@ -332,10 +332,11 @@ def run_script(main: Callable[[], None]) -> None:
     import sys
 
     from LDRCore.errors import RegistrationError
+    from Training.data.volumes import DataError
 
     try:
         main()
-    except (ConfigError, RegistrationError, NotFiniteError, FileNotFoundError, OSError) as error:
+    except (ConfigError, DataError, RegistrationError, NotFiniteError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     finally:

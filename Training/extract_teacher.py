@@ -6,7 +6,7 @@ r"""Run a teacher once over a list of pairs and store its deformations, for `Tra
 The teacher may be a checkpoint of `Training.train_teacher`, a model (name, .pt or .json card), a folder of fields or
 transforms made by ANTs, elastix, Slicer ... (FIXED|MOVING or FIXED_MOVING with any suffix that ITK reads, physical
 space of the scans' files), or "package.module:function" with (moving, fixed) -> displacement, both (1, 1, D, H, W), in
-voxels. The shape, spacing and start of the window must be those of the student. Stored is what leads from the fixed
+voxels. The shape, spacing and initial map of the window must be those of the student. Stored is what leads from the fixed
 to the moving canonical window (see `Training.pairs`), start included, as float16. An extraction that was interrupted
 goes on when started again.
 """
@@ -71,7 +71,7 @@ def teacher_of(s: ExtractSettings, source: PairSource, points: tuple[int, int, i
     else:
         loaded = weights.load_model(s.teacher)
         model, name = loaded.cascade, f"{loaded.name} {loaded.card['sha256'][:16]}"
-        model.stem = None if s.start == "stem" else model.stem
+        model.stem = None if s.initial == "stem" else model.stem
     if any(n % model.multiple for n in s.shape):
         raise ConfigError(f"every axis of shape must be a multiple of {model.multiple} for the teacher, got {s.shape}")
     model = model.to(source.device).eval()
@@ -127,8 +127,8 @@ def extract(s: ExtractSettings) -> Path:
         "teacher": name,
         "shape": list(s.shape),
         "spacing_mm": s.spacing_mm,
-        "start": s.start,
-        "stem": s.stem if s.start == "stem" else None,
+        "initial": s.initial,
+        "stem": s.stem if s.initial == "stem" else None,
         "stripped": s.stripped,
         "data_identity": source.scans.identity,
         "split": s.split,

@@ -15,7 +15,14 @@ from Training import engine
 from Training.config import ConfigError, option
 from Training.pairs import LabelPair, PairSource, Sample
 
-SIMILARITIES = {"correlation": losses.correlation, "local_ncc": losses.local_ncc}
+
+
+def _no_similarity(warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+    """For images of unlike contrast, which labels alone bring together."""
+    return warped.new_zeros(())
+
+
+SIMILARITIES = {"correlation": losses.correlation, "local_ncc": losses.local_ncc, "none": _no_similarity}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +37,7 @@ class ModelSettings:
     affine_options: tuple[str, ...] = option((), "its options")
     detach: bool = option(False, "no gradient through the images that later cascades see (cheaper)")
     init: str | None = option(None, "start from a checkpoint's or a model's networks (as many or fewer cascades)")
-    similarity: str = option("correlation", '"correlation" (global, Eq. 9-11) or "local_ncc"')
+    similarity: str = option("correlation", '"correlation" (global, Eq. 9-11), "local_ncc" or "none"')
     every_cascade: bool = option(False, "similarity, overlap and folding after every cascade, not only the last")
     smooth: float = option(0.0, "weight of the smoothness of the composed displacement")
     smooth_each: float = option(1.0, "weight of the smoothness of every network's own displacement")
@@ -42,6 +49,8 @@ class ModelSettings:
     def __post_init__(self) -> None:
         if self.similarity not in SIMILARITIES:
             raise ConfigError(f"similarity must be one of {sorted(SIMILARITIES)}, got {self.similarity!r}")
+        if self.similarity == "none" and not self.dice:
+            raise ConfigError("similarity none needs dice > 0 (labels then drive the training), got dice = 0")
         if self.cascades < 1:
             raise ConfigError(f"cascades must be at least 1, got {self.cascades}")
 
@@ -174,15 +183,15 @@ def _overlap(composed: torch.Tensor, batch: Sample, grid, stride: int, n_labels:
 
 
 @torch.no_grad()
-def validate(model: Cascade, source: PairSource, count: int) -> dict[str, float]:
-    """Mean figures over the first pairs of a split, each on its canonical window without augmentation.
+def validate(model: Cascade, source: PairSource) -> dict[str, float]:
+    """Mean figures over the pairs of `pairs.validation_pairs`, each on its canonical window without augmentation.
 
     Dice (all labels of the window, nearest) with the start alone and after every cascade where there are labels,
     correlation always, and the folding fraction of the last cascade.
     """
     rows: list[dict[str, float]] = []
-    for k in range(count):
-        sample = source.sample(0, k, plain=source.pairs is not None)
+    for k in range(len(source.pairs or [])):
+        sample = source.sample(0, k, plain=True)
         output = model(sample.moving, sample.fixed)
         row: dict[str, float] = {}
         fields = [None, *output.composed]

@@ -29,7 +29,7 @@ from Training.config import ConfigError, option
 from Training.data import augment, views
 from Training.data.scans import ScanSet, open_scans
 
-STARTS = ("grid", "centred", "centroids", "stem")
+INITIALS = ("grid", "centred", "centroids", "stem")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,10 +44,12 @@ class PairSettings:
     cache: Path | None = option(Path(".cache"), "folder for what is read once and kept")
     shape: tuple[int, int, int] = option((80, 96, 80), "window, voxels along S, P, L")
     spacing_mm: float = option(2.0, "voxel edge of the window")
+    scan_spacing_mm: float | None = option(None, "voxel edge that scans are read at; none: their own (`pairs`: the window's)")
+    synthesis: bool = option(False, "make the images from the labels, a new contrast for each")
     n_pairs: int | None = option(None, "train on so many pairs, drawn once; none: any two scans at every step")
-    start: str = option("stem", f"map between the scans before the networks: one of {', '.join(STARTS)}")
-    stem: str = option("brain-t1", "model whose stem gives the start, where start is stem")
-    jitter_deg: float = option(4.0, "the start is disturbed by up to so many degrees about each axis,")
+    initial: str = option("stem", f"map between the scans before the networks: one of {', '.join(INITIALS)}")
+    stem: str = option("brain-t1", "model whose stem gives that map, where initial is stem")
+    jitter_deg: float = option(4.0, "that map is disturbed by up to so many degrees about each axis,")
     jitter_mm: float = option(4.0, "so many millimetres,")
     jitter_scale: float = option(0.04, "and so much scale (half of it shear)")
     pose_deg: float = option(12.0, "the window is turned in the fixed scan by up to so much,")
@@ -64,8 +66,8 @@ class PairSettings:
     def __post_init__(self) -> None:
         if (self.data is None) == (self.pairs is None):
             raise ConfigError(f"one of data and pairs must be given, got data={self.data} and pairs={self.pairs}")
-        if self.start not in STARTS:
-            raise ConfigError(f"start must be one of {STARTS}, got {self.start!r}")
+        if self.initial not in INITIALS:
+            raise ConfigError(f"initial must be one of {INITIALS}, got {self.initial!r}")
         if self.loss_stride not in (1, 2):
             raise ConfigError(f"loss_stride must be 1 or 2, got {self.loss_stride}")
         if any(n % 16 for n in self.shape):
@@ -206,23 +208,29 @@ class PairSource:
         self.settings, self.seed, self.device, self.teacher = settings, seed, device, teacher
         self.with_labels, self.field_shape = labels, field_shape
         source = settings.pairs or settings.data
-        try:
-            self.scans: ScanSet = open_scans(
-                source, split, spacing_mm=None, cache=settings.cache, scheme=settings.scheme
-            )
-        except (ValueError, FileNotFoundError) as error:
-            raise ConfigError(str(error)) from None
-        if len(self.scans) < 2:
-            raise ConfigError(f"split {split!r} must hold at least two scans, got {len(self.scans)} in {source}")
+        spacing = settings.scan_spacing_mm or (settings.spacing_mm if settings.pairs else None)
+        self.scans: ScanSet = open_scans(
+            source, split, spacing_mm=spacing, cache=settings.cache, scheme=settings.scheme
+        )
         first = self.scans[0]
-        if first.labels is None and (settings.start == "centroids" or settings.stripped > 0):
-            rule = "start = centroids" if settings.start == "centroids" else "stripped > 0"
-            raise ConfigError(f"{rule} needs labels, got none for {first.name} in {source}")
+        for wanted, rule in (
+            (settings.initial == "centroids", "initial = centroids"),
+            (settings.stripped > 0, "stripped > 0"),
+            (settings.cut > 0, "cut > 0"),
+            (settings.synthesis, "synthesis"),
+            (labels, "dice > 0"),
+        ):
+            if wanted and first.labels is None:
+                raise ConfigError(f"{rule} needs labels, got none for {first.name} in {source}")
+        if first.image is None and not settings.synthesis:
+            raise ConfigError(f"a data set without images needs synthesis = true, got {source}")
+        if first.image is None and settings.initial == "stem":
+            raise ConfigError(f"initial = stem needs images, got label maps alone in {source}")
         self.subject = lru_cache(maxsize=512)(self._subject)
         self._prepared = lru_cache(maxsize=256)(self._prepare)
         self._centroids = lru_cache(maxsize=None)(self._centroids_of)
         self.canonical = lru_cache(maxsize=None)(self._canonical)
-        self._stem = weights.load_model(settings.stem, str(device)) if settings.start == "stem" else None
+        self._stem = weights.load_model(settings.stem, str(device)) if settings.initial == "stem" else None
         self._starts: dict[tuple[int, int], np.ndarray] = {}
         self.pairs = self._list_pairs(keys)
         if self._stem is not None and self.pairs is not None:
@@ -264,15 +272,15 @@ class PairSource:
     def _canonical(self, index: int) -> np.ndarray:
         """Canonical window of a scan: 4x4, window voxel -> scan voxel."""
         scan = self.scans[index]
-        if self.settings.start == "grid":
-            centre = (np.array(scan.image.shape) - 1) / 2
+        if self.settings.initial == "grid":
+            centre = (np.array(scan.shape) - 1) / 2
         else:
             subject = self.subject(index)
-            if scan.labels is None:
+            if subject.brain is None:
                 body = preprocess.normalise(subject.image, *preprocess.intensity_range(subject.image))
             else:
                 body = subject.brain.float()
-            centre = preprocess.foreground_index(body).mean(axis=0)
+            centre = views.foreground_centre(body)
         return views.grid_matrix(self.settings.shape, self.settings.spacing_mm / scan.spacing_mm, centre)
 
     def _prepare(self, index: int) -> preprocess.PreparedImage:
@@ -305,7 +313,7 @@ class PairSource:
         return self._starts[fixed, moving]
 
     def _find_start(self, fixed: int, moving: int) -> np.ndarray:
-        kind = self.settings.start
+        kind = self.settings.initial
         if kind == "grid":
             return np.eye(4)
         if kind == "centred":
@@ -314,7 +322,7 @@ class PairSource:
             (x, size_x), (y, size_y) = self._centroids(fixed), self._centroids(moving)
             both = (size_x > 0) & (size_y > 0)
             if both.sum() < 4:
-                raise ConfigError(f"start = centroids needs four common labels, got fewer in {self.key(fixed, moving)}")
+                raise ConfigError(f"initial = centroids needs four common labels, got fewer in {self.key(fixed, moving)}")
             return geometry.fit_affine(x[both], y[both], np.minimum(size_x, size_y)[both] ** 0.25)
         assert self._stem is not None
         f, m = self._prepared(fixed), self._prepared(moving)
@@ -411,7 +419,10 @@ class PairSource:
         found = []
         for index, stripped in zip((fixed, moving), strip, strict=True):
             cut = not plain and rng.random() < s.cut
-            view = views.make_view(self.subject(index), np.eye(4), rng, stripped=bool(stripped), cut=cut)
+            subject = self.subject(index)
+            if s.synthesis:
+                subject = views.synthetic(subject, rng, stripped=bool(stripped))
+            view = views.make_view(subject, np.eye(4), rng, stripped=bool(stripped), cut=cut)
             found.append(view.volume)
         return found
 
@@ -442,6 +453,20 @@ class PairSource:
                 ready = upcoming[1] if upcoming and upcoming[0] == step else background.submit(make, step)
                 upcoming = (step + 1, background.submit(make, step + 1))
                 yield step, ready.result()
+
+
+def defaults(given: dict[str, Any]) -> dict[str, Any]:
+    """Keys that follow from others: one's own pairs are not split unless a split to validate on is named."""
+    return {"val_split": None} if given.get("pairs") else {}
+
+
+def validation_pairs(settings: PairSettings, device: torch.device) -> PairSource:
+    """The same few pairs of the validation split at every call."""
+    assert settings.val_split
+    few = dataclasses.replace(settings, n_pairs=settings.val_pairs)
+    source = PairSource(few, settings.val_split, 7, device)
+    source.pairs = source.pairs[: settings.val_pairs] if source.pairs else None
+    return source
 
 
 def _about(middle: np.ndarray, pose_mm: np.ndarray, spacing_mm: float) -> np.ndarray:

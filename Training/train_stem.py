@@ -81,8 +81,8 @@ def train(s: StemSettings) -> None:
     stem = AffineLDR().to(device, memory_format=torch.channels_last_3d)
     optimizer = engine.adam(stem.parameters(), s.lr)
     scans = open_scans(s.data, s.split, cache=s.cache)
-    if scans[0].labels is None:
-        raise config.ConfigError(f"the stem is trained on label centroids, got no labels for {scans.names[0]}")
+    if scans[0].labels is None or scans[0].image is None:
+        raise config.ConfigError(f"the stem is trained on label centroids, got no labels or no image for {scans.names[0]}")
     known = []  # centroids in voxels of the subject, which is averaged to half its resolution
     for k in range(len(scans)):
         where, size = centroids(scans[k].labels, scans.n_labels)

@@ -27,7 +27,7 @@ from LDRCore.models.discriminator import Discriminator
 from LDRCore.teacher_store import TeacherStore
 from Training import config, engine, objectives
 from Training.config import option
-from Training.pairs import PairSettings, PairSource, Sample
+from Training.pairs import PairSettings, PairSource, Sample, defaults, validation_pairs
 
 PRESETS = {"ct": CT, "mri": MRI}
 OBJECTIVES = ("critic", "paper", "none")
@@ -122,7 +122,7 @@ def train(s: StudentSettings) -> None:
     source = PairSource(
         s, s.split, s.seed, device, labels=s.dice > 0, teacher=teacher, field_shape=field_shape
     )
-    val = PairSource(s, s.val_split, 7, device) if s.val_split and rank.leads else None
+    val = validation_pairs(s, device) if s.val_split and rank.leads else None
     student = Distillation(s, model, field_shape, device, rank)
     with engine.Run(s, student.parts, rank) as run:
         run.facts = {"architecture": s.architecture(), "data_identity": source.scans.identity}
@@ -137,7 +137,7 @@ def train(s: StudentSettings) -> None:
             run.log(step, student.update(step, loss, output.displacement, batch))
             run.picture(step, lambda b=batch, o=output: objectives.picture(b, o.displacement))
             if val is not None and ((step + 1) % s.val_every == 0 or step + 1 == s.steps):
-                run.note(step + 1, objectives.validate(model, val, s.val_pairs))
+                run.note(step + 1, objectives.validate(model, val))
 
 
 def check_teacher(teacher: TeacherStore, s: StudentSettings) -> None:
@@ -156,22 +156,22 @@ def check_teacher(teacher: TeacherStore, s: StudentSettings) -> None:
 
 def from_card(given: dict[str, Any]) -> dict[str, Any]:
     """What `init` already fixes when it names a model: its architecture and working grid."""
-    source = given.get("init")
+    source, found = given.get("init"), defaults(given)
     if not source or (source not in weights.list_models() and not Path(source).with_suffix(".json").exists()):
-        return {}
+        return found
     card = weights.model_info(source)
     network = card["architecture"]["network"]
     network = {"name": network} if isinstance(network, str) else network
-    found = {
+    found |= {
         "network": network["name"],
         "options": tuple(f"{k}={v}" for k, v in network.items() if k != "name"),
         "cascades": card["architecture"]["cascades"],
         "multiplier": card["architecture"].get("multiplier"),
         "spacing_mm": card["working_grid"]["spacing_mm"],
-        "start": "stem",
+        "initial": "stem",
         "stem": str(source),
     }
-    return {k: v for k, v in found.items() if v is not None}
+    return found
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ r"""Train a teacher: RCN (affine stem and n base networks, end to end), VTN, Vox
     torchrun --nproc-per-node 4 -m Training.train_teacher --config ... --batch 4
 
 Similarity on the last warped image, smoothness of every dense displacement (paper, section III; RCN). The affine stage
-is either trained along (`affine`, losses on determinant and orthogonality) or a stem that exists (`start = "stem"`).
+is either trained along (`affine`, losses on determinant and orthogonality) or a stem that exists (`initial = "stem"`).
 A run that is started again with the same keys continues. `Training.extract_teacher` stores the fields.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from Training import config, engine, objectives
-from Training.pairs import PairSettings, PairSource
+from Training.pairs import PairSettings, PairSource, defaults, validation_pairs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ def train(s: TeacherSettings) -> None:
     optimizer = engine.adam(model.parameters(), s.lr)
     share = rank.share(s.batch)
     source = PairSource(s, s.split, s.seed, device, labels=s.dice > 0)
-    val = PairSource(s, s.val_split, 7, device) if s.val_split and rank.leads else None
+    val = validation_pairs(s, device) if s.val_split and rank.leads else None
     with engine.Run(s, {"model": model, "optimizer": optimizer}, rank) as run:
         run.facts = {"architecture": s.architecture(), "data_identity": source.scans.identity}
         learner = engine.parallel(model, rank, device)
@@ -57,12 +57,12 @@ def train(s: TeacherSettings) -> None:
             optimizer.step()
             run.picture(step, lambda b=batch, o=output: objectives.picture(b, o.displacement))
             if val is not None and ((step + 1) % s.val_every == 0 or step + 1 == s.steps):
-                run.note(step + 1, objectives.validate(model, val, s.val_pairs))
+                run.note(step + 1, objectives.validate(model, val))
 
 
 def main() -> None:
     """Read the configuration and train."""
-    train(config.load(TeacherSettings, sys.argv[1:], __doc__))
+    train(config.load(TeacherSettings, sys.argv[1:], __doc__, defaults))
 
 
 if __name__ == "__main__":
