@@ -11,10 +11,12 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
+from LDRCore import images
 from LDRCore.errors import RegistrationError
 
 SLAB_VOXELS = 2_000_000  # of a Jacobian map made at once
@@ -210,7 +212,7 @@ def read_transform(path: str) -> sitk.Transform:
     """A transform file (.h5, .tfm, .mat, .xfm) or a displacement field image (.nii.gz, .nrrd, .mha) as a transform.
 
     Raises:
-        RegistrationError: missing, unreadable, or a field without 3 components.
+        RegistrationError: missing, unreadable, or a field without 3 components or with NaN or infinite values.
     """
     if not os.path.isfile(path):
         raise RegistrationError(f"the transform must be an existing file, got {path} (not found)")
@@ -230,6 +232,10 @@ def read_transform(path: str) -> sitk.Transform:
             "a displacement field must be 3D with 3 components a voxel, "
             f"got {field.GetDimension()}D with {field.GetNumberOfComponentsPerPixel()}"
         )
+    values = sitk.GetArrayViewFromImage(field)
+    wrong = images.count_non_finite(values) or images.count_non_finite_in_nifti(Path(path))
+    if wrong:
+        raise RegistrationError(f"a displacement field must hold only finite values, got {wrong} others in {path}")
     return sitk.DisplacementFieldTransform(field)
 
 
@@ -243,6 +249,36 @@ def displacement_field_image(transform: sitk.Transform, reference: sitk.Image) -
         reference.GetSpacing(),
         reference.GetDirection(),
     )
+
+
+def transform_on_grid(transform_or_path: sitk.Transform | str | os.PathLike[str], grid: Grid) -> np.ndarray:
+    """Any transform, or the file of one, as a displacement of a working grid: a teacher can come from any program.
+
+    Takes what ITK reads: transforms (.h5, .tfm, .mat, .xfm) and displacement field images in mm LPS (ANTs' Warp.nii.gz,
+    the deformationField of elastix, SimpleITK, Slicer), on any grid. ITK's rule holds outside a field's own grid:
+    nothing moves there, so a field should cover the working grid.
+
+    Args:
+        transform_or_path: fixed -> moving.
+        grid: of the fixed image.
+
+    Returns:
+        (3, d, h, w) float32, voxels of `grid` along its tensor axes: ``T(x) - x`` at every voxel.
+
+    Raises:
+        RegistrationError: see `read_transform`; not 3D; or a transform that is not finite on the grid.
+    """
+    transform = transform_or_path
+    if not isinstance(transform, sitk.Transform):
+        transform = read_transform(os.fspath(transform))
+    if transform.GetDimension() != 3:
+        raise RegistrationError(f"the transform must be 3D, got {transform.GetDimension()}D")
+    field = displacement_field_image(transform, grid.reference_image())
+    displacement = lps_to_displacement(sitk.GetArrayViewFromImage(field), grid)
+    wrong = images.count_non_finite(displacement)
+    if wrong:
+        raise RegistrationError(f"the transform must be finite on the grid, got {wrong} values that are not")
+    return displacement
 
 
 def jacobian_determinant_image(field: sitk.Image) -> sitk.Image:
