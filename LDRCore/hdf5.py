@@ -6,12 +6,12 @@ h5py is needed here and nowhere else in the package; it is imported when the fir
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from LDRCore.errors import RegistrationError
 FORMAT = "LDRCore teacher deformations"
 VERSION = 1
 FILTERS: dict[str, Any] = {"shuffle": True, "compression": "gzip", "compression_opts": 4}  # see Training.measure_store
-ERRORS = (OSError, RuntimeError)  # what HDF5 raises where a file cannot be read or written
+ERRORS = (OSError, RuntimeError)  # what HDF5 raises where a file cannot be read
 
 
 def require_h5py() -> Any:
@@ -110,32 +110,61 @@ def whole_file(path: Path) -> Iterator[Path]:
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         part.replace(path)
-        if os.name == "posix":  # elsewhere a folder cannot be synchronised
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    except ERRORS as error:
+        _sync_folder(path.parent)
+    except OSError as error:
         raise unwritable(path, error) from None
     finally:
-        if part.exists():
-            os.truncate(part, 0)  # HDF5 keeps a file open that it could not close, and with it the space
-            part.unlink()
+        part.unlink(missing_ok=True)
 
 
-def unwritable(path: Path, error: Exception) -> RegistrationError:
+def _sync_folder(folder: Path) -> None:
+    """Let a renaming survive a power failure, where the system can."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):  # not every file system can
+        os.fsync(handle)
+    os.close(handle)
+
+
+class Sink(io.FileIO):
+    """A file for h5py to write to that keeps a failed write to itself until it is asked.
+
+    HDF5 cannot close a file that it cannot write: it keeps it open, or crashes when the process ends.
+    """
+
+    _error: OSError | None = None
+
+    def write(self, values: Any) -> int:
+        """Write everything; after the first failure nothing."""
+        view = memoryview(values).cast("B")
+        done = 0
+        while done < len(view) and self._error is None:
+            try:
+                done += super().write(view[done:])
+            except OSError as error:
+                self._error = error
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size, as HDF5 does when it closes a file; after the first failure not."""
+        return super().truncate(size) if self._error is None else self.tell()
+
+    def check(self) -> None:
+        """Raise the first failure, if there was one."""
+        if self._error is not None:
+            raise self._error
+
+
+def unwritable(path: Path, error: OSError) -> RegistrationError:
     """One sentence for a file that the system did not let us write."""
-    number = getattr(error, "errno", None)
-    if number is None:  # HDF5 tells it in its text only
-        found = re.search(r"errno = (\d+)", str(error))
-        number = int(found[1]) if found else None
-    if number in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return RegistrationError(
             f"the disk must have room for {path}, got a full one ({free_bytes(path) / 1e6:,.1f} MB free)"
         )
-    why = os.strerror(number) if number else reason(error)
-    return RegistrationError(f"a teacher store must lie where files can be written, got {path} ({why})")
+    return RegistrationError(
+        f"a teacher store must lie where files can be written, got {path} ({error.strerror or error})"
+    )
 
 
 def require_free(path: Path, needed: int, what: str) -> None:

@@ -16,6 +16,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -272,7 +273,8 @@ class TeacherStoreWriter:
             raise RegistrationError(f"a teacher store must hold at least one pair, got none for {self.path}")
         if self._sources() != [self.path]:
             hdf5.require_free(self.path, self._stored_bytes(), f"merging {len(self._written)} pairs")
-            self._merge()
+            with ThreadPoolExecutor(1) as pool:  # where Ctrl-C cannot break into HDF5 while it writes
+                pool.submit(self._merge).result()
             for part in self._part_files():
                 part.unlink(missing_ok=True)
         self._remove_folder_if_empty()
@@ -318,7 +320,7 @@ class TeacherStoreWriter:
             return
         files = self._part_files()
         target = self._parts / f"{int(files[-1].stem) + 1 if files else 0:05d}.h5"
-        buffer = io.BytesIO()  # not straight to disk: HDF5 leaves a file open that it could not write
+        buffer = io.BytesIO()  # not straight to disk: see hdf5.Sink
         h5, data = hdf5.create(buffer, self.shape, self.meta, list(self._pending))
         with h5:
             for row, values in enumerate(self._pending.values()):
@@ -329,17 +331,18 @@ class TeacherStoreWriter:
         self._pending.clear()
 
     def _merge(self) -> None:
-        """The compressed chunks of everything on disk, as they are; of a key that was written again the last one."""
-        latest = {key: store.path for store in self._stored() for key in store.keys}
-        row_of = {key: row for row, key in enumerate(latest)}
-        with hdf5.whole_file(self.path) as part:
-            h5, data = hdf5.create(part, self.shape, self.meta, list(latest))
+        """The compressed chunks of everything on disk, as they are; what was written again replaces what was there."""
+        keys = list(dict.fromkeys(key for store in self._stored() for key in store.keys))
+        row_of = {key: row for row, key in enumerate(keys)}
+        with hdf5.whole_file(self.path) as part, hdf5.Sink(part, "w+") as sink:
+            h5, data = hdf5.create(sink, self.shape, self.meta, keys)
             with h5:
                 for store in self._stored():
                     for row, key in enumerate(store.keys):
-                        if latest[key] == store.path:
-                            mask, chunk = store.compressed(row)
-                            data.id.write_direct_chunk((row_of[key], 0, 0, 0, 0), chunk, mask)
+                        mask, chunk = store.compressed(row)
+                        data.id.write_direct_chunk((row_of[key], 0, 0, 0, 0), chunk, mask)
+                        sink.check()
+            sink.check()
 
     def _remove_folder_if_empty(self) -> None:
         if self._parts.is_dir() and not any(self._parts.iterdir()):
