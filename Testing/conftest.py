@@ -48,11 +48,11 @@ def tiny_brains(tmp_path_factory) -> Path:
         labels = np.where(radius < 0.85, part, 0).astype(np.uint8)
         values = np.where(radius < 0.85, 60 + 25 * part + 10 * np.sin(6 * x[0]), np.where(radius < 1.1, 30, 0))
         values = np.clip(values + rng.normal(0, 1.5, values.shape) * (values > 0), 0, 255)
+        origin = rng.uniform(-60, 60, 3).tolist()
         for name, array in (("image", values.astype(np.int16)), ("labels", labels)):
             volume = sitk.GetImageFromArray(array)
             volume.SetSpacing((2.0, 2.0, 2.0))
-            volume.SetOrigin([float(v) for v in rng.uniform(-60, 60, 3)] if name == "image" else origin)
-            origin = volume.GetOrigin()
+            volume.SetOrigin(origin)
             sitk.WriteImage(volume, str(root / f"s{number}-{name}.nii.gz"))
         rows.append(f"s{number},{'train' if number < 4 else 'val'},s{number}-image.nii.gz,s{number}-labels.nii.gz")
     (root / "manifest.csv").write_text("\n".join(rows) + "\n")

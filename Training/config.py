@@ -29,7 +29,7 @@ class ConfigError(ValueError):
     """A key or value that a script cannot use, as one sentence."""
 
 
-def option(default: Any = dataclasses.MISSING, help: str = "") -> Any:  # noqa: A002
+def option(default: Any = dataclasses.MISSING, help: str = "") -> Any:
     """A dataclass field with a line of help; without default the user must give it."""
     return dataclasses.field(default=default, metadata={"help": help})
 

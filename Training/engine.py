@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
+from LDRCore import hdf5
 from Training.config import ConfigError, as_dict, option
 
 
@@ -196,8 +197,20 @@ class Run:
         self._handlers: dict[int, Any] = {}
         self._board: Any = None
         self.facts: dict[str, Any] = {}
+        if self.rank.leads:
+            self._require_room()
         if settings.out.exists():
             self._resume(read_checkpoint(settings.out))
+
+    def _require_room(self) -> None:
+        """Refuse to begin where a checkpoint and its successor would not fit.
+
+        Raises:
+            RegistrationError: naming what is needed and what is free.
+        """
+        tensors = [p for part in self.parts.values() if isinstance(part, nn.Module) for p in part.parameters()]
+        size = 3 * sum(t.numel() * t.element_size() for t in tensors)  # Adam keeps two moments of each
+        hdf5.require_free(self.settings.out.absolute(), 2 * size, f"checkpoints of {self.settings.out.name}")
 
     def _resume(self, state: dict[str, Any]) -> None:
         before, now = state["config"], as_dict(self.settings)
@@ -231,7 +244,9 @@ class Run:
         from tqdm import tqdm
 
         began, before = time.monotonic(), self.seconds
-        bar = tqdm(total=self.settings.steps, initial=self.step, disable=not self.rank.leads, mininterval=5, unit="step")
+        bar = tqdm(
+            total=self.settings.steps, initial=self.step, disable=not self.rank.leads, mininterval=5, unit="step"
+        )
         self._bar = bar
         try:
             while self.step < self.settings.steps and not self.stopped:

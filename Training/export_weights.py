@@ -29,8 +29,11 @@ class ExportSettings:
     """What goes into the model and its card."""
 
     dense: Path = option(help="checkpoint of Training.train_student or train_teacher")
-    stem: str | None = option(None, "model, or checkpoint of Training.train_stem, whose stem comes first; "
-                              "none where the checkpoint has a stem of its own, or none is wanted")
+    stem: str | None = option(
+        None,
+        "model, or checkpoint of Training.train_stem, whose stem comes first; "
+        "none where the checkpoint has a stem of its own, or none is wanted",
+    )
     first: Path | None = option(None, "checkpoint that `dense` was started from (its steps and hours are recorded)")
     out: Path = option(help="folder to write NAME.pt and NAME.json into")
     name: str = option(help="of the model")

@@ -1,13 +1,13 @@
 r"""Run a teacher once over a list of pairs and store its deformations, for `Training.train_student --teacher`.
 
-    python -m Training.extract_teacher --config Training/configs/teacher-brain-t1.toml --teacher runs/teacher.pt \
-        --data DIR --n_pairs 1000 --out teacher.h5
+    python -m Training.extract_teacher --config Training/configs/teacher-brain-t1.toml --data DIR \
+        --teacher runs/teacher.pt --n_pairs 1000 --out teacher.h5
 
 The teacher may be a checkpoint of `Training.train_teacher`, a model (name, .pt or .json card), a folder of fields or
 transforms made by ANTs, elastix, Slicer ... (FIXED|MOVING or FIXED_MOVING with any suffix that ITK reads, physical
 space of the scans' files), or "package.module:function" with (moving, fixed) -> displacement, both (1, 1, D, H, W), in
-voxels. The shape, spacing and initial map of the window must be those of the student. Stored is what leads from the fixed
-to the moving canonical window (see `Training.pairs`), start included, as float16. An extraction that was interrupted
+voxels. The shape and spacing of the window must be those of the student. Stored is what leads from the fixed to the
+moving canonical window (see `Training.pairs`), the initial map included, as float16. An extraction that was interrupted
 goes on when started again.
 """
 
@@ -91,9 +91,7 @@ def from_network(function, source: PairSource, fixed: int, moving: int, points: 
     return between(spatial.upsample(displacement, points), source.settings.shape, to_canonical)
 
 
-def from_disk(
-    folder: Path, source: PairSource, fixed: int, moving: int, points: tuple[int, int, int]
-) -> torch.Tensor:
+def from_disk(folder: Path, source: PairSource, fixed: int, moving: int, points: tuple[int, int, int]) -> torch.Tensor:
     """A transform in physical space (LPS mm, fixed -> moving), as it is stored.
 
     Raises:

@@ -16,7 +16,6 @@ from Training.config import ConfigError, option
 from Training.pairs import LabelPair, PairSource, Sample
 
 
-
 def _no_similarity(warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
     """For images of unlike contrast, which labels alone bring together."""
     return warped.new_zeros(())

@@ -36,7 +36,9 @@ INITIALS = ("grid", "centred", "centroids", "stem")
 class PairSettings:
     """Keys that say which pairs to train on and how they are made."""
 
-    data: Path | None = option(None, "data set: folder with manifest.csv, dataset.json, RCN .json, .csv, or a prepared cache")
+    data: Path | None = option(
+        None, "data set: folder with manifest.csv, dataset.json, RCN .json, .csv, or a prepared cache"
+    )
     pairs: Path | None = option(None, "CSV of one's own pairs (fixed, moving, ...), used instead of `data`")
     scheme: str | None = option(None, "scheme or subset of an RCN .json")
     split: str = option("train", "split to train on")
@@ -44,7 +46,9 @@ class PairSettings:
     cache: Path | None = option(Path(".cache"), "folder for what is read once and kept")
     shape: tuple[int, int, int] = option((80, 96, 80), "window, voxels along S, P, L")
     spacing_mm: float = option(2.0, "voxel edge of the window")
-    scan_spacing_mm: float | None = option(None, "voxel edge that scans are read at; none: their own (`pairs`: the window's)")
+    scan_spacing_mm: float | None = option(
+        None, "voxel edge that scans are read at; none: their own (`pairs`: the window's)"
+    )
     synthesis: bool = option(False, "make the images from the labels, a new contrast for each")
     n_pairs: int | None = option(None, "train on so many pairs, drawn once; none: any two scans at every step")
     initial: str = option("stem", f"map between the scans before the networks: one of {', '.join(INITIALS)}")
@@ -322,7 +326,9 @@ class PairSource:
             (x, size_x), (y, size_y) = self._centroids(fixed), self._centroids(moving)
             both = (size_x > 0) & (size_y > 0)
             if both.sum() < 4:
-                raise ConfigError(f"initial = centroids needs four common labels, got fewer in {self.key(fixed, moving)}")
+                raise ConfigError(
+                    f"initial = centroids needs four common labels, got fewer in {self.key(fixed, moving)}"
+                )
             return geometry.fit_affine(x[both], y[both], np.minimum(size_x, size_y)[both] ** 0.25)
         assert self._stem is not None
         f, m = self._prepared(fixed), self._prepared(moving)
@@ -394,7 +400,9 @@ class PairSource:
             targets = [_image_at(volumes[0], window, coarse), _image_at(volumes[1], to_moving, through)]
         if s.intensity and not plain:
             images = [augment.intensity(image, rng) for image in images]
-        labels = self._labels(fixed, moving, window, to_moving, coarse, free_form) if plain or self.with_labels else None
+        labels = (
+            self._labels(fixed, moving, window, to_moving, coarse, free_form) if plain or self.with_labels else None
+        )
         deformation = None
         if teacher:
             assert self.teacher is not None
@@ -477,9 +485,7 @@ def _about(middle: np.ndarray, pose_mm: np.ndarray, spacing_mm: float) -> np.nda
     return out
 
 
-def behind(
-    stored: torch.Tensor, shape: tuple[int, ...], points: tuple[int, ...], matrix: np.ndarray
-) -> torch.Tensor:
+def behind(stored: torch.Tensor, shape: tuple[int, ...], points: tuple[int, ...], matrix: np.ndarray) -> torch.Tensor:
     """A stored deformation as what is left of it behind a start.
 
     Args:
@@ -517,8 +523,7 @@ def centroids(labels: np.ndarray, n_labels: int) -> tuple[np.ndarray, np.ndarray
     size = np.bincount(flat, minlength=n_labels).astype(float)
     lines = np.ix_(*[np.arange(n) for n in labels.shape])
     sums = [
-        np.bincount(flat, weights=np.broadcast_to(line, labels.shape).reshape(-1), minlength=n_labels)
-        for line in lines
+        np.bincount(flat, weights=np.broadcast_to(line, labels.shape).reshape(-1), minlength=n_labels) for line in lines
     ]
     size[0] = 0
     return np.stack(sums, 1) / np.maximum(size, 1)[:, None], size
@@ -531,5 +536,3 @@ def collate(samples: list[Sample]) -> Sample:
     teachers = [s.teacher for s in samples if s.teacher is not None]
     teacher = torch.cat(teachers) if teachers else None
     return Sample(*tensors, [s.labels[0] for s in samples], teacher, [s.keys[0] for s in samples])
-
-

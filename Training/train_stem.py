@@ -82,7 +82,9 @@ def train(s: StemSettings) -> None:
     optimizer = engine.adam(stem.parameters(), s.lr)
     scans = open_scans(s.data, s.split, cache=s.cache)
     if scans[0].labels is None or scans[0].image is None:
-        raise config.ConfigError(f"the stem is trained on label centroids, got no labels or no image for {scans.names[0]}")
+        raise config.ConfigError(
+            f"the stem is trained on label centroids, got no labels or no image for {scans.names[0]}"
+        )
     known = []  # centroids in voxels of the subject, which is averaged to half its resolution
     for k in range(len(scans)):
         where, size = centroids(scans[k].labels, scans.n_labels)
@@ -99,7 +101,9 @@ def train(s: StemSettings) -> None:
             totals = [np.eye(4) for _ in pairs]
             passes = []
             for _ in range(2):  # second round: what the first left over
-                views_of = [views.sample_image(m, t @ grid, SHAPE) for (_, _, _, m), t in zip(pairs, totals, strict=True)]
+                views_of = [
+                    views.sample_image(m, t @ grid, SHAPE) for (_, _, _, m), t in zip(pairs, totals, strict=True)
+                ]
                 matrix, translation = stem.predict(torch.cat([augment.intensity(v, rng) for v in views_of]), fixed)
                 errors = []
                 for k, pair in enumerate(pairs):

@@ -119,9 +119,7 @@ def train(s: StudentSettings) -> None:
     teacher = TeacherStore(s.teacher) if s.teacher else None
     if teacher is not None:
         check_teacher(teacher, s)
-    source = PairSource(
-        s, s.split, s.seed, device, labels=s.dice > 0, teacher=teacher, field_shape=field_shape
-    )
+    source = PairSource(s, s.split, s.seed, device, labels=s.dice > 0, teacher=teacher, field_shape=field_shape)
     val = validation_pairs(s, device) if s.val_split and rank.leads else None
     student = Distillation(s, model, field_shape, device, rank)
     with engine.Run(s, student.parts, rank) as run:

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from Training import config, engine, objectives
+from Training.config import option
 from Training.pairs import PairSettings, PairSource, defaults, validation_pairs
 
 
@@ -24,8 +26,8 @@ from Training.pairs import PairSettings, PairSource, defaults, validation_pairs
 class TeacherSettings(engine.RunSettings, PairSettings, objectives.ModelSettings):
     """Everything a teacher's run is determined by."""
 
-    out: config.Path = config.option(config.Path("runs/teacher.pt"), "checkpoint to write and to continue from")
-    val_every: int = config.option(1000, "steps between validations")
+    out: Path = option(Path("runs/teacher.pt"), "checkpoint to write and to continue from")
+    val_every: int = option(1000, "steps between validations")
 
     def __post_init__(self) -> None:
         for base in TeacherSettings.__bases__:

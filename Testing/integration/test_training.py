@@ -1,4 +1,4 @@
-"""Training end to end on a tiny data set: resuming, several processes, every student's objective, extraction, export."""
+"""Training end to end on a tiny data set: resuming, several processes, objectives, extraction, export."""
 
 from __future__ import annotations
 
@@ -45,8 +45,14 @@ def teacher(tiny_brains, tmp_path_factory) -> Path:
         )
     )
     settings = extract_teacher.ExtractSettings(
-        data=tiny_brains, teacher=str(folder / "t.pt"), out=folder / "t.h5", n_pairs=6, shape=(32, 32, 32),
-        initial="centred", cache=None, device="cpu",
+        data=tiny_brains,
+        teacher=str(folder / "t.pt"),
+        out=folder / "t.h5",
+        n_pairs=6,
+        shape=(32, 32, 32),
+        initial="centred",
+        cache=None,
+        device="cpu",
     )
     return extract_teacher.extract(settings)
 
@@ -87,15 +93,33 @@ def test_distilling_field_values_brings_the_student_to_the_teacher(tiny_brains, 
     monkeypatch.syspath_prepend(str(tmp_path))
     teacher = extract_teacher.extract(
         extract_teacher.ExtractSettings(
-            data=tiny_brains, teacher="shifts:shift", out=tmp_path / "t.h5", n_pairs=6, shape=(32, 32, 32),
-            initial="centred", cache=None, device="cpu",
+            data=tiny_brains,
+            teacher="shifts:shift",
+            out=tmp_path / "t.h5",
+            n_pairs=6,
+            shape=(32, 32, 32),
+            initial="centred",
+            cache=None,
+            device="cpu",
         )
     )
     out = tmp_path / "s.pt"
     train_student.train(
         student(
-            tiny_brains, out, teacher=teacher, objective="none", distil=10.0, n_gen=0, steps=60, lr=1e-2,
-            jitter_deg=0.0, jitter_mm=0.0, jitter_scale=0.0, pose_deg=0.0, pose_scale=0.0, offset_mm=0.0,
+            tiny_brains,
+            out,
+            teacher=teacher,
+            objective="none",
+            distil=10.0,
+            n_gen=0,
+            steps=60,
+            lr=1e-2,
+            jitter_deg=0.0,
+            jitter_mm=0.0,
+            jitter_scale=0.0,
+            pose_deg=0.0,
+            pose_scale=0.0,
+            offset_mm=0.0,
         )
     )
     found = [line["field_difference"] for line in curves(out)]
@@ -152,7 +176,15 @@ def test_fine_tuning_on_ones_own_pairs(demo_pair, tmp_path):
         sitk.WriteImage(image, str(tmp_path / f"{name}.nii.gz"))
     (tmp_path / "my.csv").write_text("fixed,moving\na.nii.gz,b.nii.gz\nb.nii.gz,c.nii.gz\nc.nii.gz,a.nii.gz\n")
     out = tmp_path / "mine.pt"
-    command = [sys.executable, "-m", "Training.train_student", "--init", "brain-t1", "--pairs", str(tmp_path / "my.csv")]
+    command = [
+        sys.executable,
+        "-m",
+        "Training.train_student",
+        "--init",
+        "brain-t1",
+        "--pairs",
+        str(tmp_path / "my.csv"),
+    ]
     command += ["--steps", "3", "--out", str(out), "--shape", "64,80,64", "--device", "cpu"]
     command += ["--cache", str(tmp_path / "cache")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -176,8 +208,13 @@ def test_the_stem_trains_and_exports(tiny_brains, tmp_path):
     train_student.train(student(tiny_brains, tmp_path / "s.pt", steps=2))
     card = export_weights.export(
         export_weights.ExportSettings(
-            dense=tmp_path / "s.pt", stem=str(tmp_path / "stem.pt"), out=tmp_path, name="both", summary="s",
-            made_for="m", licence="l",
+            dense=tmp_path / "s.pt",
+            stem=str(tmp_path / "stem.pt"),
+            out=tmp_path,
+            name="both",
+            summary="s",
+            made_for="m",
+            licence="l",
         )
     )
     model = LDRCore.load_model(card.with_suffix(".pt"))
@@ -224,8 +261,14 @@ def test_a_teacher_can_be_any_function(tiny_brains, tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     settings = extract_teacher.ExtractSettings(
-        data=tiny_brains, teacher="mymodule:still", out=tmp_path / "t.h5", n_pairs=2, shape=(32, 32, 32),
-        initial="centred", cache=None, device="cpu",
+        data=tiny_brains,
+        teacher="mymodule:still",
+        out=tmp_path / "t.h5",
+        n_pairs=2,
+        shape=(32, 32, 32),
+        initial="centred",
+        cache=None,
+        device="cpu",
     )
     store = TeacherStore(extract_teacher.extract(settings))
     assert np.abs(store.read(store.keys[0])).max() == 0
@@ -234,8 +277,14 @@ def test_a_teacher_can_be_any_function(tiny_brains, tmp_path, monkeypatch):
 
 def test_an_interrupted_extraction_goes_on(tiny_brains, teacher, tmp_path, monkeypatch):
     settings = extract_teacher.ExtractSettings(
-        data=tiny_brains, teacher=str(teacher.with_suffix(".pt")), out=tmp_path / "t.h5", n_pairs=6,
-        shape=(32, 32, 32), initial="centred", cache=None, device="cpu",
+        data=tiny_brains,
+        teacher=str(teacher.with_suffix(".pt")),
+        out=tmp_path / "t.h5",
+        n_pairs=6,
+        shape=(32, 32, 32),
+        initial="centred",
+        cache=None,
+        device="cpu",
     )
     calls = []
     whole = extract_teacher.from_network

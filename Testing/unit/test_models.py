@@ -74,7 +74,7 @@ def test_table_one_counts_of_systems(name, n, published, tolerance):
 
 def test_systems_are_refused_by_one_sentence():
     assert registry.system("unet", 2) == {"stem": "affine-ldr", "network": "unet", "cascades": 2}
-    with pytest.raises(ValueError, match="system must be one of .*'rcn'.*, got 'rnc'"):
+    with pytest.raises(ValueError, match=r"system must be one of .*'rcn'.*, got 'rnc'"):
         registry.system("rnc", 1)
     with pytest.raises(ValueError, match="cascades must be at least 1, got 0"):
         registry.system("rcn", 0)

@@ -83,8 +83,12 @@ def test_centroids_bring_labels_together(tiny_brains):
     centred = PairSource(settings(tiny_brains), "train", 1, CPU)
 
     def mean(s):
-        return np.mean([s.make(i, j, np.random.default_rng(0), plain=True).labels[0].dice(None)
-                        for i, j in ((0, 1), (1, 2), (2, 3))])
+        return np.mean(
+            [
+                s.make(i, j, np.random.default_rng(0), plain=True).labels[0].dice(None)
+                for i, j in ((0, 1), (1, 2), (2, 3))
+            ]
+        )
 
     assert mean(source) > mean(centred) > 0.3
 

@@ -67,7 +67,7 @@ def test_refusals_of_a_file(tmp_path, text, message):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="config must be a readable TOML file, got .*nowhere.toml"):
+    with pytest.raises(ConfigError, match=r"config must be a readable TOML file, got .*nowhere.toml"):
         config.load(Example, ["--config", str(tmp_path / "nowhere.toml")], "")
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from LDRCore import hdf5
+from LDRCore.errors import RegistrationError
 from Training import engine
 from Training.config import ConfigError
 
@@ -41,7 +43,7 @@ def test_a_run_that_got_sigterm_saves_stops_and_goes_on(tmp_path):
     assert signal.getsignal(signal.SIGTERM) == handler
     seen, part = counted(settings(out))
     assert seen == [3, 4, 5]
-    assert float(part.weight) == 6
+    assert part.weight.item() == 6
     assert counted(settings(out))[0] == []  # finished: nothing more to do
 
 
@@ -58,7 +60,7 @@ def test_another_configuration_is_refused(tmp_path):
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
     (tmp_path / "a.pt").write_bytes(b"no")
-    with pytest.raises(ConfigError, match="a checkpoint must be readable, got .*a.pt"):
+    with pytest.raises(ConfigError, match=r"a checkpoint must be readable, got .*a.pt"):
         counted(settings(tmp_path / "a.pt"))
 
 
@@ -66,7 +68,7 @@ def test_a_value_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(t
     out = tmp_path / "a.pt"
     counted(settings(out), until=1)
     before = out.read_bytes()
-    with pytest.raises(engine.NotFiniteError, match="every loss term must be finite, got term = nan at step 2"):
+    with pytest.raises(engine.NotFiniteError, match=r"every loss term must be finite, got term = nan at step 2"):
         counted(settings(out), value=float("nan"))
     assert out.read_bytes() == before
 
@@ -79,10 +81,17 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="no checkpoint could be written to .*No space left.*the one before is untouched"):
+    with pytest.raises(OSError, match=r"no checkpoint could be written to .*No space left.*before is untouched"):
         engine.save_atomically({"a": 2}, out)
     assert torch.load(out) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_a_disk_without_room_is_refused_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(hdf5, "free_bytes", lambda _: 10)
+    with pytest.raises(RegistrationError, match=r"disk must be free for checkpoints of a.pt, got 0.0 MB"):
+        counted(settings(tmp_path / "a.pt"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_curves_are_written_beside_the_checkpoint(tmp_path):
@@ -113,7 +122,7 @@ def test_refused_settings(tmp_path, changes, message):
 
 def test_a_batch_is_shared_evenly():
     assert list(engine.Rank(1, 2).share(4)) == [2, 3]
-    with pytest.raises(ConfigError, match="batch must be a multiple of the 2 processes, got 3"):
+    with pytest.raises(ConfigError, match=r"batch must be a multiple of the 2 processes, got 3"):
         engine.Rank(0, 2).share(3)
 
 
