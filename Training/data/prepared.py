@@ -40,7 +40,7 @@ def write(path: Path, splits: Mapping[str, ScanSet], key: str = "") -> None:
 
             def put(name: str, array: np.ndarray) -> None:
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
-                    np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
+                    np.lib.format.write_array(stream, array, allow_pickle=False)
 
             for split, scans in splits.items():
                 top = 0
