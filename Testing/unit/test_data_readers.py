@@ -90,7 +90,11 @@ def test_identity_depends_on_names_and_split_alone(folder, tmp_path_factory):
         ("image,labels", "image,label", r"got 'label' .* \(did you mean 'labels'\?\)"),
         ("t1/b.nii.gz", "t1/x.nii.gz", r"must be an existing file, got .*t1/x.nii.gz \(not found\)"),
         ("t1/b.nii.gz", "", "every row must name its image, got none for 'b'"),
-        ("seg/b.nii.gz", "small.nii.gz", r"labels must lie on the grid of their image \(size .*got size .*small.nii.gz"),
+        (
+            "seg/b.nii.gz",
+            "small.nii.gz",
+            r"labels must lie on the grid of their image \(size .*got size .*small.nii.gz",
+        ),
         ("seg/b.nii.gz", "shifted.nii.gz", "labels must lie on the grid of their image"),
         ("t1/b.nii.gz", "broken.nii.gz", "must be a file that SimpleITK can read, got .*broken.nii.gz"),
         ("t1/b.nii.gz", "flat.nii.gz", "must be three-dimensional, got size"),
@@ -524,7 +528,11 @@ def test_rcn_paired_scans_follow_each_other(rcn):
         ({"schemes": {"1": {"train": 1.0}}}, "train", "must name subsets with scans, got 'train' in scheme '1'"),
         ({"schemes": []}, "train", "must have an object 'schemes'"),
         ({"image_size": [8, 9, 11]}, "val", r"every volume must have the image_size \(8, 9, 11\), got \(8, 9, 10\)"),
-        ({"subsets": {"liver": ["pancreas/9", "pancreas/1"]}}, "liver", "a group with a volume, got none for 'pancreas/9'"),
+        (
+            {"subsets": {"liver": ["pancreas/9", "pancreas/1"]}},
+            "liver",
+            "a group with a volume, got none for 'pancreas/9'",
+        ),
         ({"files": {"adni": {"path": "x.h5"}}, "atlas": "adni/1"}, "combine-train", r"got .*x.h5 \(not found\)"),
         ({"files": {"adni": {"path": "brain.json"}}}, "combine-train", "must be readable HDF5, got .*brain.json"),
         ({"files": {"adni": {"path": "adni.h5"}}}, "val", "must name one of the files adni, got 'lpba/S01'"),
@@ -588,6 +596,16 @@ def test_a_file_that_is_cut_off_is_named_and_nothing_half_written_is_left(tmp_pa
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_a_nifti_file_with_a_scale_is_whole(tmp_path):
+    for name in "ab":
+        path = write_image(tmp_path / f"{name}.nii", (np.arange(960) // 4).astype(np.uint8).reshape(10, 12, 8))
+        content = bytearray(path.read_bytes())
+        content[112:116] = np.float32(0.5).tobytes()  # scl_slope: one byte a voxel on disk, floats when read
+        path.write_bytes(content)
+    found = open_scans(write_csv(tmp_path / "table.csv", "image", "a.nii", "b.nii"), "train")
+    assert found[0].image.max() == 255
+
+
 def test_a_prepared_file_takes_the_place_of_its_source(rcn, tmp_path, capsys, monkeypatch):
     path, content = rcn
     path.write_text(json.dumps(content | {"atlas": "lpba/S01"}))
@@ -628,7 +646,8 @@ def test_scans_are_kept_up_to_a_limit_and_can_be_sent_to_other_processes(folder,
 
 
 def test_rcn_sets_can_be_sent_to_other_processes(rcn):
-    found = open_scans(rcn[0], "train")
+    found = open_scans(rcn[0], "train", cache=rcn[0].parent / "cache")
+    assert not (rcn[0].parent / "cache").exists()  # HDF5 is read where it lies
     assert same_scans(pickle.loads(pickle.dumps(found)), found)
 
 

@@ -116,7 +116,3 @@ class Prepared:
     def count_labels(self) -> int:
         """One more than the largest label value, 0 without labels."""
         return self._n_labels
-
-    def stamp(self) -> list[Any]:
-        """What changes when the source does."""
-        return [self.identity]
