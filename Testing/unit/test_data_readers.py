@@ -93,7 +93,7 @@ def test_identity_depends_on_names_and_split_alone(folder, tmp_path_factory):
         (
             "seg/b.nii.gz",
             "small.nii.gz",
-            r"labels must lie on the grid of their image \(size .*got size .*small.nii.gz",
+            r"must lie on the grid of their image \(size .*got size .*small.nii.gz",
         ),
         ("seg/b.nii.gz", "shifted.nii.gz", "labels must lie on the grid of their image"),
         ("t1/b.nii.gz", "broken.nii.gz", "must be a file that SimpleITK can read, got .*broken.nii.gz"),
@@ -125,11 +125,11 @@ def test_a_folder_that_is_wrong(folder, old, new, message):
 def test_a_split_or_source_that_is_not_there(folder):
     with pytest.raises(DataError, match=r"got 'test' in .*manifest.csv \(it has train, val\)"):
         open_scans(folder, "test")
-    with pytest.raises(DataError, match="must be an existing folder or file, got .*nowhere"):
+    with pytest.raises(DataError, match=r"must be an existing folder or file, got .*nowhere"):
         open_scans(folder / "nowhere", "train")
     with pytest.raises(DataError, match="must be a folder, or a file that ends in"):
         open_scans(folder / "t1/a.nii.gz", "train")
-    with pytest.raises(DataError, match="a scheme needs a .json"):
+    with pytest.raises(DataError, match=r"a scheme needs a .json"):
         open_scans(folder, "train", scheme="1")
     with pytest.raises(DataError, match="spacing_mm must be above 0, got 0"):
         open_scans(folder, "train", spacing_mm=0)
@@ -138,7 +138,7 @@ def test_a_split_or_source_that_is_not_there(folder):
 def test_scans_of_different_spacing_need_a_word(folder):
     write_image(folder / "t1/b.nii.gz", spl_array(2), spacing=1.2, orientation="PSR")
     write_image(folder / "seg/b.nii.gz", np.ones((10, 12, 8), np.uint8), spacing=1.2, orientation="PSR")
-    with pytest.raises(DataError, match="smallest voxel edges of 1.2 to 2 mm"):
+    with pytest.raises(DataError, match=r"smallest voxel edges of 1.2 to 2 mm"):
         open_scans(folder, "train")
     assert open_scans(folder, "train", spacing_mm=2)[0].shape == (6, 7, 5)  # ceil(9, 11 and 7 steps of 1.2 / 2 mm)
 
@@ -236,7 +236,7 @@ def test_npz_scans_of_openkbp_are_turned_upright(tmp_path):
         open_scans(tmp_path, "train")
     np.savez(tmp_path / "p1.npz", image=ct)
     write_csv(tmp_path / "manifest.csv", header, *rows)
-    with pytest.raises(DataError, match="must hold arrays ct, labels and spacing, got .*p1.npz"):
+    with pytest.raises(DataError, match=r"must hold arrays ct, labels and spacing, got .*p1.npz"):
         open_scans(tmp_path, "train")
 
 
@@ -254,10 +254,10 @@ def test_a_folder_of_label_maps_has_no_images(tmp_path):
     with pytest.raises(DataError, match="holds only split 'train', got 'val'"):
         open_scans(tmp_path, "val")
     write_image(tmp_path / "one.nii.gz", np.arange(2000, dtype=np.int16).reshape(20, 10, 10))
-    with pytest.raises(DataError, match="at most 1000 different values, got more in .*one.nii.gz"):
+    with pytest.raises(DataError, match=r"at most 1000 different values, got more in .*one.nii.gz"):
         open_scans(tmp_path, "train")[0]
     (tmp_path / "sub").mkdir()
-    with pytest.raises(DataError, match="must hold manifest.csv or label maps"):
+    with pytest.raises(DataError, match=r"must hold manifest.csv or label maps"):
         open_scans(tmp_path / "sub", "train")
 
 
@@ -425,10 +425,10 @@ def test_learn2reg_that_is_wrong(learn2reg, change, split, message):
 
 def test_a_json_of_no_known_layout(tmp_path):
     (tmp_path / "a.json").write_text('{"images": []}')
-    with pytest.raises(DataError, match="one of the keys subsets, training, registration_val, got .*a.json"):
+    with pytest.raises(DataError, match=r"one of the keys subsets, training, registration_val, got .*a.json"):
         open_scans(tmp_path / "a.json", "train")
     (tmp_path / "a.json").write_text("{")
-    with pytest.raises(DataError, match="must be valid JSON, got .*a.json"):
+    with pytest.raises(DataError, match=r"must be valid JSON, got .*a.json"):
         open_scans(tmp_path / "a.json", "train")
 
 
@@ -531,7 +531,7 @@ def test_rcn_paired_scans_follow_each_other(rcn):
         (
             {"subsets": {"liver": ["pancreas/9", "pancreas/1"]}},
             "liver",
-            "a group with a volume, got none for 'pancreas/9'",
+            "with a volume, got none for 'pancreas/9'",
         ),
         ({"files": {"adni": {"path": "x.h5"}}, "atlas": "adni/1"}, "combine-train", r"got .*x.h5 \(not found\)"),
         ({"files": {"adni": {"path": "brain.json"}}}, "combine-train", "must be readable HDF5, got .*brain.json"),
@@ -624,7 +624,7 @@ def test_a_prepared_file_takes_the_place_of_its_source(rcn, tmp_path, capsys, mo
     with pytest.raises(DataError, match=r"was prepared at 1 mm, got spacing_mm 2"):
         open_scans(out, "train", spacing_mm=2)
     np.savez(tmp_path / "other.npz", images=np.zeros(3))
-    with pytest.raises(DataError, match="must be made by Training.prepare_data, got .*other.npz"):
+    with pytest.raises(DataError, match=r"must be made by Training.prepare_data, got .*other.npz"):
         open_scans(tmp_path / "other.npz", "train")
 
 

@@ -39,7 +39,7 @@ def test_the_same_seed_makes_the_same_image_and_another_seed_another_contrast(de
     assert np.abs(np.subtract(*brightness)).max() > 0.1
     for seed in range(10):
         image = synthesis.synthesise(np.random.default_rng(seed), labels)
-        assert 0 <= float(image.min())
+        assert float(image.min()) >= 0
         assert 0.3 < float(image.max()) <= 1
 
 
