@@ -92,7 +92,17 @@ class ALDKStep:
         student_optimizer: torch.optim.Optimizer,
         discriminator_optimizer: torch.optim.Optimizer,
         settings: ALDKSettings,
+        before_step: Callable[[torch.optim.Optimizer], None] | None = None,
     ) -> None:
+        """Keep what is updated.
+
+        Args:
+            discriminator: without sigmoid for "critic", with it for "paper".
+            student_optimizer, discriminator_optimizer: over the parameters of the two.
+            settings: hyper-parameters.
+            before_step: called with an optimizer when its gradients are ready and before they are used: the place to
+                clip them, or to average them over processes.
+        """
         if discriminator.sigmoid != (settings.objective == "paper"):
             raise ValueError(
                 f'the discriminator must have a sigmoid for "paper" and none for "critic", got sigmoid='
@@ -102,6 +112,7 @@ class ALDKStep:
         self.student_optimizer = student_optimizer
         self.discriminator_optimizer = discriminator_optimizer
         self.settings = settings
+        self.before_step = before_step
 
     def is_adversarial(self, iteration: int) -> bool:
         """Whether an iteration (counted from 0) needs the teacher's deformation."""
@@ -159,4 +170,6 @@ class ALDKStep:
             each.zero_grad(set_to_none=True)
         loss.backward()
         for each in (optimizer, *also):
+            if self.before_step is not None:
+                self.before_step(each)
             each.step()

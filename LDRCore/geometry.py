@@ -245,6 +245,33 @@ def displacement_field_image(transform: sitk.Transform, reference: sitk.Image) -
     )
 
 
+def transform_lattice(transform: sitk.Transform, to_lps: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Where a transform takes the points of a lattice: (d, h, w, 3) LPS mm.
+
+    ITK's rule holds outside a displacement field's own grid: nothing moves there.
+
+    Args:
+        transform: LPS -> LPS.
+        to_lps: 4x4, lattice index (tensor order) -> LPS mm, axes at right angles.
+        shape: (d, h, w).
+
+    Raises:
+        RegistrationError: the transform is not 3D, or not finite on the lattice.
+    """
+    if transform.GetDimension() != 3:
+        raise RegistrationError(f"the transform must be 3D, got {transform.GetDimension()}D")
+    spacing = np.linalg.norm(to_lps[:3, :3], axis=0)
+    reference = sitk.Image([int(n) for n in shape[::-1]], sitk.sitkUInt8)
+    reference.SetSpacing(spacing[::-1].tolist())
+    reference.SetDirection((to_lps[:3, :3] / spacing)[:, ::-1].ravel().tolist())
+    reference.SetOrigin(to_lps[:3, 3].tolist())
+    moved: np.ndarray = points_lps(reference) + sitk.GetArrayFromImage(displacement_field_image(transform, reference))
+    wrong = int(np.count_nonzero(~np.isfinite(moved)))
+    if wrong:
+        raise RegistrationError(f"the transform must be finite on the lattice, got {wrong} values that are not")
+    return moved
+
+
 def jacobian_determinant_image(field: sitk.Image) -> sitk.Image:
     """det(I + du/dx) of a displacement field image, right on any direction, spacing and flip.
 

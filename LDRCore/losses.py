@@ -33,14 +33,27 @@ def local_ncc(warped: torch.Tensor, fixed: torch.Tensor, window: int = 7, epsilo
         epsilon: variance below which a box counts as empty.
     """
     maps = torch.cat((warped, fixed, warped * warped, fixed * fixed, warped * fixed), dim=1)
-    for axis in range(3):  # a box is separable: 3 x window additions a voxel instead of window^3
-        kernel, pad = [1, 1, 1], [0, 0, 0]
-        kernel[axis], pad[axis] = window, window // 2
-        maps = F.avg_pool3d(maps, kernel, stride=1, padding=pad, count_include_pad=False)
-    a, b, aa, bb, ab = maps.unbind(1)
+    a, b, aa, bb, ab = _box_mean(maps, window).unbind(1)
     covariance = ab - a * b
     variance = (aa - a * a).clamp_min(0) * (bb - b * b).clamp_min(0)
     return 1 - (covariance.square() / (variance + epsilon**2)).clamp(max=1.0).mean()
+
+
+def _box_mean(maps: torch.Tensor, window: int) -> torch.Tensor:
+    """Mean over a box about every voxel, cut off at the border. (B, C, D, H, W).
+
+    One product with a band matrix an axis: on a CPU many times faster than average pooling, forward and backward.
+    """
+    depth, height, width = (_band(n, window, maps) for n in maps.shape[2:])
+    maps = height @ maps @ width.T
+    return (depth @ maps.flatten(3)).view_as(maps)
+
+
+def _band(n: int, window: int, like: torch.Tensor) -> torch.Tensor:
+    """(n, n): row i averages the at most `window` neighbours of i."""
+    index = torch.arange(n, device=like.device)
+    near = ((index[:, None] - index[None]).abs() <= window // 2).to(like.dtype)
+    return near / near.sum(1, keepdim=True)
 
 
 def smoothness(displacement: torch.Tensor) -> torch.Tensor:

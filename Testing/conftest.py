@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -24,3 +26,34 @@ def blob() -> sitk.Image:
     image = sitk.GetImageFromArray(values.astype(np.int16))
     image.SetSpacing((3.0, 3.0, 3.0))
     return image
+
+
+@pytest.fixture(scope="session")
+def tiny_brains(tmp_path_factory) -> Path:
+    """A data set in manifest layout: 4 training and 2 validation "brains" of 36 voxels and 2 mm with six labels.
+
+    Ellipsoids in a shell, bent differently; labels are the octant-like parts of each.
+    """
+    root = tmp_path_factory.mktemp("brains")
+    rng = np.random.default_rng(3)
+    grid = np.stack(np.meshgrid(*[np.arange(36.0)] * 3, indexing="ij"))
+    rows = ["subject,split,image,labels"]
+    for number in range(6):
+        shift, radii = rng.uniform(-1.5, 1.5, 3), np.array([12, 13, 11]) * rng.uniform(0.9, 1.1, 3)
+        waves = rng.uniform(-1, 1, 3)
+        x = (grid - 17.5 - shift[:, None, None, None]) / radii[:, None, None, None]
+        x = x + 0.08 * waves[:, None, None, None] * np.sin(3 * x[[1, 2, 0]])
+        radius = np.sqrt((x**2).sum(0))
+        part = 1 + (x[0] > 0.1) + 2 * (x[1] > 0) + (x[2] > 0.3) * (x[1] > 0)
+        labels = np.where(radius < 0.85, part, 0).astype(np.uint8)
+        values = np.where(radius < 0.85, 60 + 25 * part + 10 * np.sin(6 * x[0]), np.where(radius < 1.1, 30, 0))
+        values = np.clip(values + rng.normal(0, 1.5, values.shape) * (values > 0), 0, 255)
+        for name, array in (("image", values.astype(np.int16)), ("labels", labels)):
+            volume = sitk.GetImageFromArray(array)
+            volume.SetSpacing((2.0, 2.0, 2.0))
+            volume.SetOrigin([float(v) for v in rng.uniform(-60, 60, 3)] if name == "image" else origin)
+            origin = volume.GetOrigin()
+            sitk.WriteImage(volume, str(root / f"s{number}-{name}.nii.gz"))
+        rows.append(f"s{number},{'train' if number < 4 else 'val'},s{number}-image.nii.gz,s{number}-labels.nii.gz")
+    (root / "manifest.csv").write_text("\n".join(rows) + "\n")
+    return root

@@ -1,91 +1,110 @@
-r"""Put a trained stem and trained cascades together into a model that `register` can load.
+r"""Put trained networks and an affine stem together into a model that `register` can load.
 
-    python -m Training.export_weights --data DIR --stem runs/stem.pt --first runs/one.pt --dense runs/three.pt \
-        --out runs/export
+    python -m Training.export_weights --dense runs/student.pt --stem brain-t1 --name mine --out runs/export \
+        --summary "T1 MRI of our scanner" --made_for "T1-weighted MRI of the head" --licence "as our data"
 
-Writes NAME.pt (half precision) and NAME.json (the model card) into the folder. Results are added by
-`Training.score_model`. Copy both files into LDRCore/bundled only when they beat what ships.
+Writes NAME.pt (half precision) and NAME.json (the model card: architecture, working grid, the whole configuration of
+the run, its data's identity, steps and hours, the teacher). Results are added by the evaluation. Copy both files into
+LDRCore/bundled only when they beat what ships.
 """
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import platform
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import LDRCore
 from LDRCore import weights
-from Training.data.scans import open_scans
-
-WORKING_GRID = {
-    "spacing_mm": 2.0,
-    "margin_mm": 8.0,
-    "stem_spacing_mm": 4.0,
-    "stem_shape": [64, 64, 64],
-    "stem_passes": 3,
-}
+from Training import config, engine
+from Training.config import ConfigError, option
 
 
-def export(data: Path, stem_path: Path, first_path: Path, dense_path: Path, out: Path, name: str) -> Path:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """What goes into the model and its card."""
+
+    dense: Path = option(help="checkpoint of Training.train_student or train_teacher")
+    stem: str | None = option(None, "model, or checkpoint of Training.train_stem, whose stem comes first; "
+                              "none where the checkpoint has a stem of its own, or none is wanted")
+    first: Path | None = option(None, "checkpoint that `dense` was started from (its steps and hours are recorded)")
+    out: Path = option(help="folder to write NAME.pt and NAME.json into")
+    name: str = option(help="of the model")
+    summary: str = option(help="one line for users")
+    made_for: str = option(help="what images it is for")
+    licence: str = option(help="of the weights")
+    data: str = option("", "where the training data come from")
+    nonnegative: bool = option(True, "whether images for this model have no negative intensities (MRI, not CT)")
+    margin_mm: float = option(8.0, "the working grid exceeds the fixed image's content by this")
+
+
+def stem_of(source: str | None) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any], Any]:
+    """(state with prefix "stem.", architecture, working-grid keys, recipe) of the stem.
+
+    Raises:
+        ConfigError: no such model or checkpoint, or one without stem.
+    """
+    if source is None:
+        return {}, {}, {}, None
+    path = Path(source)
+    if path.suffix == ".pt" and not path.with_suffix(".json").exists():
+        found = engine.read_checkpoint(path)
+        facts = found["facts"]
+        state = {f"stem.{k}": v for k, v in found["model"].items()}
+        return state, {"stem": facts["stem"]}, facts["working_grid"], run_facts(found)
+    model = weights.load_model(source)
+    state = {k: v for k, v in model.cascade.state_dict().items() if k.startswith("stem.")}
+    if not state:
+        raise ConfigError(f"stem must name a model with a stem, got {source!r} without one")
+    grid = {k: v for k, v in model.card["working_grid"].items() if k.startswith("stem_")}
+    return state, {"stem": model.card["architecture"]["stem"]}, grid, model.card.get("recipe", {}).get("stem")
+
+
+def run_facts(state: dict[str, Any]) -> dict[str, Any]:
+    """What a card records of a run: its configuration without paths, steps, hours, data and teacher."""
+    paths = ("out", "data", "pairs", "cache", "tensorboard", "device", "minutes", "init", "teacher")
+    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in state["config"].items() if k not in paths}
+    facts = {k: v for k, v in state["facts"].items() if k in ("data_identity", "teacher")}
+    return {"steps": state["step"], "hours": round(state["seconds"] / 3600, 3), **facts, "config": settings}
+
+
+def export(s: ExportSettings) -> Path:
     """Write the model's two files and return the card's path."""
-    stem, first, dense = (torch.load(p, weights_only=True) for p in (stem_path, first_path, dense_path))
-    cascades = 1 + max(int(k.split(".")[1]) for k in dense["model"])
-    state = {f"stem.{k}": v for k, v in stem["model"].items()} | dense["model"]
+    dense = engine.read_checkpoint(s.dense)
+    stem_state, architecture, stem_grid, stem_recipe = stem_of(s.stem)
+    run = dense["config"]
+    architecture = {**dense["facts"]["architecture"], **architecture}
+    if architecture.get("stem") and not stem_state:  # trained along with the networks, on their own window
+        stem_grid = {"stem_spacing_mm": run["spacing_mm"], "stem_shape": list(run["shape"]), "stem_passes": 1}
+    grid = {"spacing_mm": run["spacing_mm"], "margin_mm": s.margin_mm, "stem_spacing_mm": 4.0, **stem_grid}
+    recipe: dict[str, Any] = {"networks": run_facts(dense)}
+    if s.first:
+        recipe = {"first": run_facts(engine.read_checkpoint(s.first)), **recipe}
+    if stem_recipe:
+        recipe = {"stem": stem_recipe, **recipe}
     card = {
-        "name": name,
+        "name": s.name,
         "version": LDRCore.__version__,
-        "summary": "T1-weighted MRI of the adult head, whole or skull-stripped, any scanner grid",
-        "made_for": "T1-weighted MRI of the head",
-        "expects_nonnegative": True,
-        "architecture": {
-            "stem": "affine-ldr",
-            "network": {"name": "ldr", "head": "half"},
-            "cascades": cascades,
-            "multiplier": 1.0,
-        },
-        "working_grid": WORKING_GRID,
-        "data": {
-            "name": "IXI (Hammersmith site), 129 training subjects, T1, 2 mm",
-            "source": "brain-development.org",
-            "labels": "DLMUSE automatic labels (NiChart), used as supervision on the training subjects",
-            "split_sha256": open_scans(data, "train").identity,
-        },
-        "licence": "CC BY-SA 3.0 (as the IXI images); see THIRD-PARTY.md",
-        "recipe": {
-            "stem": {
-                "script": "Training/train_stem.py",
-                "loss": "distance of label centroids, two passes",
-                "steps": stem["step"],
-                "batch": 4,
-                "hours": round(stem["seconds"] / 3600, 2),
-            },
-            "cascades": {
-                "script": "Training/train_student.py",
-                "loss": "local NCC + soft Dice of labels + smoothness + folding, at half resolution, every cascade",
-                "teacher": None,
-                "steps": f"{first['step']} with one cascade, then {dense['step']} with all, each started from that one",
-                "batch": 1,
-                "hours": round((first["seconds"] + dense["seconds"]) / 3600, 2),
-            },
-            "augmentation": "pose up to 18 degrees, 24 mm, 10 % scale after centring; shorter fields of view; "
-            "skull on or off, also different in the two images; gamma, gain, bias field, noise",
-            "hardware": "2 CPU cores",
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "summary": s.summary,
+        "made_for": s.made_for,
+        "expects_nonnegative": s.nonnegative,
+        "architecture": architecture,
+        "working_grid": grid,
+        "data": s.data,
+        "licence": s.licence,
+        "recipe": recipe | {"torch": torch.__version__, "python": platform.python_version()},
     }
-    return weights.save_model(out, card, state)
+    return weights.save_model(s.out, card, {**stem_state, **dense["model"]})
+
+
+def main() -> None:
+    """Read the arguments and export."""
+    print(export(config.load(ExportSettings, sys.argv[1:], __doc__)))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with manifest.csv (for the split's hash)")
-    parser.add_argument("--stem", type=Path, required=True)
-    parser.add_argument("--first", type=Path, required=True, help="checkpoint that the cascades started from")
-    parser.add_argument("--dense", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--name", default="brain-t1")
-    a = parser.parse_args()
-    print(export(a.data, a.stem, a.first, a.dense, a.out, a.name))
+    engine.run_script(main)

@@ -1,39 +1,46 @@
-"""Train the affine stem on label centroids: two views of two subjects in, the affine map between them out.
+r"""Train the affine stem on label centroids: two views of two subjects in, the affine map between them out.
 
     python -m Training.train_stem --data DIR --out runs/stem.pt
 
-Supervision: the centroids of the labels that both subjects share (train split only). The stem sees 4 mm images on a
-64^3 grid about the fixed image's foreground centre; it is trained to be applied twice, the second time on what the
-first left over.
+Supervision: the centroids of the labels that both subjects share (training split only). The stem sees 4 mm images on
+a 64^3 grid about the fixed image's foreground centre; it is trained to be applied twice, the second time on what the
+first left over. A stem that is trained along with dense networks, without labels, is `affine` of `train_teacher`.
 """
 
 from __future__ import annotations
 
-import argparse
-import math
-import time
+import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from LDRCore.models.affine import AffineLDR
+from Training import config, engine
+from Training.config import option
 from Training.data import augment, views
-from Training.data.scans import ScanSet, open_scans
+from Training.data.scans import open_scans
+from Training.pairs import centroids
 
 SHAPE, SPACING_MM = (64, 64, 64), 4.0
+WORKING_GRID = {"stem_spacing_mm": SPACING_MM, "stem_shape": list(SHAPE), "stem_passes": 3}
+Centroids = list[tuple[np.ndarray, np.ndarray]]
+PosedPair = tuple[int, int, views.View, views.View]
 
 
-def centroids(labels: np.ndarray, n_labels: int) -> tuple[np.ndarray, np.ndarray]:
-    """(n_labels, 3) centroid voxel and (n_labels,) size of every label; size 0 where absent."""
-    flat = labels.reshape(-1)
-    size = np.bincount(flat, minlength=n_labels).astype(float)
-    lines = np.ix_(*[np.arange(n) for n in labels.shape])
-    sums = [
-        np.bincount(flat, weights=np.broadcast_to(line, labels.shape).reshape(-1), minlength=n_labels) for line in lines
-    ]
-    size[0] = 0
-    return np.stack(sums, 1) / np.maximum(size, 1)[:, None], size
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StemSettings(engine.RunSettings):
+    """Everything a stem's run is determined by."""
+
+    data: Path = option(help="data set with labels (folder with manifest.csv, dataset.json, .json, .csv, .npz), 2 mm")
+    split: str = option("train", "split to train on")
+    cache: Path | None = option(Path(".cache"), "folder for what is read once and kept")
+    out: Path = option(Path("runs/stem.pt"), "checkpoint to write and to continue from")
+    steps: int = option(3000, "optimizer steps of the whole run")
+    batch: int = option(4, "pairs a step")
+    lr: float = option(1e-3, "largest learning rate")
+    clip: float = option(20.0, "largest norm of the gradient")
 
 
 def random_pair(subjects: list[views.Subject], rng: np.random.Generator) -> tuple[int, int, views.View, views.View]:
@@ -55,81 +62,64 @@ def points_mm(view: views.View, voxels: np.ndarray) -> np.ndarray:
     return voxels @ inverse[:3, :3].T + inverse[:3, 3]
 
 
-def train(data: ScanSet, out: Path, steps: int, batch: int, seed: int, lr: float) -> None:
-    """Run or resume; the checkpoint holds everything that is needed to go on."""
-    torch.manual_seed(seed)
-    stem = AffineLDR().to(memory_format=torch.channels_last_3d)
-    optimizer = torch.optim.Adam(stem.parameters(), lr=lr)
-    start, seconds = 0, 0.0
-    if out.exists():
-        state = torch.load(out, weights_only=True)
-        stem.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        start, seconds = state["step"], state["seconds"]
-    known = []  # centroids in voxels of the 4 mm subject
-    for scan in data:
-        where, size = centroids(scan.labels, data.n_labels)
+def centroid_error(scans: Centroids, pair: PosedPair, matrix, translation, total: np.ndarray) -> torch.Tensor:
+    """Mean distance in mm of the common labels' centroids after `total` and a predicted affine step."""
+    i, j, fixed, moving = pair
+    both = (scans[i][1] > 0) & (scans[j][1] > 0)
+    weight = torch.from_numpy(np.sqrt(np.minimum(scans[i][1], scans[j][1])[both])).to(matrix)
+    x = torch.from_numpy(points_mm(fixed, scans[i][0][both])).to(matrix)
+    inverse = np.linalg.inv(total)
+    y = points_mm(moving, scans[j][0][both]) @ inverse[:3, :3].T + inverse[:3, 3]
+    predicted = x @ matrix.T + translation * SPACING_MM
+    return ((predicted - torch.from_numpy(y).to(matrix)).norm(dim=1) * weight).sum() / weight.sum()
+
+
+def train(s: StemSettings) -> None:
+    """Run, or continue."""
+    device = engine.pick_device(s.device, engine.Rank())
+    torch.manual_seed(s.seed)
+    stem = AffineLDR().to(device, memory_format=torch.channels_last_3d)
+    optimizer = engine.adam(stem.parameters(), s.lr)
+    scans = open_scans(s.data, s.split, cache=s.cache)
+    if scans[0].labels is None or scans[0].image is None:
+        raise config.ConfigError(f"the stem is trained on label centroids, got no labels or no image for {scans.names[0]}")
+    known = []  # centroids in voxels of the subject, which is averaged to half its resolution
+    for k in range(len(scans)):
+        where, size = centroids(scans[k].labels, scans.n_labels)
         known.append(((where - 0.5) / 2, size))
-    subjects = views.make_subjects(data, pool=2)
+    subjects = [views.make_subject(scans[k], device=device, pool=2) for k in range(len(scans))]
     grid = views.grid_matrix(SHAPE, SPACING_MM)
-    running: list[list[float]] = []
-    began = time.time()
-    for step in range(start, steps):
-        rng = np.random.default_rng((seed, step))
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        pairs = [random_pair(subjects, rng) for _ in range(batch)]
-        fixed = torch.cat([augment.intensity(views.sample_image(f, grid, SHAPE), rng) for _, _, f, _ in pairs])
-        mats = [np.eye(4) for _ in pairs]
-        terms = []
-        for _ in range(2):  # second round: what the first left over
-            moving = torch.cat(
-                [
-                    augment.intensity(views.sample_image(m, t @ grid, SHAPE), rng)
-                    for (_, _, _, m), t in zip(pairs, mats, strict=True)
-                ]
-            )
-            matrix, translation = stem.predict(moving, fixed)
-            error = []
-            for k, (i, j, f, m) in enumerate(pairs):
-                both = (known[i][1] > 0) & (known[j][1] > 0)
-                weight = torch.from_numpy(np.sqrt(np.minimum(known[i][1], known[j][1])[both])).float()
-                x = torch.from_numpy(points_mm(f, known[i][0][both])).float()
-                y = points_mm(m, known[j][0][both])
-                inverse = np.linalg.inv(mats[k])
-                y = torch.from_numpy(y @ inverse[:3, :3].T + inverse[:3, 3]).float()
-                predicted = x @ matrix[k].T + translation[k] * SPACING_MM
-                error.append(((predicted - y).norm(dim=1) * weight).sum() / weight.sum())
-                step_matrix = np.eye(4)
-                step_matrix[:3, :3] = matrix[k].detach().numpy()
-                step_matrix[:3, 3] = translation[k].detach().numpy() * SPACING_MM
-                mats[k] = mats[k] @ step_matrix
-            terms.append(torch.stack(error).mean())
-        loss = sum(terms)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(stem.parameters(), 20.0)
-        optimizer.step()
-        running.append([t.item() for t in terms])
-        if (step + 1) % 100 == 0 or step + 1 == steps:
-            now = seconds + time.time() - began
-            mean = np.mean(running, 0).round(2)
-            print(f"step {step + 1}/{steps}  {now:.0f} s  centroid error mm, pass 1 and 2: {mean}", flush=True)
-            running.clear()
-            state = {"model": stem.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1, "seconds": now}
-            torch.save(state, out.with_suffix(".part"))
-            out.with_suffix(".part").replace(out)
+    with engine.Run(s, {"model": stem, "optimizer": optimizer}) as run:
+        run.facts = {"stem": "affine-ldr", "working_grid": WORKING_GRID, "data_identity": scans.identity}
+        for step in run:
+            run.set_learning_rate(step, optimizer)
+            rng = np.random.default_rng((s.seed, step))
+            pairs = [random_pair(subjects, rng) for _ in range(s.batch)]
+            fixed = torch.cat([augment.intensity(views.sample_image(f, grid, SHAPE), rng) for _, _, f, _ in pairs])
+            totals = [np.eye(4) for _ in pairs]
+            passes = []
+            for _ in range(2):  # second round: what the first left over
+                views_of = [views.sample_image(m, t @ grid, SHAPE) for (_, _, _, m), t in zip(pairs, totals, strict=True)]
+                matrix, translation = stem.predict(torch.cat([augment.intensity(v, rng) for v in views_of]), fixed)
+                errors = []
+                for k, pair in enumerate(pairs):
+                    errors.append(centroid_error(known, pair, matrix[k], translation[k], totals[k]))
+                    found = np.eye(4)
+                    found[:3, :3] = matrix[k].detach().cpu().numpy()
+                    found[:3, 3] = translation[k].detach().cpu().numpy() * SPACING_MM
+                    totals[k] = totals[k] @ found
+                passes.append(torch.stack(errors).mean())
+            run.log(step, {"pass 1, mm": passes[0].item(), "pass 2, mm": passes[1].item()})
+            optimizer.zero_grad(set_to_none=True)
+            (passes[0] + passes[1]).backward()
+            torch.nn.utils.clip_grad_norm_(stem.parameters(), s.clip)
+            optimizer.step()
+
+
+def main() -> None:
+    """Read the configuration and train."""
+    train(config.load(StemSettings, sys.argv[1:], __doc__))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with manifest.csv")
-    parser.add_argument("--cache", type=Path, default=Path(".cache"))
-    parser.add_argument("--out", type=Path, default=Path("runs/stem.pt"))
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    train(open_scans(args.data, "train", cache=args.cache), args.out, args.steps, args.batch, args.seed, args.lr)
+    engine.run_script(main)

@@ -48,6 +48,7 @@ class Cascade(nn.Module):
         *,
         multiplier: float | None = None,
         detach_images: bool = False,
+        precision: torch.dtype = torch.float32,
     ) -> None:
         """Build the cascade.
 
@@ -57,6 +58,7 @@ class Cascade(nn.Module):
             multiplier: factor on every network's displacement; 1 / n by default (release: flow multiplier).
             detach_images: no gradient from a stage's input image to the stages before it (cheaper training; the
                 composition stays differentiable).
+            precision: of the networks' convolutions, float32 or bfloat16; sampling and composing stay float32.
         """
         super().__init__()
         if not networks:
@@ -68,6 +70,7 @@ class Cascade(nn.Module):
         self.networks = nn.ModuleList(networks)
         self.multiplier = 1.0 / len(networks) if multiplier is None else multiplier
         self.detach_images = detach_images
+        self.precision = precision
         self.field_stride: int = strides.pop()
         self.multiple: int = max(network.multiple for network in networks)
 
@@ -90,7 +93,9 @@ class Cascade(nn.Module):
         """
         affine, start = None, None
         if self.stem is not None:
-            affine = self.stem.predict(moving, fixed)
+            with torch.autocast(fixed.device.type, self.precision, enabled=self.precision != torch.float32):
+                matrix, translation = self.stem.predict(moving, fixed)
+            affine = matrix.float(), translation.float()
             start = spatial.affine_to_displacement(*affine, fixed.shape[2:])
         output = self.dense(moving, fixed, n_cascades, start=start)
         output.affine = affine
@@ -122,7 +127,9 @@ class Cascade(nn.Module):
             network = self.networks[k]
             assert isinstance(network, DenseNetwork)
             source = warped.detach() if self.detach_images else warped
-            increment = network.predict(source, fixed) * self.multiplier
+            with torch.autocast(fixed.device.type, self.precision, enabled=self.precision != torch.float32):
+                increment = network.predict(source, fixed)
+            increment = increment.float() * self.multiplier
             total = increment if total is None else spatial.compose(total, increment)
             output.increments.append(increment)
             output.composed.append(total)

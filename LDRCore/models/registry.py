@@ -31,6 +31,31 @@ DENSE: dict[str, Callable[..., DenseNetwork]] = {
     "vtn": VTN,
 }
 STEMS: dict[str, Callable[..., AffineStem]] = {"affine-ldr": AffineLDR, "affine-vtn": AffineVTN}
+# the paper's systems: (affine stem, base network), the network as often as there are cascades
+SYSTEMS: dict[str, tuple[str, str]] = {
+    "ldr": ("affine-ldr", "ldr"),
+    "ldr-release": ("affine-ldr", "ldr-release"),
+    "rcn": ("affine-vtn", "vtn"),  # VTN (ADDD) is "rcn" with three cascades
+    "rcn-voxelmorph": ("affine-vtn", "voxelmorph"),  # VoxelMorph of Table I with one
+}
+
+
+def system(name: str, cascades: int) -> dict[str, Any]:
+    """The `architecture` entry (see `build_cascade`) of a system of the paper: stem and n base networks.
+
+    Args:
+        name: a key of `SYSTEMS`, or of `DENSE` for any other network behind the light stem.
+        cascades: n, 1 or more.
+
+    Raises:
+        ValueError: the name is unknown, or there is no cascade.
+    """
+    if name not in SYSTEMS and name not in DENSE:
+        raise ValueError(f"system must be one of {sorted({*SYSTEMS, *DENSE})}, got {name!r}")
+    if cascades < 1:
+        raise ValueError(f"cascades must be at least 1, got {cascades}")
+    stem, network = SYSTEMS.get(name, ("affine-ldr", name))
+    return {"stem": stem, "network": network, "cascades": cascades}
 
 
 def build_network(name: str, **options: Any) -> DenseNetwork:

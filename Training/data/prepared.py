@@ -1,6 +1,6 @@
 """One .npz that holds splits of a data set as they are trained on: compact, read scan by scan, needs only numpy.
 
-Members: `about` (JSON: for every split its names, spacing, pairs ...) and SPLIT/INDEX/image, labels, points.
+Members: `about` (JSON: for every split its names, spacing, pairs ...) and SPLIT/INDEX/image, labels, points, to_lps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from Training.data.scans import ScanSet
 
 FORMAT = "scans 1"
-ARRAYS = ("image", "labels", "points")
+ARRAYS = ("image", "labels", "points", "to_lps")
 
 
 def write(path: Path, splits: Mapping[str, ScanSet], key: str = "") -> None:
@@ -73,7 +73,7 @@ def about(path: Path) -> dict[str, Any]:
     """
     try:
         with np.load(path) as stored:
-            found = json.loads(str(stored["about"]))
+            found = json.loads(stored["about"].item())
             if found["format"] != FORMAT:
                 raise ValueError
             return found
@@ -111,7 +111,7 @@ class Prepared:
                 arrays = {what: stored.get(f"{self.split}/{index}/{what}") for what in ARRAYS}
         except (OSError, ValueError, zipfile.BadZipFile):
             raise DataError(f"a prepared file must be readable, got damaged data in {self.path}") from None
-        return Scan(self.names[index], arrays["image"], arrays["labels"], arrays["points"], self.spacing_mm)
+        return Scan(self.names[index], spacing_mm=self.spacing_mm, **arrays)
 
     def count_labels(self) -> int:
         """One more than the largest label value, 0 without labels."""

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from LDRCore import geometry
 from Training.data import volumes
 from Training.data.volumes import DataError, Scan
 
@@ -163,7 +164,8 @@ class Rcn:
             points[(points < 0).any(axis=1)] = np.nan
         if image.dtype != np.uint8:
             image = volumes.to_uint8(image)
-        return Scan(self.names[index], image, labels, points, self.spacing_mm)
+        to_lps = geometry.Grid((0.0, 0.0, 0.0), (self.spacing_mm,) * 3, image.shape).to_lps
+        return Scan(self.names[index], image, labels, points, self.spacing_mm, to_lps)
 
     def _labels(self, segmentation: np.ndarray) -> np.ndarray:
         if self.values is None:

@@ -42,6 +42,7 @@ class Scan:
         labels: (D, H, W) uint8 or int16, 0 is background; None where the source has none.
         points: (N, 3) float64 voxel positions in tensor-axis order, NaN where a landmark is absent; None where none.
         spacing_mm: voxel edge.
+        to_lps: 4x4, voxel of this grid -> LPS mm of the file (voxels times spacing where a source has no geometry).
     """
 
     name: str
@@ -49,6 +50,7 @@ class Scan:
     labels: np.ndarray | None
     points: np.ndarray | None
     spacing_mm: float
+    to_lps: np.ndarray
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -265,7 +267,7 @@ def load(item: Item, spacing_mm: float) -> Scan:
             lps = item.points[:, ::-1] @ matrix[:3, :3].T + matrix[:3, 3]
         inverse = np.linalg.inv(to_lps)
         points = lps @ inverse[:3, :3].T + inverse[:3, 3]
-    return Scan(item.name, None if values is None else to_uint8(values), found, points, spacing_mm)
+    return Scan(item.name, None if values is None else to_uint8(values), found, points, spacing_mm, to_lps)
 
 
 def _resampled(image: sitk.Image, grid: geometry.Grid) -> np.ndarray:

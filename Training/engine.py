@@ -1,0 +1,344 @@
+"""What every long run needs, once: resuming, checkpoints, stopping, progress, curves, several processes, precision.
+
+    with engine.Run(settings, {"model": model, "optimizer": optimizer}, rank) as run:
+        for step in run:                    # continues where the checkpoint ended
+            ...                             # all randomness from (seed, step, index), so a resumed run is the same run
+            run.log(step, {"loss": loss})   # a number that is not finite ends the run and leaves the last checkpoint
+
+SIGTERM, SIGINT and the time limit save and stop after the current step. A checkpoint is written under a temporary name
+and renamed. Several processes: start with torchrun; only rank 0 writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+from Training.config import ConfigError, as_dict, option
+
+
+class NotFiniteError(ArithmeticError):
+    """A loss became NaN or infinite."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Keys that every training script has."""
+
+    out: Path = option(help="checkpoint to write, and to continue from where it exists")
+    steps: int = option(4000, "optimizer steps of the whole run")
+    batch: int = option(1, "pairs a step, over all processes together")
+    lr: float = option(1e-4, "largest learning rate; warmed up, then lowered along a cosine")
+    warmup: int = option(100, "steps until the largest learning rate")
+    clip: float = option(5.0, "largest norm of the gradient")
+    seed: int = option(1, "start of all randomness")
+    device: str = option("auto", '"auto", "cpu", "cuda", "cuda:1" ...')
+    precision: str = option("float32", 'of the convolutions: "float32" or "bfloat16" (mixed precision)')
+    save_every: int = option(200, "steps between checkpoints")
+    minutes: float | None = option(None, "save and stop after so many minutes; start again to go on")
+    tensorboard: Path | None = option(None, "folder for curves and pictures")
+    picture_every: int = option(500, "steps between pictures in TensorBoard")
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "save_every", "picture_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ConfigError(f'precision must be "float32" or "bfloat16", got {self.precision!r}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Rank:
+    """This process among all that train together."""
+
+    index: int = 0
+    count: int = 1
+    local: int = 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.index == 0
+
+    def share(self, batch: int) -> range:
+        """Indexes of a batch of pairs that are this process's.
+
+        Raises:
+            ConfigError: the batch cannot be shared evenly.
+        """
+        if batch % self.count:
+            raise ConfigError(f"batch must be a multiple of the {self.count} processes, got {batch}")
+        each = batch // self.count
+        return range(self.index * each, (self.index + 1) * each)
+
+
+def join_processes(device: str = "auto") -> Rank:
+    """Join the processes that torchrun started (environment RANK, WORLD_SIZE, LOCAL_RANK); alone without them."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        return Rank()
+    rank = Rank(int(os.environ["RANK"]), count, int(os.environ.get("LOCAL_RANK", "0")))
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(rank.local)
+    distributed.init_process_group("nccl" if on_gpu else "gloo")
+    return rank
+
+
+def pick_device(name: str, rank: Rank) -> torch.device:
+    """The device by the user's word.
+
+    Raises:
+        ConfigError: a GPU was asked for and there is none.
+    """
+    if name == "auto":
+        name = f"cuda:{rank.local}" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f'device must be "cpu" where no CUDA GPU is usable, got {name!r}')
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f'device must be "auto", "cpu", "cuda" or "cuda:N", got {name!r}') from None
+
+
+def parallel(model: nn.Module, rank: Rank, device: torch.device) -> nn.Module:
+    """The model, wrapped so that gradients are averaged over the processes in `backward`."""
+    if rank.count == 1:
+        return model
+    ids = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter], rank: Rank) -> None:
+    """Average gradients over the processes, for what DistributedDataParallel cannot wrap (double backward)."""
+    if rank.count == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    distributed.all_reduce(flat)
+    flat /= rank.count
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Adam:
+    """Adam in its fused form: on a CPU several times faster, which counts for networks of many parameters."""
+    return torch.optim.Adam(parameters, lr=lr, fused=True)
+
+
+def learning_rate(settings: RunSettings, step: int) -> float:
+    """Linear warm-up, then a cosine down to a hundredth of the largest rate."""
+    ramp = min(1.0, (step + 1) / max(settings.warmup, 1))
+    return settings.lr * ramp * max(0.01, 0.5 * (1 + math.cos(math.pi * step / settings.steps)))
+
+
+def save_atomically(state: Any, path: Path) -> None:
+    """Write a checkpoint under a temporary name and rename it.
+
+    Raises:
+        OSError: no room on the disk; the file that was there before is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        torch.save(state, part)
+        part.replace(path)
+    except (OSError, RuntimeError) as error:
+        part.unlink(missing_ok=True)
+        raise OSError(f"no checkpoint could be written to {path} ({error}); the one before is untouched") from None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of `Run`; no code in it can run.
+
+    Raises:
+        ConfigError: it is missing or unreadable.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ConfigError(f"a checkpoint must exist, got no file {path}") from None
+    except Exception as error:
+        raise ConfigError(f"a checkpoint must be readable, got {path} ({type(error).__name__})") from None
+
+
+class Run:
+    """Iterates over the steps of a run; see the top of this file."""
+
+    # what may differ between the two halves of one run
+    _FREE = frozenset({"out", "device", "minutes", "tensorboard", "save_every", "picture_every", "cache", "data"})
+
+    def __init__(self, settings: RunSettings, parts: Mapping[str, Any], rank: Rank | None = None) -> None:
+        """Prepare, and continue a checkpoint at `settings.out`.
+
+        Args:
+            settings: the resolved configuration; recorded in every checkpoint.
+            parts: everything with `state_dict` that is needed to go on, by name.
+            rank: this process.
+
+        Raises:
+            ConfigError: the checkpoint was made with another configuration, or cannot be read.
+        """
+        self.settings, self.parts, self.rank = settings, dict(parts), rank or Rank()
+        self.step, self.seconds, self.stopped = 0, 0.0, False
+        self._sums: dict[str, list[float]] = {}
+        self._stop = False
+        self._handlers: dict[int, Any] = {}
+        self._board: Any = None
+        self.facts: dict[str, Any] = {}
+        if settings.out.exists():
+            self._resume(read_checkpoint(settings.out))
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        before, now = state["config"], as_dict(self.settings)
+        for key in sorted((set(before) | set(now)) - self._FREE):
+            if before.get(key) != now.get(key):
+                raise ConfigError(
+                    f"{key} must be {before.get(key)!r} to continue {self.settings.out}, got {now.get(key)!r} "
+                    "(give another `out` for a new run)"
+                )
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def __enter__(self) -> Run:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._handlers[number] = signal.signal(number, self._ask_to_stop)
+        if self.settings.tensorboard and self.rank.leads:
+            self._board = open_board(self.settings.tensorboard)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self._board:
+            self._board.close()
+
+    def _ask_to_stop(self, *_: object) -> None:
+        self._stop = True
+
+    def __iter__(self) -> Iterator[int]:
+        from tqdm import tqdm
+
+        began, before = time.monotonic(), self.seconds
+        bar = tqdm(total=self.settings.steps, initial=self.step, disable=not self.rank.leads, mininterval=5, unit="step")
+        self._bar = bar
+        try:
+            while self.step < self.settings.steps and not self.stopped:
+                yield self.step
+                self.step += 1
+                self.seconds = before + time.monotonic() - began
+                bar.update()
+                limit = self.settings.minutes
+                over = limit is not None and time.monotonic() - began > 60 * limit
+                self.stopped = self._any(self._stop or over)
+                if self.stopped or self.step % self.settings.save_every == 0 or self.step == self.settings.steps:
+                    self.save()
+        finally:
+            bar.close()
+        if self.stopped and self.rank.leads:
+            print(f"stopped after step {self.step} of {self.settings.steps}; start again to go on", flush=True)
+
+    def _any(self, flag: bool) -> bool:
+        """Whether any process wants it: all must leave the loop together."""
+        if self.rank.count == 1:
+            return flag
+        device = torch.device("cuda", self.rank.local) if distributed.get_backend() == "nccl" else "cpu"
+        wanted = torch.tensor(float(flag), device=device)
+        distributed.all_reduce(wanted)
+        return bool(wanted > 0)
+
+    def save(self) -> None:
+        """Write the checkpoint (rank 0 only) and print the mean of every term since the last one."""
+        if not self.rank.leads:
+            return
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        facts = {"step": self.step, "seconds": self.seconds, "config": as_dict(self.settings), "facts": self.facts}
+        save_atomically(state | facts, self.settings.out)
+        if self._sums:
+            means = {k: float(f"{sum(v) / len(v):.4g}") for k, v in self._sums.items()}
+            line = {"step": self.step, "seconds": round(self.seconds, 1), **means}
+            with self.settings.out.with_suffix(".curves.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            self._bar.write(json.dumps(line))
+            self._sums.clear()
+
+    def log(self, step: int, terms: Mapping[str, float | None]) -> None:
+        """Take the terms of one step: curves, and an end when one of them is not finite.
+
+        Raises:
+            NotFiniteError: naming term and step; the last checkpoint stays as it is.
+        """
+        for name, value in terms.items():
+            if value is None:
+                continue
+            if not math.isfinite(value):
+                raise NotFiniteError(
+                    f"every loss term must be finite, got {name} = {value} at step {step}; the last checkpoint "
+                    f"({self.settings.out}) is untouched: lower lr, or look at the data of this step"
+                )
+            self._sums.setdefault(name, []).append(value)
+            if self._board:
+                self._board.add_scalar(f"loss/{name}", value, step)
+
+    def note(self, step: int, values: Mapping[str, float]) -> None:
+        """Print and plot validation figures."""
+        if self.rank.leads:
+            self._bar.write(json.dumps({"step": step, **{k: round(v, 4) for k, v in values.items()}}))
+            for name, value in values.items():
+                if self._board:
+                    self._board.add_scalar(f"validation/{name}", value, step)
+
+    def picture(self, step: int, make: Callable[[], Any]) -> None:
+        """Show a picture (H, W, 3 in 0..1) in TensorBoard every `picture_every` steps."""
+        if self._board and step % self.settings.picture_every == 0:
+            self._board.add_image("fixed, moving, warped, grid", make(), step, dataformats="HWC")
+
+    def set_learning_rate(self, step: int, *optimizers: torch.optim.Optimizer) -> None:
+        """Set this step's learning rate."""
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(self.settings, step)
+
+
+def open_board(folder: Path) -> Any:
+    """A TensorBoard writer.
+
+    Raises:
+        ConfigError: the package tensorboard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError("tensorboard needs the package tensorboard (pip install '.[train]'), got none") from None
+    return SummaryWriter(str(folder))
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's main function; a user's mistake ends in one sentence and exit code 2.
+
+    Anything else keeps its traceback. The process group is left in every case.
+    """
+    import sys
+
+    from LDRCore.errors import RegistrationError
+    from Training.data.volumes import DataError
+
+    try:
+        main()
+    except (ConfigError, DataError, RegistrationError, NotFiniteError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    finally:
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()

@@ -1,0 +1,221 @@
+"""What teachers and students minimise before any distillation, and how they are validated."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+
+from LDRCore import losses, spatial
+from LDRCore.models import registry
+from LDRCore.models.cascade import Cascade, CascadeOutput
+from Training import engine
+from Training.config import ConfigError, option
+from Training.pairs import LabelPair, PairSource, Sample
+
+
+
+def _no_similarity(warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+    """For images of unlike contrast, which labels alone bring together."""
+    return warped.new_zeros(())
+
+
+SIMILARITIES = {"correlation": losses.correlation, "local_ncc": losses.local_ncc, "none": _no_similarity}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Keys that say what is trained and on which loss."""
+
+    network: str = option("ldr", "dense network, a name of LDRCore.models.registry.DENSE")
+    options: tuple[str, ...] = option((), 'its options, as in ["head=half"] or ["width=0.5"]')
+    cascades: int = option(3, "how often the network is applied, each time with weights of its own")
+    multiplier: float | None = option(None, "factor on every network's displacement; none: 1 / cascades")
+    affine: str | None = option(None, "affine stem trained along with the networks (a name of STEMS)")
+    affine_options: tuple[str, ...] = option((), "its options")
+    detach: bool = option(False, "no gradient through the images that later cascades see (cheaper)")
+    init: str | None = option(None, "start from a checkpoint's or a model's networks (as many or fewer cascades)")
+    similarity: str = option("correlation", '"correlation" (global, Eq. 9-11), "local_ncc" or "none"')
+    every_cascade: bool = option(False, "similarity, overlap and folding after every cascade, not only the last")
+    smooth: float = option(0.0, "weight of the smoothness of the composed displacement")
+    smooth_each: float = option(1.0, "weight of the smoothness of every network's own displacement")
+    fold: float = option(0.0, "weight of the folding penalty")
+    dice: float = option(0.0, "weight of the soft Dice of the training labels")
+    determinant: float = option(0.1, "weight of the stem's determinant loss")
+    orthogonality: float = option(0.1, "weight of the stem's orthogonality loss")
+
+    def __post_init__(self) -> None:
+        if self.similarity not in SIMILARITIES:
+            raise ConfigError(f"similarity must be one of {sorted(SIMILARITIES)}, got {self.similarity!r}")
+        if self.similarity == "none" and not self.dice:
+            raise ConfigError("similarity none needs dice > 0 (labels then drive the training), got dice = 0")
+        if self.cascades < 1:
+            raise ConfigError(f"cascades must be at least 1, got {self.cascades}")
+
+    def architecture(self) -> dict[str, Any]:
+        """The model card's `architecture` entry."""
+        entry: dict[str, Any] = {"network": {"name": self.network, **parse_options(self.options)}}
+        entry |= {"cascades": self.cascades, "multiplier": self.multiplier}
+        if self.affine:
+            entry["stem"] = {"name": self.affine, **parse_options(self.affine_options)}
+        return entry
+
+
+def parse_options(options: tuple[str, ...]) -> dict[str, Any]:
+    """Keyword arguments from texts like "head=half".
+
+    Raises:
+        ConfigError: no equals sign.
+    """
+    found: dict[str, Any] = {}
+    for text in options:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f'options must look like "name=value", got {text!r}')
+        try:
+            found[name] = float(value) if "." in value else int(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def build(settings: ModelSettings, run: engine.RunSettings, shape: tuple[int, int, int]) -> Cascade:
+    """The model to train, started from `settings.init` where given.
+
+    Raises:
+        ConfigError: unknown names or options, weights that do not fit, or a window that the network cannot take.
+    """
+    try:
+        model = registry.build_cascade(settings.architecture())
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from None
+    multiple = max(model.multiple, model.stem.multiple if model.stem is not None else 1)
+    if any(n % multiple for n in shape):
+        raise ConfigError(f"every axis of shape must be a multiple of {multiple} for {settings.network}, got {shape}")
+    model.detach_images = settings.detach
+    model.precision = getattr(torch, run.precision)
+    if settings.init:
+        load_networks(model, settings.init)
+    return model
+
+
+def load_networks(model: Cascade, source: str) -> None:
+    """Start a cascade's networks from a checkpoint's or a model's; later cascades from the last one that there is.
+
+    Raises:
+        ConfigError: no such source, or networks of another layout.
+    """
+    from LDRCore import weights
+
+    if source in weights.list_models() or source.endswith(".json"):
+        state = weights.load_model(source).cascade.state_dict()
+    else:
+        from pathlib import Path
+
+        path = Path(source)
+        if path.with_suffix(".json").exists():
+            state = weights.load_model(path).cascade.state_dict()
+        else:
+            state = engine.read_checkpoint(path)["model"]
+    last = max((int(k.split(".")[1]) for k in state if k.startswith("networks.")), default=-1)
+    try:
+        for k, network in enumerate(model.networks):
+            prefix = f"networks.{min(k, last)}."
+            network.load_state_dict({n[len(prefix) :]: v for n, v in state.items() if n.startswith(prefix)})
+        if model.stem is not None and any(k.startswith("stem.") for k in state):
+            model.stem.load_state_dict({k[5:]: v for k, v in state.items() if k.startswith("stem.")})
+    except RuntimeError:
+        raise ConfigError(f"init must hold networks of the same layout, got {source!r} with another one") from None
+
+
+def reconstruction(
+    settings: ModelSettings, output: CascadeOutput, batch: Sample, rng: np.random.Generator, n_labels: int
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """l_rec and the regularisation of a batch.
+
+    Args:
+        settings: weights and kind of the terms.
+        output: of the cascade on `batch`.
+        batch: with targets on the loss grid.
+        rng: chooses how far the label term reaches.
+        n_labels: larger than every label value.
+
+    Returns:
+        The total, scalar; and every term of the last cascade as a number.
+    """
+    count = len(output.composed)
+    shares = [0.5] * (count - 1) + [1.0] if settings.every_cascade else [0.0] * (count - 1) + [1.0]
+    stride = int(rng.integers(1, 3))  # labels at full and at half resolution in turn: precise, and far-reaching
+    total = torch.zeros((), device=batch.fixed.device)
+    terms: dict[str, float] = {}
+    grid = batch.fixed_target.shape[2:]
+    for share, composed, increment in zip(shares, output.composed, output.increments, strict=True):
+        each = losses.smoothness(increment)
+        total = total + settings.smooth_each * each * (share or 1.0)
+        if not share:
+            continue
+        warped = spatial.warp(batch.moving_target, spatial.upsample(composed, grid))
+        parts = {settings.similarity: (1.0, SIMILARITIES[settings.similarity](warped, batch.fixed_target))}
+        if settings.smooth:
+            parts["smooth"] = (settings.smooth, losses.smoothness(composed))
+        if settings.fold:
+            parts["fold"] = (settings.fold, losses.folding_penalty(composed))
+        if settings.dice:
+            parts["overlap"] = (settings.dice, _overlap(composed, batch, grid, stride, n_labels))
+        total = total + share * sum(weight * value for weight, value in parts.values())
+        terms = {k: float(v.detach()) for k, (_, v) in parts.items()} | {"smooth_each": float(each.detach())}
+    if output.affine is not None:
+        det, orth = losses.affine_determinant(output.affine[0]), losses.affine_orthogonality(output.affine[0])
+        total = total + settings.determinant * det + settings.orthogonality * orth
+        terms |= {"determinant": float(det.detach()), "orthogonality": float(orth.detach())}
+    return total, terms
+
+
+def _overlap(composed: torch.Tensor, batch: Sample, grid, stride: int, n_labels: int) -> torch.Tensor:
+    found = []
+    for k, labels in enumerate(batch.labels):
+        assert isinstance(labels, LabelPair)
+        where = labels.positions(spatial.upsample(composed[k : k + 1], grid))
+        found.append(losses.label_overlap(where, labels.moving, labels.fixed_loss, stride, n_labels=n_labels))
+    return torch.stack(found).mean()
+
+
+@torch.no_grad()
+def validate(model: Cascade, source: PairSource) -> dict[str, float]:
+    """Mean figures over the pairs of `pairs.validation_pairs`, each on its canonical window without augmentation.
+
+    Dice (all labels of the window, nearest) with the start alone and after every cascade where there are labels,
+    correlation always, and the folding fraction of the last cascade.
+    """
+    rows: list[dict[str, float]] = []
+    for k in range(len(source.pairs or [])):
+        sample = source.sample(0, k, plain=True)
+        output = model(sample.moving, sample.fixed)
+        row: dict[str, float] = {}
+        fields = [None, *output.composed]
+        for n, composed in enumerate(fields):
+            name = "start" if n == 0 else f"{n} cascades"
+            if sample.labels[0] is not None:
+                row[f"Dice, {name}"] = sample.labels[0].dice(composed)
+            full = torch.zeros_like(sample.fixed).expand(-1, 3, -1, -1, -1)
+            if composed is not None:
+                full = spatial.upsample(composed, sample.fixed.shape[2:])
+            row[f"correlation, {name}"] = 1 - float(losses.correlation(spatial.warp(sample.moving, full), sample.fixed))
+        row["folding_percent"] = 100 * spatial.folding_fraction(output.displacement)
+        rows.append(row)
+    return {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
+
+
+def picture(batch: Sample, displacement: torch.Tensor) -> torch.Tensor:
+    """Middle slice of the first pair as one (H, W, 3) picture: fixed, moving, warped, deformation grid."""
+    with torch.no_grad():
+        full = spatial.upsample(displacement[:1].float(), batch.fixed.shape[2:])
+        warped = spatial.warp(batch.moving[:1], full)
+        where = spatial.identity_grid(batch.fixed.shape[2:], device=full.device) + full
+        k = batch.fixed.shape[2] // 2
+        # the lines of a grid with 8 voxels between them, carried by the in-plane displacement
+        wave = (torch.cos(where[0, 1:, k] * (2 * torch.pi / 8)).amax(0) + 1) / 2
+        panels = [batch.fixed[0, 0, k], batch.moving[0, 0, k], warped[0, 0, k], wave.pow(8)]
+        return torch.cat([p.clamp(0, 1) for p in panels], dim=1).flip(0)[..., None].expand(-1, -1, 3).cpu()
