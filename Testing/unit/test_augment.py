@@ -31,7 +31,7 @@ def head(spacing_mm: float = 2.0) -> Scan:
     radius = np.sqrt(((k - 14) / 7) ** 2 + ((j - 13) / 8) ** 2 + ((i - 11) / 6) ** 2)
     labels = np.where(radius < 1, np.where(i < 11, 3, 5), 0).astype(np.uint8)
     image = np.where(radius < 1, 200, np.where((abs(j - 13) < 11) & (abs(i - 11) < 9) & (k < 22), 100, 0))
-    return Scan("head", image.astype(np.uint8), labels, np.array([[14.0, 13, 11]]), spacing_mm)
+    return Scan("head", image.astype(np.uint8), labels, np.array([[14.0, 13, 11]]), spacing_mm, np.eye(4))
 
 
 # free-form deformation
@@ -191,14 +191,14 @@ def test_strip_and_cut():
 
 
 def test_views_without_labels_or_image():
-    plain = views.make_subject(Scan("x", head().image, None, None, 2.0))
+    plain = views.make_subject(Scan("x", head().image, None, None, 2.0, np.eye(4)))
     assert views.make_view(plain, np.eye(4), np.random.default_rng(0), stripped=False, cut=False).volume.max() == 1
     for wish in ({"stripped": True, "cut": False}, {"stripped": False, "cut": True}):
         with pytest.raises(ValueError, match="needs labels, got a scan without"):
             views.make_view(plain, np.eye(4), np.random.default_rng(0), **wish)
     with pytest.raises(ValueError, match="got a scan without"):
         _ = plain.grown
-    bare = views.make_subject(Scan("x", None, head().labels, None, 2.0))
+    bare = views.make_subject(Scan("x", None, head().labels, None, 2.0, np.eye(4)))
     with pytest.raises(ValueError, match="got a label map without one"):
         views.make_view(bare, np.eye(4), np.random.default_rng(0), stripped=False, cut=False)
 

@@ -14,8 +14,8 @@ import pytest
 import SimpleITK as sitk
 
 from Training import prepare_data
+from Training.data import prepared, volumes
 from Training.data import scans as scans_module
-from Training.data import volumes
 from Training.data.scans import DataError, open_scans
 
 
@@ -60,6 +60,7 @@ def test_a_folder_is_read_voxel_for_voxel(folder):
     wanted = np.clip(original * (255 / np.percentile(original, 99.95)), 0, 255).round()
     np.testing.assert_array_equal(found[1].image, wanted)
     np.testing.assert_array_equal(found[1].labels, original // 100)
+    np.testing.assert_allclose(found[1].to_lps, [[0, 0, 2, 0], [0, 2, 0, 0], [2, 0, 0, 0], [0, 0, 0, 1]], atol=1e-5)
     assert found[1].image.dtype == found[1].labels.dtype == np.uint8
     assert found[-1] is found[1]
     with pytest.raises(IndexError):
@@ -179,6 +180,8 @@ def test_oblique_flipped_anisotropic_scans_keep_image_labels_and_points_together
     centre = [(np.indices(scan.shape)[axis] * weight).sum() / weight.sum() for axis in range(3)]
     np.testing.assert_allclose(scan.points[0], centre, atol=0.1)
     np.testing.assert_allclose(scan.points[0], np.argwhere(scan.labels == 7).mean(0), atol=0.4)
+    in_mm = scan.points[:2] @ scan.to_lps[:3, :3].T + scan.to_lps[:3, 3]
+    np.testing.assert_allclose(in_mm, [blob_lps, corner_lps], atol=1e-6)
     step_lps = (scan.points[1] - scan.points[0])[::-1] * 1.5  # axes are S, P, L: so L, P, S in mm
     np.testing.assert_allclose(step_lps, corner_lps - blob_lps, atol=1e-6)
     assert np.isnan(scan.points[2]).all()
@@ -556,7 +559,7 @@ def same_scans(a, b) -> bool:
         x.name == y.name
         and all(
             (p is None and q is None) or np.array_equal(p, q, equal_nan=p.dtype.kind == "f")
-            for p, q in ((x.image, y.image), (x.labels, y.labels), (x.points, y.points))
+            for p, q in ((getattr(x, what), getattr(y, what)) for what in prepared.ARRAYS)
         )
         for x, y in zip(a, b, strict=True)
     )

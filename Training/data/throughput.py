@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from LDRCore import spatial
+from LDRCore import geometry, spatial
 from LDRCore.models.ldr import LDR
 from Training.data import augment, synthesis, views
 from Training.data.scans import Scan, open_scans
@@ -35,7 +35,8 @@ def made_up_scan(name: str, shape: tuple[int, int, int] = (120, 120, 90), n_labe
     cell = np.argmax(2 * grid.reshape(-1, 3) @ seeds.T - (seeds**2).sum(1), axis=1).reshape(shape) + 1
     labels = np.where(radius < 0.65, cell, 0).astype(np.uint8)
     image = np.where(radius < 0.85, 60 + cell, 0) + rng.integers(0, 20, shape)
-    return Scan(name, image.astype(np.uint8), labels, None, SPACING_MM)
+    to_lps = geometry.Grid((0.0, 0.0, 0.0), (SPACING_MM,) * 3, shape).to_lps
+    return Scan(name, image.astype(np.uint8), labels, None, SPACING_MM, to_lps)
 
 
 def milliseconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
