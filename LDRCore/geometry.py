@@ -11,10 +11,12 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
+from LDRCore import images
 from LDRCore.errors import RegistrationError
 
 SLAB_VOXELS = 2_000_000  # of a Jacobian map made at once
@@ -210,7 +212,7 @@ def read_transform(path: str) -> sitk.Transform:
     """A transform file (.h5, .tfm, .mat, .xfm) or a displacement field image (.nii.gz, .nrrd, .mha) as a transform.
 
     Raises:
-        RegistrationError: missing, unreadable, or a field without 3 components.
+        RegistrationError: missing, unreadable, or a field without 3 components or with NaN or infinite values.
     """
     if not os.path.isfile(path):
         raise RegistrationError(f"the transform must be an existing file, got {path} (not found)")
@@ -230,6 +232,10 @@ def read_transform(path: str) -> sitk.Transform:
             "a displacement field must be 3D with 3 components a voxel, "
             f"got {field.GetDimension()}D with {field.GetNumberOfComponentsPerPixel()}"
         )
+    values = sitk.GetArrayViewFromImage(field)
+    wrong = images.count_non_finite(values) or images.count_non_finite_in_nifti(Path(path))
+    if wrong:
+        raise RegistrationError(f"a displacement field must hold only finite values, got {wrong} others in {path}")
     return sitk.DisplacementFieldTransform(field)
 
 
@@ -245,19 +251,29 @@ def displacement_field_image(transform: sitk.Transform, reference: sitk.Image) -
     )
 
 
-def transform_lattice(transform: sitk.Transform, to_lps: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Where a transform takes the points of a lattice: (d, h, w, 3) LPS mm.
+def transform_lattice(
+    transform_or_path: sitk.Transform | str | os.PathLike[str], to_lps: np.ndarray, shape: Sequence[int]
+) -> np.ndarray:
+    """Where any transform, or the file of one, takes the points of a lattice: a teacher can come from any program.
 
-    ITK's rule holds outside a displacement field's own grid: nothing moves there.
+    Takes what ITK reads: transforms (.h5, .tfm, .mat, .xfm) and displacement field images in mm LPS (ANTs' Warp.nii.gz,
+    the deformationField of elastix, SimpleITK, Slicer), on any grid. ITK's rule holds outside a field's own grid:
+    nothing moves there, so a field should cover the lattice.
 
     Args:
-        transform: LPS -> LPS.
+        transform_or_path: fixed -> moving, LPS mm.
         to_lps: 4x4, lattice index (tensor order) -> LPS mm, axes at right angles.
         shape: (d, h, w).
 
+    Returns:
+        (d, h, w, 3) LPS mm.
+
     Raises:
-        RegistrationError: the transform is not 3D, or not finite on the lattice.
+        RegistrationError: see `read_transform`; not 3D; or a transform that is not finite on the lattice.
     """
+    transform = transform_or_path
+    if not isinstance(transform, sitk.Transform):
+        transform = read_transform(os.fspath(transform))
     if transform.GetDimension() != 3:
         raise RegistrationError(f"the transform must be 3D, got {transform.GetDimension()}D")
     spacing = np.linalg.norm(to_lps[:3, :3], axis=0)
@@ -265,8 +281,9 @@ def transform_lattice(transform: sitk.Transform, to_lps: np.ndarray, shape: Sequ
     reference.SetSpacing(spacing[::-1].tolist())
     reference.SetDirection((to_lps[:3, :3] / spacing)[:, ::-1].ravel().tolist())
     reference.SetOrigin(to_lps[:3, 3].tolist())
-    moved: np.ndarray = points_lps(reference) + sitk.GetArrayFromImage(displacement_field_image(transform, reference))
-    wrong = int(np.count_nonzero(~np.isfinite(moved)))
+    field = displacement_field_image(transform, reference)
+    moved: np.ndarray = points_lps(reference) + sitk.GetArrayViewFromImage(field)
+    wrong = images.count_non_finite(moved)
     if wrong:
         raise RegistrationError(f"the transform must be finite on the lattice, got {wrong} values that are not")
     return moved

@@ -116,9 +116,9 @@ def load(source: ImageLike, name: str) -> sitk.Image:
     values = sitk.GetArrayViewFromImage(image)
     count = 0
     if np.issubdtype(values.dtype, np.floating):
-        count = _count_non_finite(values)
+        count = count_non_finite(values)
         if not count and isinstance(source, (str, os.PathLike)):
-            count = _count_non_finite_in_nifti(Path(source))
+            count = count_non_finite_in_nifti(Path(source))
     if count:
         raise RegistrationError(f"{name} must hold only finite values, got {count} voxels that are NaN or infinite")
     if values.min() == values.max():
@@ -126,12 +126,13 @@ def load(source: ImageLike, name: str) -> sitk.Image:
     return image
 
 
-def _count_non_finite(values: np.ndarray) -> int:
+def count_non_finite(values: np.ndarray) -> int:
+    """How many values are NaN or infinite."""
     finite = np.isfinite(values)
     return 0 if finite.all() else int(finite.size - np.count_nonzero(finite))
 
 
-def _count_non_finite_in_nifti(path: Path) -> int:
+def count_non_finite_in_nifti(path: Path) -> int:
     """NaN and infinite voxels of a NIfTI file, which ITK's reader silently turns into zeros (0 for other files)."""
     name = path.name.lower()
     if not name.endswith((".nii", ".nii.gz")):
@@ -145,7 +146,7 @@ def _count_non_finite_in_nifti(path: Path) -> int:
         return 0
     start = np.frombuffer(content, order + ("i8" if second else "f4"), 1, 168 if second else 108)[0]
     values = np.frombuffer(content[int(start) :], order + ("f4" if kind == 16 else "f8"))
-    return _count_non_finite(values)
+    return count_non_finite(values)
 
 
 def three_dimensional(image: sitk.Image, name: str) -> sitk.Image:

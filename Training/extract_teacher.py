@@ -107,7 +107,7 @@ def from_disk(
     shape = source.settings.shape
     scale = np.diag([(n - 1) / (p - 1) for n, p in zip(shape, points, strict=True)] + [1.0])
     sides = [source.scans[k].to_lps @ source.canonical(k) @ scale for k in (fixed, moving)]  # store's grid -> LPS mm
-    moved_lps = geometry.transform_lattice(geometry.read_transform(str(found[0])), sides[0], points)
+    moved_lps = geometry.transform_lattice(found[0], sides[0], points)
     inverse = np.linalg.inv(sides[1])
     ended = np.moveaxis(moved_lps @ inverse[:3, :3].T + inverse[:3, 3], -1, 0)
     return torch.from_numpy((ended - np.indices(points)).astype(np.float32))[None]

@@ -21,8 +21,10 @@ ALLOWED = {
     "LDRCore.metrics": {"LDRCore.spatial"},
     "LDRCore.refine": {"LDRCore.spatial", "LDRCore.losses"},
     "LDRCore.aldk": {"LDRCore.spatial", "LDRCore.losses", "LDRCore.models.discriminator"},
-    "LDRCore.geometry": {"LDRCore.errors"},
+    "LDRCore.geometry": {"LDRCore.errors", "LDRCore.images"},
     "LDRCore.images": {"LDRCore.errors"},
+    "LDRCore.hdf5": {"LDRCore.errors"},
+    "LDRCore.teacher_store": {"LDRCore.errors", "LDRCore.hdf5"},
     "LDRCore.preprocess": {"LDRCore.geometry", "LDRCore.spatial"},
 }
 MODELS = {"LDRCore.spatial", "LDRCore.losses"}
