@@ -40,7 +40,7 @@ def write(path: Path, splits: Mapping[str, ScanSet], key: str = "") -> None:
 
             def put(name: str, array: np.ndarray) -> None:
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
-                    np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
+                    np.lib.format.write_array(stream, array, allow_pickle=False)
 
             for split, scans in splits.items():
                 top = 0
@@ -116,7 +116,3 @@ class Prepared:
     def count_labels(self) -> int:
         """One more than the largest label value, 0 without labels."""
         return self._n_labels
-
-    def stamp(self) -> list[Any]:
-        """What changes when the source does."""
-        return [self.identity]

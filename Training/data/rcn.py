@@ -13,7 +13,6 @@ Facts of the layout (Zhao et al., ICCV 2019, and its published code and files):
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -181,9 +180,3 @@ class Rcn:
         if self.read(0).labels is None:
             return 0
         return 2 if self.values is None else max(int(v) for v in self.values.values()) + 1
-
-    def stamp(self) -> list[Any]:
-        """What changes when the source does."""
-        used = sorted({self._group(name)[0] for name in self.names})
-        facts = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in used]
-        return [facts, self.names, json.dumps(self.values), self.pairs]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -32,8 +32,6 @@ class Source(Protocol):
     def read(self, index: int) -> Scan: ...  # noqa: D102
 
     def count_labels(self) -> int: ...  # noqa: D102
-
-    def stamp(self) -> list[Any]: ...  # noqa: D102
 
 
 class ScanSet:
@@ -112,7 +110,8 @@ def open_scans(
             Networks, a .csv of images or pairs (see `tables` and `rcn`), or an .npz made by `Training.prepare_data`.
         split: "train", "val", "test", or what the source calls it.
         spacing_mm: isotropic voxel edge. By default the smallest voxel edge, which all scans of the split must share.
-        cache: folder to keep the read split in, one file that is made anew when the source changes.
+        cache: folder to keep the read split in, one file that is made anew when the source changes. HDF5 and .npz
+            sources are compact already and are read where they lie.
         scheme: of a .json of Recursive Cascaded Networks, instead of the split's.
 
     Raises:
@@ -128,7 +127,7 @@ def open_scans(
     if not pairs_possible:
         raise DataError(f"a split must hold a pair of scans, got {len(reader.names)} scan in {split!r} of {path}")
     found = ScanSet(reader, split)
-    if cache is None or isinstance(reader, prepared.Prepared):
+    if cache is None or not isinstance(reader, tables.Files):
         return found
     facts = json.dumps([reader.kind, split, scheme, reader.spacing_mm, reader.pairs, reader.stamp()])
     key = hashlib.sha256(facts.encode()).hexdigest()

@@ -77,4 +77,4 @@ def synthesise(
     image = image * augment.bias_field(rng, shape, float(rng.uniform(0, 0.3)), device)
     image = (image / image.max().clamp_min(1e-6)).pow(float(np.exp(rng.normal(0, 0.25))))
     grain = augment.noise(rng, image.shape, device) * float(rng.uniform(0, 0.03))
-    return torch.where(image > 0.01, image + grain, image).clamp(0, 1)
+    return torch.where(image > 0.01, image + grain, 0).clamp(0, 1)  # below: what blur left of an edge

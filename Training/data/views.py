@@ -127,7 +127,8 @@ def foreground_centre(normalised: torch.Tensor) -> np.ndarray:
     The mean of `preprocess.foreground_index`, without carrying every index to the host.
     """
     mask = normalised > preprocess.FOREGROUND_LEVEL
-    counts = [mask.sum(dim=[a for a in range(3) if a != axis]).cpu().numpy() for axis in range(3)]
+    lines = mask.sum(dim=2)
+    counts = [c.cpu().numpy() for c in (lines.sum(dim=1), lines.sum(dim=0), mask.sum(dim=(0, 1)))]
     if not counts[0].any():
         return (np.array(normalised.shape) - 1) / 2
     return np.array([(np.arange(len(c)) * c).sum() / c.sum() for c in counts])
