@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Union
@@ -46,6 +47,7 @@ def read(source: ImageLike, name: str) -> sitk.Image:
         raise RegistrationError(f"{name} must be an existing file, got {path} (not found)")
     if path.is_dir():
         return _read_dicom(path, name)
+    _check_whole(path, name)
     try:
         return sitk.ReadImage(str(path))
     except RuntimeError as error:
@@ -53,6 +55,35 @@ def read(source: ImageLike, name: str) -> sitk.Image:
             f"{name} must be an image that SimpleITK can read (NIfTI, NRRD, MetaImage, DICOM ...), "
             f"got {path} ({_reason(error)})"
         ) from None
+
+
+def _check_whole(path: Path, name: str) -> None:
+    """Refuse a NIfTI file that was cut off, which ITK reads without a word, zeros in place of what is missing."""
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        return
+    header = sitk.ImageFileReader()
+    header.SetFileName(str(path))
+    try:
+        header.ReadImageInformation()
+        voxels = int(np.prod(header.GetSize())) * header.GetNumberOfComponents()
+        wanted = int(float(header.GetMetaData("vox_offset"))) + voxels * int(header.GetMetaData("bitpix")) // 8
+    except RuntimeError:
+        return  # reading it will say why it cannot be read
+    found = path.stat().st_size
+    if path.suffix.lower() == ".gz":
+        with path.open("rb") as file:
+            file.seek(-min(4, found), os.SEEK_END)
+            found = int.from_bytes(file.read(), "little")  # what gzip says at the end of a whole file: size modulo 2^32
+        if found != wanted % 2**32:
+            try:
+                with gzip.open(path) as stream:
+                    found = sum(len(chunk) for chunk in iter(lambda: stream.read(1 << 20), b""))
+            except (EOFError, OSError, zlib.error):
+                found = 0
+        else:
+            found = wanted
+    if found < wanted:
+        raise RegistrationError(f"{name} must be a whole file, got {path} (cut off or damaged)")
 
 
 def _reason(error: RuntimeError) -> str:

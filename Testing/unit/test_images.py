@@ -117,3 +117,15 @@ def test_masks_must_fit_and_hold_something():
     shifted.SetOrigin((5, 0, 0))
     with pytest.raises(RegistrationError, match="another origin or direction"):
         images.load_mask(shifted, reference, "fixed mask")
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("kind", [np.int16, np.float32])
+def test_a_nifti_file_that_was_cut_off_is_refused(tmp_path, suffix, kind):
+    values = np.random.default_rng(0).integers(1, 1000, (20, 22, 24)).astype(kind)
+    path = tmp_path / f"scan{suffix}"
+    sitk.WriteImage(sitk.GetImageFromArray(values), str(path))
+    assert np.array_equal(sitk.GetArrayFromImage(images.load(path, "fixed image")), values)
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(RegistrationError, match=r"fixed image must be a whole file, got .* \(cut off or damaged\)"):
+        images.load(path, "fixed image")
