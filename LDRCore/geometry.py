@@ -245,6 +245,12 @@ def displacement_field_image(transform: sitk.Transform, reference: sitk.Image) -
     )
 
 
+def field_in_voxels(field: sitk.Image) -> np.ndarray:
+    """A displacement field image (mm LPS) as (3, D, H, W) float32: along tensor axes, in voxels of its grid."""
+    to_index = np.linalg.inv(index_to_lps(field)[:3, :3]).astype(np.float32)
+    return np.einsum("ac,dhwc->adhw", to_index, sitk.GetArrayViewFromImage(field).astype(np.float32), optimize=True)
+
+
 def jacobian_determinant_image(field: sitk.Image) -> sitk.Image:
     """det(I + du/dx) of a displacement field image, right on any direction, spacing and flip.
 
