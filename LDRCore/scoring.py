@@ -57,6 +57,33 @@ def load_labels(source: ImageLike, name: str) -> sitk.Image:
     return sitk.Cast(image, sitk.sitkInt32)
 
 
+FRAMES = ("lps", "ras", "voxel")
+
+
+def landmarks_lps(points: np.ndarray, frame: str, image: sitk.Image, name: str) -> np.ndarray:
+    """Landmarks of any frame in LPS mm, checked to lie in their image.
+
+    Args:
+        points: (N, 3): mm along x, y, z, or for "voxel" indices along the image's axes.
+        frame: "lps", "ras" or "voxel".
+        image: where the landmarks were set.
+        name: what they are to the user ("fixed landmarks"), for messages.
+
+    Raises:
+        RegistrationError: another frame, or a landmark outside.
+    """
+    if frame not in FRAMES:
+        raise RegistrationError(f"the frame of {name} must be one of {list(FRAMES)}, got {frame!r}")
+    points = np.asarray(points, dtype=float)
+    if frame == "voxel":
+        matrix = geometry.index_to_lps(image)
+        points = points[:, ::-1] @ matrix[:3, :3].T + matrix[:3, 3]
+    elif frame == "ras":
+        points = points * np.array([-1.0, -1.0, 1.0])
+    check_landmarks(points, image, name)
+    return points
+
+
 def check_landmarks(points_lps: np.ndarray, image: sitk.Image, name: str) -> None:
     """Refuse landmarks that do not lie in their image.
 

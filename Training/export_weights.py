@@ -4,7 +4,7 @@ r"""Put a trained stem and trained cascades together into a model that `register
         --out runs/export
 
 Writes NAME.pt (half precision) and NAME.json (the model card) into the folder. Results are added by
-`Training.score_model`. Copy both files into LDRCore/bundled only when they beat what ships.
+`Training.evaluate --write-card`. Copy both files into LDRCore/bundled only when they beat what ships.
 """
 
 from __future__ import annotations
