@@ -54,13 +54,12 @@ class Plan:
     def runs(self) -> Iterable[tuple[DataSet, Pair, System, str]]:
         """Every (data set, pair, system, id) that can run; pairs outside, so that a pair is read once."""
         for data in self.config.datasets:
-            found = {
-                s.name: (self.system(data, s), identity(data, self.system(data, s), self))
-                for s in self.config.systems
-                if s.name not in self.unavailable.get(data.name, {})
-            }
-            for pair in self.pairs.get(data.name, []):
-                for system, own_id in found.values():
+            if data.name not in self.pairs:
+                continue
+            able = [s for s in self.config.systems if s.name not in self.unavailable[data.name]]
+            found = [(s, identity(data, s, self)) for s in (self.system(data, s) for s in able)]
+            for pair in self.pairs[data.name]:
+                for system, own_id in found:
                     yield data, pair, system, own_id
 
 

@@ -18,8 +18,8 @@ def check(model: str) -> Path:
     Raises:
         RegistrationError: no model given, or it is not a file beside its card.
     """
-    path = Path(model).with_suffix(".json")
-    if not model or not path.is_file():
+    path = Path(model or ".pt").with_suffix(".json")
+    if not path.is_file():
         raise RegistrationError(
             f"--write-card needs --model with the path of a .pt file beside its card, got {model!r}"
         )
@@ -28,13 +28,13 @@ def check(model: str) -> Path:
 
 
 def write(model: str, settings: Config, found: dict[str, list[Line]]) -> Path:
-    """Store one entry a data set under `results` of the card: its baselines and every line of this model.
+    """Store one entry a data set under `results` of the card: the line "nothing" and every line of this model.
 
     A data set named SPLIT-VIEW ("test-whole") goes to results[SPLIT]["systems"][VIEW].
     """
     path = check(model)
     card = json.loads(path.read_text(encoding="utf-8"))
-    own = {s.name for s in settings.systems if s.kind in ("nothing", "affine") or s.model == model}
+    own = {s.name for s in settings.systems if s.kind == "nothing" or s.model == model}
     for data in settings.datasets:
         if data.name not in found:
             continue

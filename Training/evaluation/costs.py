@@ -19,7 +19,7 @@ from Training.evaluation.workers import Task, run_all
 if TYPE_CHECKING:
     from Training.evaluate import Plan
 
-REPEATS = {"nothing": 1, "affine": 3, "model": 3, "peer": 1, "command": 1}
+REPEATS = {"affine": 3, "model": 3, "peer": 1, "command": 1}
 COLUMNS = (
     *("dataset", "system", "id", "device", "threads", "runs", "seconds", "seconds_min", "seconds_max", "seconds_io"),
     *("peak_mb", "message"),
@@ -78,7 +78,7 @@ def measure_missing(plan: Plan, path: Path, threads: int) -> None:
     for data in plan.config.datasets:
         pair = next(iter(plan.pairs.get(data.name, [])), None)
         for listed in plan.config.systems:
-            if pair is None or listed.name in plan.unavailable[data.name]:
+            if pair is None or listed.kind == "nothing" or listed.name in plan.unavailable[data.name]:
                 continue
             system = plan.system(data, listed)
             for device in _devices() if system.kind == "model" else ["cpu"]:
