@@ -174,32 +174,10 @@ def run_warp(options: argparse.Namespace) -> Outcome:
     return {"file": str(options.out), "interpolation": kind}, f"written {options.out} ({kind})"
 
 
-def _read_points(path: Path) -> np.ndarray:
-    if not path.is_file():
-        raise RegistrationError(f"points must be an existing CSV file, got {path} (not found)")
-    rows: list[list[float]] = []
-    with path.open(newline="", encoding="utf-8", errors="replace") as stream:
-        for number, row in enumerate(csv.reader(stream), start=1):
-            if not row or row[0].lstrip().startswith("#"):
-                continue
-            try:
-                x, y, z = (float(v) for v in row[:3])  # ValueError also when there are fewer than three
-                rows.append([x, y, z])
-            except ValueError:
-                if number == 1:  # a header
-                    continue
-                raise RegistrationError(
-                    f"points must have three numbers a line (x,y,z in mm), got {','.join(row)!r} in line {number}"
-                ) from None
-    if not rows:
-        raise RegistrationError(f"points must have at least one line x,y,z, got none in {path}")
-    return np.array(rows)
-
-
 def run_points(options: argparse.Namespace) -> Outcome:
     """Map landmarks."""
     check_output_file(options.out, options.overwrite)
-    points = _read_points(options.points)
+    points = geometry.read_points(options.points)
     flip = np.array([-1.0, -1.0, 1.0]) if options.ras else np.ones(3)
     mapped = geometry.transform_points(points * flip, geometry.read_transform(options.transform)) * flip
 

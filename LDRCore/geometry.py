@@ -7,6 +7,7 @@ convention).
 
 from __future__ import annotations
 
+import csv
 import math
 import os
 from collections.abc import Sequence
@@ -289,6 +290,12 @@ def transform_lattice(
     return moved
 
 
+def field_in_voxels(field: sitk.Image) -> np.ndarray:
+    """A displacement field image (mm LPS) as (3, D, H, W) float32: along tensor axes, in voxels of its grid."""
+    to_index = np.linalg.inv(index_to_lps(field)[:3, :3]).astype(np.float32)
+    return np.einsum("ac,dhwc->adhw", to_index, sitk.GetArrayViewFromImage(field).astype(np.float32), optimize=True)
+
+
 def jacobian_determinant_image(field: sitk.Image) -> sitk.Image:
     """det(I + du/dx) of a displacement field image, right on any direction, spacing and flip.
 
@@ -333,3 +340,30 @@ def transform_points(points_lps: np.ndarray, transform: sitk.Transform) -> np.nd
     if not np.isfinite(points).all():
         raise RegistrationError("points must be finite, got NaN or infinite coordinates")
     return np.array([transform.TransformPoint(p) for p in points.tolist()]).reshape(-1, 3)
+
+
+def read_points(path: Path) -> np.ndarray:
+    """Points of a CSV with three columns x,y,z (a header line and lines starting with # are passed over): (N, 3).
+
+    Raises:
+        RegistrationError: missing file, no point, or a line without three numbers.
+    """
+    if not path.is_file():
+        raise RegistrationError(f"points must be an existing CSV file, got {path} (not found)")
+    rows: list[list[float]] = []
+    with path.open(newline="", encoding="utf-8", errors="replace") as stream:
+        for number, row in enumerate(csv.reader(stream), start=1):
+            if not row or row[0].lstrip().startswith("#"):
+                continue
+            try:
+                x, y, z = (float(v) for v in row[:3])  # ValueError also when there are fewer than three
+                rows.append([x, y, z])
+            except ValueError:
+                if number == 1:  # a header
+                    continue
+                raise RegistrationError(
+                    f"points must have three numbers a line (x,y,z in mm), got {','.join(row)!r} in line {number}"
+                ) from None
+    if not rows:
+        raise RegistrationError(f"points must have at least one line x,y,z, got none in {path}")
+    return np.array(rows)

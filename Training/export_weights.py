@@ -4,8 +4,8 @@ r"""Put trained networks and an affine stem together into a model that `register
         --summary "T1 MRI of our scanner" --made_for "T1-weighted MRI of the head" --licence "as our data"
 
 Writes NAME.pt (half precision) and NAME.json (the model card: architecture, working grid, the whole configuration of
-the run, its data's identity, steps and hours, the teacher). Results are added by the evaluation. Copy both files into
-LDRCore/bundled only when they beat what ships.
+the run, its data's identity, steps and hours, the teacher). `Training.evaluate --write-card` adds results. Copy both
+files into LDRCore/bundled only when they beat what ships.
 """
 
 from __future__ import annotations

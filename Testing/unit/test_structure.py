@@ -18,13 +18,21 @@ ALLOWED = {
     "LDRCore.errors": set(),
     "LDRCore.spatial": set(),
     "LDRCore.losses": {"LDRCore.spatial"},
-    "LDRCore.metrics": {"LDRCore.spatial"},
+    "LDRCore.metrics": set(),
+    "LDRCore.surface": set(),
     "LDRCore.refine": {"LDRCore.spatial", "LDRCore.losses"},
     "LDRCore.aldk": {"LDRCore.spatial", "LDRCore.losses", "LDRCore.models.discriminator"},
     "LDRCore.geometry": {"LDRCore.errors", "LDRCore.images"},
     "LDRCore.images": {"LDRCore.errors"},
     "LDRCore.hdf5": {"LDRCore.errors"},
     "LDRCore.teacher_store": {"LDRCore.errors", "LDRCore.hdf5"},
+    "LDRCore.scoring": {
+        "LDRCore.errors",
+        "LDRCore.geometry",
+        "LDRCore.images",
+        "LDRCore.metrics",
+        "LDRCore.surface",
+    },
     "LDRCore.preprocess": {"LDRCore.geometry", "LDRCore.spatial"},
 }
 MODELS = {"LDRCore.spatial", "LDRCore.losses"}

@@ -1,0 +1,96 @@
+"""The evaluation's TOML: strictly read, placeholders filled, baselines demanded; the configurations that ship."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from LDRCore.errors import RegistrationError
+from Training.evaluation import config
+
+CONFIGS = Path(__file__).parents[2] / "Training" / "configs"
+GOOD = """
+reference = "mine"
+[[dataset]]
+name = "one"
+kind = "csv"
+root = "{data}/x"
+pairs = "pairs.csv"
+[[system]]
+name = "nothing"
+kind = "nothing"
+[[system]]
+name = "affine only"
+kind = "affine"
+model = "{domain}"
+[[system]]
+name = "mine"
+kind = "model"
+model = "{model}"
+cascades = 2
+"""
+
+
+def read(tmp_path: Path, text: str, **places: str) -> config.Config:
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    return config.load(path, {"data": "/d", "model": "m.pt", **places})
+
+
+def test_placeholders_and_paths(tmp_path):
+    found = read(tmp_path, GOOD)
+    assert found.datasets[0].root == "/d/x"
+    assert found.datasets[0].pairs == str(tmp_path / "pairs.csv")
+    assert [s.model for s in found.systems] == ["", "{domain}", "m.pt"]
+    with pytest.raises(RegistrationError, match="data set one needs --data, which is not given"):
+        config.load(tmp_path / "c.toml", {"model": "m"})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("cascades = 2", "cascade = 2", "'mine' of c.toml knows the keys .*, got 'cascade'"),
+        ("cascades = 2", 'cascades = "2"', "cascades of .*'mine' of c.toml must be of type int, got '2'"),
+        ("cascades = 2", "cascades = true", "must be of type int, got True"),
+        ("cascades = 2", "", "mine of kind model must have the key 'cascades'"),
+        ('kind = "csv"', 'kind = "folder"', r"kind of data set one must be one of \['ixi'.*, got 'folder'"),
+        ('kind = "csv"', 'kind = "csv"\nprotocol = "cubic"', "protocol of data set one must be one of"),
+        ('kind = "csv"', 'kind = "csv"\nlandmarks = "mni"', "landmarks of data set one must be one of"),
+        ('root = "{data}/x"', "", "must have the key 'root'"),
+        ('kind = "nothing"', 'kind = "magic"', "kind of nothing must be one of .*, got 'magic'"),
+        ('kind = "affine"', 'kind = "model"\ncascades = 1', "must have exactly one system of kind 'affine'"),
+        ('name = "mine"', 'name = "nothing"', "must have its own name, got 'nothing' twice"),
+        ('reference = "mine"', 'reference = "yours"', "reference must be the name of a system, got 'yours'"),
+        ('reference = "mine"', 'measures = ["dice"]', "measures must be some of .*, got 'dice'"),
+        ('reference = "mine"', "speed = 1", "knows the keys .*, got 'speed'"),
+        ("[[dataset]]", "[[dataset", "must be TOML, got"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, old, new, message):
+    assert old in GOOD
+    with pytest.raises(RegistrationError, match=message):
+        read(tmp_path, GOOD.replace(old, new))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(RegistrationError, match=r"existing TOML file, got .*none\.toml \(not found\)"):
+        config.load(tmp_path / "none.toml", {})
+
+
+@pytest.mark.parametrize("name", ["evaluate-ixi.toml", "evaluate-paper.toml", "evaluate-card.toml"])
+def test_the_configurations_that_ship_can_be_read(name):
+    found = config.load(CONFIGS / name, {"data": "/data", "model": "m.pt"})
+    assert found.systems[0].kind == "nothing"
+    assert found.systems[1].kind == "affine"
+    assert all(Path(d.pairs).is_file() for d in found.datasets if d.kind in ("ixi", "csv"))
+
+
+def test_the_fixed_pairs_are_forty_of_different_subjects():
+    lines = (CONFIGS / "pairs" / "ixi-test-40.csv").read_text().splitlines()
+    rows = [line.split(",") for line in lines[1:]]
+    assert lines[0] == "fixed,moving,pose_seed"
+    assert [int(r[2]) for r in rows] == list(range(40))
+    assert all(f != m for f, m, _ in rows)
+    assert len({(f, m) for f, m, _ in rows}) == 40
+    assert len({s for f, m, _ in rows for s in (f, m)}) == 20

@@ -1,0 +1,259 @@
+r"""Compare systems on the pairs of data sets, as a TOML says, and print tables.
+
+    python -m Training.evaluate --config Training/configs/evaluate-ixi.toml --data DIR --out runs/evaluate
+
+One row a pair and system goes to OUT/rows.csv as soon as it is finished; started again, only what is missing is
+computed. A system that fails on a pair leaves a row with its message. Every table has the baselines "nothing" and
+"affine only". Written to OUT as well: tables-NAME.md, .tex and .json, and costs.csv (seconds and memory of each system
+alone on the machine).
+
+Other programs come from the extra `peers`, or from another virtual environment (--peer-python). With --write-card the
+results of the model given by --model go into its card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from LDRCore.errors import RegistrationError
+from Training.evaluation import cards, config, costs, datasets, rows, systems, tables
+from Training.evaluation.config import Config, DataSet, System
+from Training.evaluation.datasets import Pair
+from Training.evaluation.systems import Place
+from Training.evaluation.workers import Task, run_all
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be compared, after looking at what there is.
+
+    Attributes:
+        pairs: {data set name: its pairs}; a data set without files is missing here.
+        no_data: {data set name: why it is not there} of optional data sets.
+        unavailable: {data set name: {system name: why it cannot run}}.
+    """
+
+    config: Config
+    place: Place
+    pairs: dict[str, list[Pair]]
+    no_data: dict[str, str]
+    unavailable: dict[str, dict[str, str]]
+
+    def system(self, data: DataSet, system: System) -> System:
+        """The system as it runs on a data set."""
+        return systems.for_domain(system, data.domain)
+
+    def runs(self) -> Iterable[tuple[DataSet, Pair, System, str]]:
+        """Every (data set, pair, system, id) that can run; pairs outside, so that a pair is read once."""
+        for data in self.config.datasets:
+            if data.name not in self.pairs:
+                continue
+            able = [s for s in self.config.systems if s.name not in self.unavailable[data.name]]
+            found = [(s, identity(data, s, self)) for s in (self.system(data, s) for s in able)]
+            for pair in self.pairs[data.name]:
+                for system, own_id in found:
+                    yield data, pair, system, own_id
+
+
+def identity(data: DataSet, system: System, plan: Plan) -> str:
+    """What a row's result depends on beside its pair; a row with another id is not this one."""
+    measures = "+".join(sorted(plan.config.measures))
+    return f"{systems.fingerprint(system, plan.place)}-{data.protocol}-{measures}"
+
+
+def make_plan(settings: Config, place: Place, limit: int | None) -> Plan:
+    """Look for data and systems.
+
+    Raises:
+        RegistrationError: a data set that is not optional is not there.
+    """
+    pairs, no_data, unavailable = {}, {}, {}
+    for data in settings.datasets:
+        try:
+            pairs[data.name] = datasets.list_pairs(data)[:limit]
+        except RegistrationError as error:
+            if not data.optional:
+                raise
+            no_data[data.name] = str(error)
+            continue
+        why = {s.name: systems.unavailable(systems.for_domain(s, data.domain), place) for s in settings.systems}
+        unavailable[data.name] = {name: text for name, text in why.items() if text}
+    if settings.reference:
+        tables.need_scipy()
+    return Plan(settings, place, pairs, no_data, unavailable)
+
+
+def compute(plan: Plan, path: Path, workers: int, retry_failed: bool) -> None:
+    """Make the rows that are missing."""
+    finished = {rows.key(r) for r in rows.read(path) if not (retry_failed and r["status"] != "done")}
+    wanted = [(d, p, s, i) for d, p, s, i in plan.runs() if (d.name, p.name, s.name, i) not in finished]
+    tasks = [Task(d, p, s, plan.place, tuple(plan.config.measures)) for d, p, s, _ in wanted]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bar = tqdm(total=len(tasks), unit="row", disable=None, smoothing=0.05)
+    for number, found in run_all(tasks, workers, plan.place.threads):
+        data, pair, system, own_id = wanted[number]
+        row = {"dataset": data.name, "pair": pair.name, "system": system.name, "id": own_id, **found}
+        row |= {"threads": plan.place.threads, "workers": workers, "device": plan.place.device}
+        rows.append(path, row)
+        if row["status"] != "done":
+            bar.write(f"failed: {system.name} on {data.name} {pair.name}: {row['message']}", file=sys.stderr)
+        bar.set_postfix_str(f"{data.name} {system.name}")
+        bar.update()
+    bar.close()
+
+
+def current_rows(plan: Plan, path: Path) -> dict[str, list[rows.Row]]:
+    """{data set: rows} of this plan; of a row that was made twice, the last."""
+    wanted = {(d.name, p.name, s.name, i) for d, p, s, i in plan.runs()}
+    latest = {rows.key(r): r for r in rows.read(path) if rows.key(r) in wanted}
+    found: dict[str, list[rows.Row]] = {name: [] for name in plan.pairs}
+    for row in latest.values():
+        found[row["dataset"]].append(row)
+    return found
+
+
+def summaries(plan: Plan, path: Path) -> dict[str, list[tables.Line]]:
+    """{data set: lines of its table}."""
+    names = [s.name for s in plan.config.systems]
+    return {
+        name: tables.summarise(found, names, plan.unavailable[name], plan.config.reference)
+        for name, found in current_rows(plan, path).items()
+    }
+
+
+def caption(plan: Plan, data: DataSet, found: list[rows.Row]) -> str:
+    """The sentence above a table: what was measured, how and where."""
+    structures = {len(r["structures"]) for r in found if r.get("structures")}
+    labels = f"; {min(structures)} to {max(structures)} structures a pair" if structures else ""
+    how = sorted({(int(r["threads"]), int(r["workers"])) for r in found if r.get("threads")})
+    pace = ", ".join(f"{t} thread{'s' * (t > 1)} a system, {w} at a time" for t, w in how)
+    note = f" {data.note}" if data.note else ""
+    return (
+        f"{len(plan.pairs[data.name])} pairs{labels}; labels warped by the protocol {data.protocol!r}.{note} "
+        f"Mean ± std over pairs; seconds are medians, warm ({pace or 'none yet'}). Folding, SDlogJ and NDV on the "
+        "fixed grid."
+    )
+
+
+def write_tables(plan: Plan, out: Path, name: str) -> str:
+    """Write tables-NAME.md, .tex and .json; returns the Markdown."""
+    found, by_dataset = current_rows(plan, out / "rows.csv"), summaries(plan, out / "rows.csv")
+    text, latex, data_out = [], [], {}
+    for data in plan.config.datasets:
+        text.append(f"## {data.name}\n")
+        if data.name in plan.no_data:
+            text.append(f"No data: {plan.no_data[data.name]}\n")
+            continue
+        lines, above = by_dataset[data.name], caption(plan, data, found[data.name])
+        text.append(f"{above}\n\n{tables.markdown(lines, plan.config.reference)}\n")
+        notes = [f"- {line.system}: {line.notes}" for line in lines if line.notes]
+        text.append("\n".join(["Affine start and versions:", "", *notes, ""]) if notes else "")
+        latex.append(f"% {data.name}: {above}\n{tables.latex(lines, plan.config.reference)}\n")
+        data_out[data.name] = {
+            "caption": above,
+            "pairs": len(plan.pairs[data.name]),
+            "lines": tables.as_json(lines),
+            "structures": tables.structures(found[data.name]),
+        }
+    for ending, content in (
+        (".md", "\n".join(text)),
+        (".tex", "\n".join(latex)),
+        (".json", json.dumps(data_out, indent=1) + "\n"),
+    ):
+        part = out / f"tables-{name}{ending}.part"
+        part.write_text(content, encoding="utf-8")
+        part.replace(out / f"tables-{name}{ending}")
+    return "\n".join(text)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that evaluating and reporting share."""
+    parser.add_argument("--config", type=Path, required=True, help="TOML with data sets and systems")
+    parser.add_argument("--data", default="", help="folder that {data} in the TOML stands for")
+    parser.add_argument("--model", default="", help="model that {model} in the TOML stands for")
+    parser.add_argument("--models", action="append", default=[], help="folder with exported models (may be repeated)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for rows and tables")
+    parser.add_argument("--pairs", type=int, help="only the first so many pairs of every data set")
+    parser.add_argument("--threads", type=int, default=1, help="threads of every worker (default 1)")
+    parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has the peers' packages")
+    parser.add_argument("--datasets", default="", help="comma-separated names: only these data sets")
+    parser.add_argument("--systems", default="", help="comma-separated names: only these systems and the baselines")
+
+
+def plan_of(a: argparse.Namespace) -> Plan:
+    """The plan that the shared arguments describe.
+
+    Raises:
+        RegistrationError: see `config.load` and `make_plan`; names that do not exist.
+    """
+    for name in ("threads", "workers", "pairs"):
+        if getattr(a, name, None) is not None and getattr(a, name) < 1:
+            raise RegistrationError(f"--{name} must be 1 or more, got {getattr(a, name)}")
+    places = {k: v for k, v in (("data", a.data), ("model", a.model)) if v}
+    settings = config.load(a.config, places)
+    chosen = {}
+    for what, every in (("datasets", settings.datasets), ("systems", settings.systems)):
+        names = [n.strip() for n in getattr(a, what).split(",") if n.strip()]
+        unknown = [n for n in names if n not in [x.name for x in every]]
+        if unknown:
+            raise RegistrationError(f"--{what} must be names of {a.config.name}, got {unknown[0]!r}")
+        kept = [x for x in every if not names or x.name in names or getattr(x, "kind", "") in ("nothing", "affine")]
+        chosen[what] = kept
+    reference = settings.reference if settings.reference in [s.name for s in chosen["systems"]] else ""
+    settings = Config(**{**vars(settings), **chosen, "reference": reference})
+    place = Place(tuple(a.models), a.peer_python, a.threads)
+    return make_plan(settings, place, a.pairs)
+
+
+def run(a: argparse.Namespace) -> int:
+    """Evaluate; returns the number of failed rows."""
+    plan = plan_of(a)
+    if a.write_card:
+        cards.check(a.model)
+    for data, why in plan.no_data.items():
+        print(f"no data: {data}: {why}", file=sys.stderr)
+    for data, missing in plan.unavailable.items():
+        for name, why in missing.items():
+            print(f"not run on {data}: {name}: {why}", file=sys.stderr)
+    compute(plan, a.out / "rows.csv", a.workers, a.retry_failed)
+    if not a.no_costs:
+        costs.measure_missing(plan, a.out / "costs.csv", a.cost_threads)
+    print(write_tables(plan, a.out, a.config.stem))
+    if a.write_card:
+        print(f"written {cards.write(a.model, plan.config, summaries(plan, a.out / 'rows.csv'))}")
+    return sum(line.failed for lines in summaries(plan, a.out / "rows.csv").values() for line in lines)
+
+
+def main(given: list[str] | None = None) -> int:
+    """Command line; 0 all rows done, 1 some failed, 2 unusable input."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments(parser)
+    parser.add_argument("--workers", type=int, default=1, help="pairs at a time, each in its own process (default 1)")
+    parser.add_argument("--retry-failed", action="store_true", help="compute failed rows again")
+    parser.add_argument("--no-costs", action="store_true", help="do not time each system alone afterwards")
+    parser.add_argument("--cost-threads", type=int, default=2, help="threads when timed alone (default 2)")
+    parser.add_argument("--write-card", action="store_true", help="put the results of --model into its card")
+    a = parser.parse_args(given)
+    began = time.perf_counter()
+    try:
+        failed = run(a)
+    except RegistrationError as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; finished rows are kept, run the same command to go on", file=sys.stderr)
+        return 130
+    print(f"{(time.perf_counter() - began) / 60:.1f} minutes", file=sys.stderr)
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

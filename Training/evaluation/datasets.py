@@ -1,0 +1,282 @@
+"""Pairs of the data sets that systems are compared on, with labels and landmarks in their own geometry.
+
+Listing pairs reads only indexes; `load` reads one pair. Layouts: a folder with manifest.csv (IXI), a CSV of files,
+Learn2Reg's dataset.json (also LUMIR), and the JSON + HDF5 of the recursive cascade's authors (SLIVER, LiTS, LSPIG,
+LPBA40), whose volumes carry no geometry and are taken as 1 mm.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from LDRCore import geometry, images, scoring
+from LDRCore.errors import RegistrationError
+from Training.data.views import random_pose
+from Training.evaluation.config import DataSet
+
+POSE_ANGLE_DEG, POSE_SHIFT_MM = 15, 20
+_LEARN2REG_PAIRS = ("registration_val", "validation", "registration_test", "eval_pairs")
+_MASK_LEVEL = 128  # of segmentations without class values in the JSON + HDF5 layout
+
+
+@dataclass(frozen=True)
+class Side:
+    """Files of one image of a pair. `group` is the path inside an HDF5 file; otherwise empty."""
+
+    image: str
+    labels: str = ""
+    landmarks: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One pair, not yet read.
+
+    Attributes:
+        name: unique in its data set.
+        fixed, moving: where the files are.
+        pose_seed: seed of the random pose written into the moving image's header, or None.
+        label_values: the labels that count, or () for all (kind "rcn").
+    """
+
+    name: str
+    fixed: Side
+    moving: Side
+    pose_seed: int | None = None
+    label_values: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One pair in memory."""
+
+    fixed: sitk.Image
+    moving: sitk.Image
+    truth: scoring.Truth
+
+
+def list_pairs(data: DataSet) -> list[Pair]:
+    """All pairs of a data set, in a fixed order.
+
+    Raises:
+        RegistrationError: an index file is missing, cannot be read, or lists no pair.
+    """
+    found = {"ixi": _ixi, "csv": _csv, "learn2reg": _learn2reg, "rcn": _rcn}[data.kind](data)
+    if not found:
+        raise RegistrationError(f"data set {data.name} must list at least one pair, got none in {data.root}")
+    return found
+
+
+def _existing(path: Path, what: str) -> Path:
+    if not path.exists():
+        raise RegistrationError(f"{what} must exist, got {path} (not found)")
+    return path
+
+
+def read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """Rows of a CSV that must have certain columns.
+
+    Raises:
+        RegistrationError: missing file or column.
+    """
+    with _existing(path, "the list of pairs").open(newline="", encoding="utf-8-sig") as stream:
+        reader = csv.DictReader(stream)
+        missing = [c for c in columns if c not in (reader.fieldnames or [])]
+        if missing:
+            raise RegistrationError(f"{path} must have a column {missing[0]!r}, got {reader.fieldnames}")
+        return list(reader)
+
+
+def _ixi(data: DataSet) -> list[Pair]:
+    root = Path(data.root)
+    subjects = {r["subject"]: r for r in read_csv(root / "manifest.csv", ("subject", "image", "labels"))}
+    pairs = []
+    for row in read_csv(Path(data.pairs), ("fixed", "moving", "pose_seed")):
+        sides = []
+        for subject in (row["fixed"], row["moving"]):
+            if subject not in subjects:
+                raise RegistrationError(f"every subject of {data.pairs} must be in the manifest, got {subject!r}")
+            r = subjects[subject]
+            sides.append(Side(str(root / r["image"]), str(root / r["labels"])))
+        seed = int(row["pose_seed"]) if row["pose_seed"] else None
+        pairs.append(Pair(f"{row['fixed']}<-{row['moving']}", *sides, pose_seed=seed))
+    return pairs
+
+
+def _csv(data: DataSet) -> list[Pair]:
+    root = Path(data.root)
+    pairs = []
+    for row in read_csv(Path(data.pairs), ("fixed", "moving")):
+        sides = [
+            Side(*(str(root / row[c]) if row.get(c) else "" for c in (side, f"{side}_labels", f"{side}_landmarks")))
+            for side in ("fixed", "moving")
+        ]
+        pairs.append(Pair(row.get("pair") or f"{row['fixed']}<-{row['moving']}", *sides))
+    return pairs
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(_existing(path, "the data set's JSON").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RegistrationError(f"the data set's JSON must be readable, got {path} ({error})") from None
+
+
+def _learn2reg(data: DataSet) -> list[Pair]:
+    path = Path(data.root)
+    if path.is_dir():
+        found = sorted(path.glob("*dataset.json"))
+        if len(found) != 1:
+            raise RegistrationError(f"{path} must hold one *dataset.json, got {len(found)}")
+        path = found[0]
+    content = _read_json(path)
+    keys = [data.pairs] if data.pairs else [k for k in _LEARN2REG_PAIRS if content.get(k)]
+    listed = content.get(keys[0], []) if keys else []
+    if not listed or not all(isinstance(p, dict) and {"fixed", "moving"} <= set(p) for p in listed):
+        raise RegistrationError(
+            f"{path.name} must list pairs with fixed and moving under {keys[0] if keys else list(_LEARN2REG_PAIRS)}, "
+            f"got the keys {sorted(content)}"
+        )
+
+    def beside(image: str, names: tuple[str, ...], ending: str) -> str:
+        """The label or landmark file that belongs to an image: the same name in a sister folder."""
+        for name in names:
+            other = path.parent / image.replace("images", name)
+            other = other.with_name(other.name.removesuffix(".nii.gz") + ending)
+            if other.exists():
+                return str(other)
+        return ""
+
+    def side(image: str) -> Side:
+        return Side(
+            str(path.parent / image),
+            beside(image, ("labels",), ".nii.gz"),
+            beside(image, ("landmarks", "keypoints"), ".csv"),
+        )
+
+    names = [tuple(Path(p[k]).name.removesuffix(".nii.gz") for k in ("fixed", "moving")) for p in listed]
+    return [Pair(f"{f}<-{m}", side(p["fixed"]), side(p["moving"])) for p, (f, m) in zip(listed, names, strict=True)]
+
+
+def _rcn(data: DataSet) -> list[Pair]:
+    path = Path(data.root)
+    content = _read_json(path)
+    missing = [k for k in ("files", "subsets") if k not in content]
+    if missing:
+        raise RegistrationError(f"{path.name} must hold {missing[0]!r}, got the keys {sorted(content)}")
+    names = list(content.get("schemes", {}).get(data.pairs, [])) or [data.pairs]
+    unknown = [n for n in names if n not in content["subsets"]]
+    if unknown:
+        raise RegistrationError(
+            f"pairs of data set {data.name} must be one of the schemes {sorted(content.get('schemes', {}))} or subsets "
+            f"{sorted(content['subsets'])}, got {data.pairs!r}"
+        )
+    values = tuple(int(v) for v in (content.get("segmentation_class_value") or {}).values())
+
+    def side(entry: str) -> Side:
+        source, _, rest = entry.partition("/")
+        if source not in content["files"]:
+            if "/" not in content["files"]:
+                raise RegistrationError(f"{path.name} must name the file of {entry}, got {sorted(content['files'])}")
+            source, rest = "/", entry
+        stored = Path(content["files"][source]["path"])
+        places = [base / stored for base in (path.parent, path.parent.parent)] + [path.parent / stored.name]
+        file = next((p for p in places if p.exists()), places[0])
+        return Side(str(file), group=rest)
+
+    pairs = []
+    for name in names:
+        entries = content["subsets"][name]
+        if content.get("atlas"):  # the atlas is fixed, every other scan moves
+            chosen = [(content["atlas"], e) for e in entries]
+        elif data.intra_subject:
+            couples = zip(entries[::2], entries[1::2], strict=False)
+            chosen = [p for a, b in couples for p in ((a, b), (b, a))]
+        else:
+            chosen = [(a, b) for a in entries for b in entries if a != b]
+        pairs += [Pair(f"{a}<-{b}", side(a), side(b), label_values=values) for a, b in chosen if a != b]
+    return pairs
+
+
+def load(data: DataSet, pair: Pair) -> Loaded:
+    """Read one pair.
+
+    Raises:
+        RegistrationError: a file is missing or unreadable, labels or landmarks break the rules.
+    """
+    if pair.fixed.group:
+        return _load_hdf5(pair)
+    (fixed, fixed_labels), (moving, moving_labels) = (_read_side(s, data.stripped) for s in (pair.fixed, pair.moving))
+    if pair.pose_seed is not None:
+        moving = posed(moving, pair.pose_seed)
+        moving_labels = posed(moving_labels, pair.pose_seed) if moving_labels is not None else None
+    points = [
+        _landmarks(side, image, data.landmarks, name)
+        for side, image, name in ((pair.fixed, fixed, "fixed landmarks"), (pair.moving, moving, "moving landmarks"))
+    ]
+    return Loaded(fixed, moving, scoring.Truth(fixed, fixed_labels, moving_labels, *points))
+
+
+def _read_side(side: Side, stripped: bool) -> tuple[sitk.Image, sitk.Image | None]:
+    image = images.load(side.image, "image")
+    labels = scoring.load_labels(side.labels, "labels") if side.labels else None
+    if stripped:
+        if labels is None:
+            raise RegistrationError(f"stripping needs labels, got none for {side.image}")
+        image = sitk.Mask(image, labels > 0)
+    return image, labels
+
+
+def posed(image: sitk.Image, seed: int) -> sitk.Image:
+    """The image with a random pose written into its header: up to 15 degrees, 20 mm (no resampling)."""
+    matrix = random_pose(np.random.default_rng(seed), POSE_ANGLE_DEG, POSE_SHIFT_MM, 0.0)
+    out = sitk.Image(image)
+    centre = np.array(image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()]))
+    direction = np.array(image.GetDirection()).reshape(3, 3)
+    turn = matrix[:3, :3]
+    out.SetDirection((turn @ direction).ravel().tolist())
+    out.SetOrigin((turn @ (np.array(image.GetOrigin()) - centre) + centre + matrix[:3, 3]).tolist())
+    return out
+
+
+def _landmarks(side: Side, image: sitk.Image, frame: str, name: str) -> np.ndarray | None:
+    if not side.landmarks:
+        return None
+    points = geometry.read_points(Path(side.landmarks))
+    return scoring.landmarks_lps(points, frame, image, name)
+
+
+def _load_hdf5(pair: Pair) -> Loaded:
+    import h5py
+
+    volumes, labels, points = [], [], []
+    for side in (pair.fixed, pair.moving):
+        path = _existing(Path(side.image), "the HDF5 file")
+        with h5py.File(path, "r") as file:
+            if side.group not in file or "volume" not in file[side.group]:
+                raise RegistrationError(f"{path} must hold {side.group}/volume, got {sorted(file)[:5]} ...")
+            group = file[side.group]
+            volumes.append(images.load(sitk.GetImageFromArray(group["volume"][...]), side.group))
+            segmentation = group["segmentation"][...] if "segmentation" in group else None
+            labels.append(None if segmentation is None else _hdf5_labels(segmentation, pair.label_values, side.group))
+            points.append(group["point"][...].astype(float) if "point" in group else None)
+    landmarks: list[np.ndarray | None] = [None, None]
+    if points[0] is not None and points[1] is not None:  # missing points are stored as -1
+        both = (points[0] >= 0).all(1) & (points[1] >= 0).all(1)
+        if both.any():
+            landmarks = [p[both][:, ::-1] for p in points]  # tensor order -> x, y, z of a 1 mm grid
+    return Loaded(*volumes, scoring.Truth(volumes[0], *labels, *landmarks))
+
+
+def _hdf5_labels(values: np.ndarray, wanted: tuple[int, ...], name: str) -> sitk.Image:
+    """Without class values a segmentation is one mask, above 128; otherwise only the listed values count."""
+    kept = np.where(np.isin(values, wanted), values, 0) if wanted else values > _MASK_LEVEL
+    return scoring.load_labels(sitk.GetImageFromArray(kept.astype(np.int32)), f"segmentation of {name}")
