@@ -29,7 +29,8 @@ from LDRCore.models import registry
 from LDRCore.teacher_store import TeacherStoreWriter
 from Training import config, engine
 from Training.config import ConfigError, option
-from Training.pairs import PairSettings, PairSource, between
+from Training.pairs import PairSettings, PairSource
+from Training.windows import between
 
 Teacher = Callable[[int, int], torch.Tensor]  # (fixed, moving) scan -> stored displacement (1, 3, d, h, w)
 SUFFIXES = (".h5", ".tfm", ".mat", ".xfm", ".nii.gz", ".nii", ".mha", ".nrrd")

@@ -13,7 +13,8 @@ from LDRCore.models import registry
 from LDRCore.models.cascade import Cascade, CascadeOutput
 from Training import engine
 from Training.config import ConfigError, option
-from Training.pairs import LabelPair, PairSource, Sample
+from Training.pairs import PairSource
+from Training.windows import LabelPair, Sample
 
 
 def _no_similarity(warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:

@@ -20,14 +20,15 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
-from LDRCore import geometry, inference, metrics, preprocess, spatial, weights
+from LDRCore import geometry, inference, preprocess, spatial, weights
 from LDRCore.teacher_store import TeacherStore, pair_key
+from Training import windows
 from Training.config import ConfigError, option
 from Training.data import augment, views
 from Training.data.scans import ScanSet, open_scans
+from Training.windows import LabelPair, Sample
 
 INITIALS = ("grid", "centred", "centroids", "stem")
 
@@ -79,104 +80,6 @@ class PairSettings:
         for name in ("stripped", "unlike", "cut", "free_form"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-
-
-@dataclasses.dataclass
-class Sample:
-    """One pair, or with `collate` a batch.
-
-    Attributes:
-        fixed, moving: (B, 1, *shape) as the network sees them.
-        fixed_target, moving_target: (B, 1, *loss shape), without intensity augmentation, for the loss.
-        labels: for every pair its label maps, or None.
-        teacher: (B, 3, *field shape) the teacher's displacement behind the same start, voxels of that grid; or None.
-        keys: names of the pairs.
-    """
-
-    fixed: torch.Tensor
-    moving: torch.Tensor
-    fixed_target: torch.Tensor
-    moving_target: torch.Tensor
-    labels: list[LabelPair | None]
-    teacher: torch.Tensor | None
-    keys: list[str]
-
-
-@dataclasses.dataclass
-class LabelPair:
-    """The labels of a fixed window, and where its points lie in the moving label map.
-
-    Attributes:
-        fixed: (*shape) int64 at the window's points; fixed_loss: (N,) int64 at the loss grid's points.
-        moving: label volume of the moving scan.
-        to_moving: 4x4, window voxel -> moving scan voxel.
-        free_form: (1, 3, *shape) deformation of the moving scan behind the start, window voxels; or None.
-    """
-
-    fixed: torch.Tensor
-    fixed_loss: torch.Tensor
-    moving: torch.Tensor
-    to_moving: np.ndarray
-    free_form: torch.Tensor | None
-
-    def positions(self, displacement: torch.Tensor) -> torch.Tensor:
-        """(3, N) voxels of the moving scan under a displacement (1, 3, d, h, w), which may be coarser than the window.
-
-        Differentiable by the displacement.
-        """
-        where = moved_lattice(displacement, self.fixed.shape)
-        return _apply(self.to_moving, _through(where, self.free_form)).reshape(3, -1)
-
-    def dice(self, displacement: torch.Tensor | None) -> float:
-        """Mean Dice over the window's labels (nearest neighbour), moving labels pulled by a displacement."""
-        if displacement is None:
-            displacement = torch.zeros(1, 3, *self.fixed.shape, device=self.fixed.device)
-        full = spatial.upsample(displacement, self.fixed.shape)
-        pulled = nearest(self.moving, self.positions(full))
-        return metrics.mean_dice(pulled.cpu().numpy(), self.fixed.reshape(-1).cpu().numpy())
-
-
-def lattice(shape: tuple[int, ...], points: tuple[int, ...], device: Any = None) -> torch.Tensor:
-    """(1, 3, *points): a coarser lattice with the same corners, in voxels of the grid `shape`."""
-    scale = torch.tensor([(n - 1) / (p - 1) for n, p in zip(shape, points, strict=True)], device=device)
-    return spatial.identity_grid(points, device=device) * scale.view(1, 3, 1, 1, 1)
-
-
-def moved_lattice(displacement: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Where the points of a displacement's own grid go, in voxels of the grid `shape` with the same corners."""
-    points = tuple(displacement.shape[2:])
-    scale = torch.tensor([(n - 1) / (p - 1) for n, p in zip(shape, points, strict=True)], device=displacement.device)
-    return lattice(tuple(shape), points, displacement.device) + displacement * scale.view(1, 3, 1, 1, 1)
-
-
-def _through(where: torch.Tensor, free_form: torch.Tensor | None) -> torch.Tensor:
-    return where if free_form is None else where + spatial.sample(free_form, where, padding="border")
-
-
-def _apply(matrix: np.ndarray, where: torch.Tensor) -> torch.Tensor:
-    m = torch.from_numpy(matrix[:3]).to(where)
-    flat = m[:, :3] @ where.reshape(3, -1) + m[:, 3:]
-    return flat.reshape(where.shape)
-
-
-def nearest(labels: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    """(N,) int64 labels at voxel positions (3, N), 0 outside the volume."""
-    index = where.round().long()
-    size = torch.tensor(labels.shape, device=labels.device).view(3, 1)
-    inside = ((index >= 0) & (index < size)).all(0)
-    index = index.clamp_min(0).minimum(size - 1)
-    return torch.where(inside, labels[index[0], index[1], index[2]].long(), 0)
-
-
-def _image_at(volume: torch.Tensor, to_scan: np.ndarray, where: torch.Tensor) -> torch.Tensor:
-    """A scan at window positions; averaged first where the positions lie two or more voxels apart."""
-    step = where[0, :, 1, 1, 1] - where[0, :, 0, 0, 0]
-    apart = np.linalg.norm(to_scan[:3, 0]) * float(step[0])
-    if apart >= 1.99:
-        volume = F.avg_pool3d(volume, 2)
-        to_scan = np.vstack([to_scan[:3] / 2, to_scan[3:]])
-        to_scan[:3, 3] -= 0.25
-    return spatial.sample(volume, _apply(to_scan, where))
 
 
 class PairSource:
@@ -383,21 +286,27 @@ class PairSource:
         jitter = views.random_pose(rng, s.jitter_deg, s.jitter_mm, s.jitter_scale, s.jitter_scale / 2)
         deform = rng.random() < s.free_form
         if not plain and not teacher:
-            window = window @ _about(middle, pose, s.spacing_mm)
+            window = window @ windows.about_middle(middle, pose, s.spacing_mm)
         to_moving = self.start(fixed, moving) @ window
         if not plain:
-            to_moving = to_moving @ _about(middle, jitter, s.spacing_mm)
+            to_moving = to_moving @ windows.about_middle(middle, jitter, s.spacing_mm)
         free_form = None
         if deform and not plain and not teacher:
             free_form = augment.free_form(rng, shape, device=self.device)
         volumes = self._volumes(fixed, moving, rng, plain)
         full = spatial.identity_grid(shape, device=self.device)
-        coarse = lattice(shape, loss_shape, self.device)
-        images = [_image_at(volumes[0], window, full), _image_at(volumes[1], to_moving, _through(full, free_form))]
+        coarse = windows.lattice(shape, loss_shape, self.device)
+        images = [
+            windows.image_at(volumes[0], window, full),
+            windows.image_at(volumes[1], to_moving, windows.through(full, free_form)),
+        ]
         targets = images
         if loss_shape != shape:
-            through = _through(coarse, free_form)
-            targets = [_image_at(volumes[0], window, coarse), _image_at(volumes[1], to_moving, through)]
+            deformed = windows.through(coarse, free_form)
+            targets = [
+                windows.image_at(volumes[0], window, coarse, s.loss_stride),
+                windows.image_at(volumes[1], to_moving, deformed, s.loss_stride),
+            ]
         if s.intensity and not plain:
             images = [augment.intensity(image, rng) for image in images]
         labels = (
@@ -408,7 +317,7 @@ class PairSource:
             assert self.teacher is not None
             stored = torch.from_numpy(self.teacher.read(self.key(fixed, moving)))[None].to(self.device)
             points = self.field_shape or tuple(stored.shape[2:])
-            deformation = behind(stored, shape, points, self.between_windows(fixed, moving, to_moving))
+            deformation = windows.behind(stored, shape, points, self.between_windows(fixed, moving, to_moving))
         return Sample(*images, *targets, [labels], deformation, [self.key(fixed, moving)])
 
     def between_windows(self, fixed: int, moving: int, to_moving: np.ndarray | None = None) -> np.ndarray:
@@ -439,8 +348,8 @@ class PairSource:
         if known is None or other is None:
             return None
         full = spatial.identity_grid(self.settings.shape, device=self.device)
-        at_full = nearest(known, _apply(window, full).reshape(3, -1)).reshape(self.settings.shape)
-        at_loss = nearest(known, _apply(window, coarse).reshape(3, -1))
+        at_full = windows.nearest(known, windows.apply(window, full).reshape(3, -1)).reshape(self.settings.shape)
+        at_loss = windows.nearest(known, windows.apply(window, coarse).reshape(3, -1))
         return LabelPair(at_full, at_loss, other, to_moving, free_form)
 
     def batches(self, steps: Iterator[int], share: range, with_teacher) -> Iterator[tuple[int, Sample]]:
@@ -453,7 +362,7 @@ class PairSource:
         """
 
         def make(step: int) -> Sample:
-            return collate([self.sample(step, k, teacher=with_teacher(step)) for k in share])
+            return windows.collate([self.sample(step, k, teacher=with_teacher(step)) for k in share])
 
         with ThreadPoolExecutor(1) as background:
             upcoming: tuple[int, Any] | None = None
@@ -477,46 +386,6 @@ def validation_pairs(settings: PairSettings, device: torch.device) -> PairSource
     return source
 
 
-def _about(middle: np.ndarray, pose_mm: np.ndarray, spacing_mm: float) -> np.ndarray:
-    """A pose in mm about the window's middle, as a map of window voxels."""
-    out = np.eye(4)
-    out[:3, :3] = pose_mm[:3, :3]
-    out[:3, 3] = middle - pose_mm[:3, :3] @ middle + pose_mm[:3, 3] / spacing_mm
-    return out
-
-
-def behind(stored: torch.Tensor, shape: tuple[int, ...], points: tuple[int, ...], matrix: np.ndarray) -> torch.Tensor:
-    """A stored deformation as what is left of it behind a start.
-
-    Args:
-        stored: (1, 3, d, h, w) between canonical windows, voxels of its own grid.
-        shape: the window.
-        points: grid of the result, the same corners.
-        matrix: 4x4, moving canonical window voxel -> window voxel before the start.
-
-    Returns:
-        (1, 3, *points), voxels of that grid.
-    """
-    total = moved_lattice(spatial.upsample(stored, points), shape)
-    left = _apply(matrix, total) - lattice(shape, points, stored.device)
-    scale = torch.tensor([(p - 1) / (n - 1) for n, p in zip(shape, points, strict=True)], device=stored.device)
-    return left * scale.view(1, 3, 1, 1, 1)
-
-
-def between(displacement: torch.Tensor, shape: tuple[int, ...], matrix: np.ndarray) -> torch.Tensor:
-    """The reverse of `behind`, on the displacement's own grid: what the store holds.
-
-    Args:
-        displacement: (1, 3, d, h, w) behind a start, voxels of its grid.
-        shape: the window.
-        matrix: 4x4, window voxel behind the start -> moving canonical window voxel.
-    """
-    points = tuple(displacement.shape[2:])
-    total = _apply(matrix, moved_lattice(displacement, shape))
-    scale = torch.tensor([(p - 1) / (n - 1) for n, p in zip(shape, points, strict=True)], device=total.device)
-    return (total - lattice(shape, points, total.device)) * scale.view(1, 3, 1, 1, 1)
-
-
 def centroids(labels: np.ndarray, n_labels: int) -> tuple[np.ndarray, np.ndarray]:
     """(n_labels, 3) centroid voxel and (n_labels,) size of every label of a map; size 0 where absent."""
     flat = labels.reshape(-1)
@@ -527,12 +396,3 @@ def centroids(labels: np.ndarray, n_labels: int) -> tuple[np.ndarray, np.ndarray
     ]
     size[0] = 0
     return np.stack(sums, 1) / np.maximum(size, 1)[:, None], size
-
-
-def collate(samples: list[Sample]) -> Sample:
-    """One batch of several samples."""
-    names = ("fixed", "moving", "fixed_target", "moving_target")
-    tensors = [torch.cat([getattr(s, n) for s in samples]) for n in names]
-    teachers = [s.teacher for s in samples if s.teacher is not None]
-    teacher = torch.cat(teachers) if teachers else None
-    return Sample(*tensors, [s.labels[0] for s in samples], teacher, [s.keys[0] for s in samples])

@@ -27,7 +27,8 @@ from LDRCore.models.discriminator import Discriminator
 from LDRCore.teacher_store import TeacherStore
 from Training import config, engine, objectives
 from Training.config import option
-from Training.pairs import PairSettings, PairSource, Sample, defaults, validation_pairs
+from Training.pairs import PairSettings, PairSource, defaults, validation_pairs
+from Training.windows import Sample
 
 PRESETS = {"ct": CT, "mri": MRI}
 OBJECTIVES = ("critic", "paper", "none")

@@ -9,7 +9,7 @@ import torch
 
 from LDRCore import spatial
 from LDRCore.teacher_store import TeacherStore, TeacherStoreWriter
-from Training import pairs
+from Training import windows
 from Training.config import ConfigError
 from Training.pairs import PairSettings, PairSource
 
@@ -69,7 +69,7 @@ def test_labels_follow_the_moving_image_through_start_jitter_and_free_form(tiny_
     sample = source.make(0, 1, np.random.default_rng(4))
     labels = sample.labels[0]
     u = torch.full((1, 3, 32, 32, 32), 2.0)
-    found = pairs.nearest(labels.moving, labels.positions(u)).reshape(32, 32, 32) > 0
+    found = windows.nearest(labels.moving, labels.positions(u)).reshape(32, 32, 32) > 0
     shown = spatial.warp(sample.moving, u)[0, 0]
     inside, outside = shown > 0.95, shown < 0.05
     core = (slice(1, -3),) * 3
@@ -99,8 +99,8 @@ def test_behind_and_between_are_each_others_inverse():
     matrix = np.eye(4)
     matrix[:3] += rng.normal(0, 0.1, (3, 4))
     shape = (16, 18, 20)
-    stored = pairs.between(left, shape, np.linalg.inv(matrix))
-    assert torch.allclose(pairs.behind(stored, shape, (8, 9, 10), matrix), left, atol=1e-4)
+    stored = windows.between(left, shape, np.linalg.inv(matrix))
+    assert torch.allclose(windows.behind(stored, shape, (8, 9, 10), matrix), left, atol=1e-4)
 
 
 def test_a_stored_deformation_is_the_same_map_behind_any_start(tiny_brains, tmp_path):
@@ -117,7 +117,7 @@ def test_a_stored_deformation_is_the_same_map_behind_any_start(tiny_brains, tmp_
     source = PairSource(moved, "train", 1, CPU, labels=True, teacher=teacher, field_shape=(16, 16, 16))
     sample = source.make(0, 1, np.random.default_rng(2), teacher=True)
     where = sample.labels[0].positions(sample.teacher).reshape(3, 16, 16, 16)
-    full = pairs.moved_lattice(torch.from_numpy(teacher.read(key))[None], (32, 32, 32))[0]
+    full = windows.moved_lattice(torch.from_numpy(teacher.read(key))[None], (32, 32, 32))[0]
     canonical = source.canonical(1)
     expected = torch.einsum("ij,jdhw->idhw", torch.from_numpy(canonical[:3, :3]).float(), full)
     expected = expected + torch.from_numpy(canonical[:3, 3]).float().view(3, 1, 1, 1)
