@@ -11,6 +11,7 @@ data sets. The paper leaves the discriminator's own objective open; two readings
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ import torch
 from LDRCore.models.discriminator import Discriminator
 
 OBJECTIVES = ("critic", "paper")
+NORMS = ("l2", "rms")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,9 @@ class ALDKSettings:
         lambda_: weight of the gradient penalty (Eq. 7).
         gamma: weight of the reconstruction against the distillation term (Eq. 6).
         objective: "critic" or "paper".
+        penalty_norm: "l2": the gradient's Euclidean norm is drawn to 1, as in Eq. 7; the score's scale then grows with
+            the root of the number of voxels, and so does the student's distillation term against its reconstruction.
+            "rms": scores change by at most the root mean square of a change of the deformation, on any grid.
     """
 
     n_gen: int = 3
@@ -38,10 +43,13 @@ class ALDKSettings:
     lambda_: float = 1.0
     gamma: float = 0.5
     objective: str = "critic"
+    penalty_norm: str = "l2"
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective must be one of {OBJECTIVES}, got {self.objective!r}")
+        if self.penalty_norm not in NORMS:
+            raise ValueError(f"penalty_norm must be one of {NORMS}, got {self.penalty_norm!r}")
         if self.n_gen < 0:
             raise ValueError(f"n_gen must be 0 or more, got {self.n_gen}")
         for name in ("beta", "gamma"):
@@ -60,16 +68,22 @@ def blend(teacher: torch.Tensor, student: torch.Tensor, beta: float) -> torch.Te
     return (beta * teacher + (1 - beta) * student).detach().requires_grad_()
 
 
-def gradient_penalty(discriminator: Callable[[torch.Tensor], torch.Tensor], phi_hat: torch.Tensor) -> torch.Tensor:
+def gradient_penalty(
+    discriminator: Callable[[torch.Tensor], torch.Tensor], phi_hat: torch.Tensor, norm: str = "l2"
+) -> torch.Tensor:
     """Mean of (||grad_phi_hat D(phi_hat)||_2 - 1)^2 over the batch (Eq. 7); differentiable by D's parameters.
 
     Args:
         discriminator: maps (B, 3, D, H, W) to (B,).
         phi_hat: (B, 3, D, H, W) that requires a gradient.
+        norm: see `ALDKSettings.penalty_norm`.
     """
     score = discriminator(phi_hat).sum()
     (gradient,) = torch.autograd.grad(score, phi_hat, create_graph=True)
-    return ((gradient.flatten(1).norm(dim=1) - 1) ** 2).mean()
+    length = gradient.flatten(1).norm(dim=1)
+    if norm == "rms":  # the dual of the root mean square
+        length = length * math.sqrt(phi_hat[0].numel())
+    return ((length - 1) ** 2).mean()
 
 
 @dataclass(frozen=True)
@@ -150,7 +164,7 @@ class ALDKStep:
         phi_hat = blend(teacher, student, s.beta)
         if s.objective == "paper":
             gap = (d(student) - d(teacher)).square().mean()
-            penalty = gradient_penalty(d, phi_hat)
+            penalty = gradient_penalty(d, phi_hat, s.penalty_norm)
             distillation = gap + s.lambda_ * penalty
             loss = s.gamma * reconstruction + (1 - s.gamma) * distillation
             self._update(self.student_optimizer, loss, self.discriminator_optimizer)
@@ -159,7 +173,7 @@ class ALDKStep:
         gap = (d(student) - d(teacher)).square().mean()
         loss = s.gamma * reconstruction + (1 - s.gamma) * gap
         self._update(self.student_optimizer, loss)
-        penalty = gradient_penalty(d, phi_hat)
+        penalty = gradient_penalty(d, phi_hat, s.penalty_norm)
         critic = (d(student.detach()) - d(teacher)).mean() + s.lambda_ * penalty
         self._update(self.discriminator_optimizer, critic)
         return StepReport(reconstruction.item(), gap.item(), penalty.item(), loss.item(), critic.item())

@@ -209,7 +209,10 @@ def validate(model: Cascade, source: PairSource) -> dict[str, float]:
 
 
 def picture(batch: Sample, displacement: torch.Tensor) -> torch.Tensor:
-    """Middle slice of the first pair as one (H, W, 3) picture: fixed, moving, warped, deformation grid."""
+    """Middle axial slice of the first pair, anterior up, the patient's right on the left, as one (H, W, 3) picture.
+
+    Fixed, moving, warped, deformation grid.
+    """
     with torch.no_grad():
         full = spatial.upsample(displacement[:1].float(), batch.fixed.shape[2:])
         warped = spatial.warp(batch.moving[:1], full)
@@ -218,4 +221,4 @@ def picture(batch: Sample, displacement: torch.Tensor) -> torch.Tensor:
         # the lines of a grid with 8 voxels between them, carried by the in-plane displacement
         wave = (torch.cos(where[0, 1:, k] * (2 * torch.pi / 8)).amax(0) + 1) / 2
         panels = [batch.fixed[0, 0, k], batch.moving[0, 0, k], warped[0, 0, k], wave.pow(8)]
-        return torch.cat([p.clamp(0, 1) for p in panels], dim=1).flip(0)[..., None].expand(-1, -1, 3).cpu()
+        return torch.cat([p.clamp(0, 1) for p in panels], dim=1)[..., None].expand(-1, -1, 3).cpu()

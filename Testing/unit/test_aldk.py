@@ -45,6 +45,14 @@ def test_gradient_penalty_of_a_linear_score_by_hand():
     assert float(penalty.detach()) == pytest.approx((2 * 24**0.5 - 1) ** 2, rel=1e-5)
 
 
+def test_the_rms_norm_measures_a_score_by_voxel_whatever_the_grid():
+    """A score that is three times the mean changes by 3 when every displacement grows by 1 voxel."""
+    for n in (2, 4):
+        phi_hat = torch.randn(1, 3, n, n, n).requires_grad_()
+        penalty = aldk.gradient_penalty(lambda x: 3 * x.flatten(1).mean(1), phi_hat, "rms")
+        assert float(penalty.detach()) == pytest.approx((3 - 1) ** 2, rel=1e-5)
+
+
 def test_gradient_penalty_can_be_differentiated_twice():
     torch.manual_seed(0)
     network = Discriminator((4, 4, 4)).double()
@@ -122,6 +130,7 @@ def test_a_trained_critic_pulls_the_student_towards_the_teacher():
         ({"gamma": -0.1}, "gamma must lie between 0 and 1"),
         ({"n_gen": -1}, "n_gen must be 0 or more"),
         ({"lambda_": -1.0}, "lambda_ must be 0 or more"),
+        ({"penalty_norm": "max"}, "penalty_norm must be one of .*, got 'max'"),
     ],
 )
 def test_impossible_settings_are_named(options, message):
