@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable
@@ -206,7 +208,8 @@ def plans_of(a: argparse.Namespace) -> list[Plan]:
         unknown = [n for n in _names(getattr(a, what)) if n not in known]
         if unknown:
             raise RegistrationError(f"--{what} must be names of the configuration, got {unknown[0]!r}")
-    place = Place(tuple(a.models), a.peer_python, a.threads)
+    peer_python = os.path.abspath(shutil.which(a.peer_python) or a.peer_python)  # also where the folder is another
+    place = Place(tuple(a.models), peer_python, a.threads)
     plans = [make_plan(_chosen(settings, a), place, a.pairs) for settings in every]
     if not any(plan.pairs for plan in plans):
         reasons = [why for plan in plans for why in plan.no_data.values()]
