@@ -255,6 +255,7 @@ def text(found: dict[str, Any]) -> str:
         parts.append(f"{pair['after']['folding_count']} folding voxels")
         lines.append(f"{head}: " + "; ".join(parts))
     if found["summary"]:
-        lines.append(f"mean and std over {max(v['n'] for v in found['summary'].values())} pairs:")
+        most = max(v["n"] for v in found["summary"].values())
+        lines.append(f"mean and std over {most} pair{'s' * (most > 1)}:")
         lines += [f"  {k:<26}{v['mean']:.5g} +- {v['std']:.3g}" for k, v in found["summary"].items()]
     return "\n".join(lines)
