@@ -9,7 +9,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint tables clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ldr demo --out demo-output
@@ -21,6 +21,21 @@ lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The paper's tables and figures on whatever lies in DATA (see Training/configs): make tables DATA=folder
+# Goes on where it stopped. WORKERS pairs at a time; PAIRS=n only the first n of every data set; MODELS: folders with
+# exported models; PEER_PYTHON: a Python with ANTs, greedy ... (pip install '.[peers]').
+OUT ?= runs/tables
+WORKERS ?= 2
+PEER_PYTHON ?= $(BIN)/python
+CHOICE = --config Training/configs/evaluate-ixi.toml --config Training/configs/evaluate-paper.toml \
+	--data "$(DATA)" --out "$(OUT)" --peer-python "$(PEER_PYTHON)" \
+	$(if $(PAIRS),--pairs $(PAIRS)) $(foreach folder,$(MODELS),--models "$(folder)")
+
+tables: $(VENV)/.installed-evaluate
+	$(if $(DATA),,$(error DATA must be the folder with the data sets: make tables DATA=folder))
+	$(BIN)/python -m Training.evaluate $(CHOICE) --workers $(WORKERS) || test $$? -eq 1
+	$(BIN)/python -m Training.report $(CHOICE)
 
 clean:
 	rm -rf $(VENV) demo-output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -37,6 +52,10 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) --editable '.[test]'
+	touch $@
+
+$(VENV)/.installed-evaluate: $(VENV)/.installed
+	$(PIP) --editable '.[evaluate]'
 	touch $@
 
 $(VENV)/.installed-lint: $(VENV)/.installed

@@ -32,13 +32,16 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="print one JSON object instead of text")
         return sub
 
-    def registration_options(sub: argparse.ArgumentParser) -> None:
+    def model_options(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "--model", default="brain-t1", help="a name from `ldr models`, or a .pt file (default brain-t1)"
         )
         sub.add_argument("--cascades", type=int, default=3, help="dense cascades, 1 to the model's maximum (default 3)")
         sub.add_argument("--refine", type=int, default=0, help="steps of instance optimisation afterwards (default 0)")
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default auto)")
+
+    def registration_options(sub: argparse.ArgumentParser) -> None:
+        model_options(sub)
         sub.add_argument("--overwrite", action="store_true", help="replace an earlier result in the output folder")
         sub.add_argument("--no-overview", action="store_true", help="do not draw overview.png")
 
@@ -92,6 +95,34 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, help="image file to write")
     sub.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
+    sub = command("evaluate", "register pairs, or take given transforms, and measure them with labels and landmarks")
+    sub.add_argument("fixed", nargs="?", help="fixed image (one pair; for several see --pairs)")
+    sub.add_argument("moving", nargs="?", help="moving image")
+    sub.add_argument(
+        "--pairs",
+        type=Path,
+        help="CSV with the columns fixed, moving and any of fixed_labels, moving_labels, fixed_landmarks, "
+        "moving_landmarks, transform; paths are relative to the CSV",
+    )
+    sub.add_argument("--fixed-labels", help="segmentation of the fixed image")
+    sub.add_argument("--moving-labels", help="segmentation of the moving image")
+    sub.add_argument("--fixed-landmarks", help="CSV x,y,z of points in the fixed image")
+    sub.add_argument("--moving-landmarks", help="CSV of the same points in the moving image, in the same order")
+    sub.add_argument("--frame", default="lps", help="of landmarks: lps, ras (mm), or voxel (index x,y,z; default lps)")
+    sub.add_argument("--transform", help="measure this transform or displacement field instead of registering")
+    sub.add_argument(
+        "--protocol",
+        default="nearest",
+        help="nearest, or linear-threshold: every label as a mask, warped linearly (default nearest)",
+    )
+    sub.add_argument("--no-surface", action="store_true", help="skip surface distances (HD95, mean)")
+    sub.add_argument("--out", type=Path, help="CSV to write, one row a pair")
+    sub.add_argument(
+        "--learn2reg", type=Path, metavar="FOLDER", help="also write disp_FFFF_MMMM.nii.gz as Learn2Reg expects them"
+    )
+    sub.add_argument("--overwrite", action="store_true", help="replace existing files")
+    model_options(sub)
+
     sub = command("models", "list the models that ship and what every network costs, or show one model's card")
     sub.add_argument("name", nargs="?", help="a model: show its card (data, licence, recipe, results)")
     command("doctor", "check this installation and say what is missing")
@@ -120,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(result, indent=1) if options.json else text, flush=True)
     except BrokenPipeError:  # the reader (head, less) has seen enough
         sys.stderr.close()
-    return int(bool(result.get("problems"))) if options.command == "doctor" else 0
+    return int(bool(result.get("problems"))) if options.command in ("doctor", "evaluate") else 0
 
 
 if __name__ == "__main__":

@@ -277,6 +277,29 @@ def run_models(options: argparse.Namespace) -> Outcome:
     return result, "\n".join(lines)
 
 
+def run_evaluate(options: argparse.Namespace) -> Outcome:
+    """Measure one pair or a list of pairs."""
+    from LDRCore import evaluation
+
+    show = _progress(options)
+    if options.out is not None:
+        check_output_file(options.out, options.overwrite)
+    found = evaluation.evaluate(
+        evaluation.listed(options),
+        model={k: getattr(options, k) for k in ("model", "cascades", "device")} | {"refine_steps": options.refine},
+        frame=options.frame,
+        protocol=options.protocol,
+        surface=not options.no_surface,
+        learn2reg=options.learn2reg,
+        overwrite=options.overwrite,
+        keep_going=options.pairs is not None,
+        progress=show,
+    )
+    if options.out is not None:
+        _write(options.out, lambda name: evaluation.write_csv(found, name))
+    return found, evaluation.text(found)
+
+
 def run_doctor(options: argparse.Namespace) -> Outcome:
     """Check the installation."""
     from LDRCore import doctor

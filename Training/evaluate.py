@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable
@@ -176,7 +178,9 @@ def write_tables(plan: Plan, out: Path, name: str) -> str:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that evaluating and reporting share."""
-    parser.add_argument("--config", type=Path, required=True, help="TOML with data sets and systems")
+    parser.add_argument(
+        "--config", type=Path, required=True, action="append", help="TOML with data sets and systems (may be repeated)"
+    )
     parser.add_argument("--data", default="", help="folder that {data} in the TOML stands for")
     parser.add_argument("--model", default="", help="model that {model} in the TOML stands for")
     parser.add_argument("--models", action="append", default=[], help="folder with exported models (may be repeated)")
@@ -188,48 +192,67 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--systems", default="", help="comma-separated names: only these systems and the baselines")
 
 
-def plan_of(a: argparse.Namespace) -> Plan:
-    """The plan that the shared arguments describe.
+def plans_of(a: argparse.Namespace) -> list[Plan]:
+    """The plans that the shared arguments describe, one a configuration.
 
     Raises:
-        RegistrationError: see `config.load` and `make_plan`; names that do not exist.
+        RegistrationError: see `config.load` and `make_plan`; names that do not exist; no data set at all.
     """
-    for name in ("threads", "workers", "pairs"):
+    for name in ("threads", "workers", "pairs", "cost_threads"):
         if getattr(a, name, None) is not None and getattr(a, name) < 1:
-            raise RegistrationError(f"--{name} must be 1 or more, got {getattr(a, name)}")
+            raise RegistrationError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(a, name)}")
     places = {k: v for k, v in (("data", a.data), ("model", a.model)) if v}
-    settings = config.load(a.config, places)
-    chosen = {}
-    for what, every in (("datasets", settings.datasets), ("systems", settings.systems)):
-        names = [n.strip() for n in getattr(a, what).split(",") if n.strip()]
-        unknown = [n for n in names if n not in [x.name for x in every]]
+    every = [config.load(path, places) for path in a.config]
+    for what in ("datasets", "systems"):
+        known = {x.name for settings in every for x in getattr(settings, what)}
+        unknown = [n for n in _names(getattr(a, what)) if n not in known]
         if unknown:
-            raise RegistrationError(f"--{what} must be names of {a.config.name}, got {unknown[0]!r}")
-        kept = [x for x in every if not names or x.name in names or getattr(x, "kind", "") in ("nothing", "affine")]
-        chosen[what] = kept
-    reference = settings.reference if settings.reference in [s.name for s in chosen["systems"]] else ""
-    settings = Config(**{**vars(settings), **chosen, "reference": reference})
-    place = Place(tuple(a.models), a.peer_python, a.threads)
-    return make_plan(settings, place, a.pairs)
+            raise RegistrationError(f"--{what} must be names of the configuration, got {unknown[0]!r}")
+    peer_python = os.path.abspath(shutil.which(a.peer_python) or a.peer_python)  # also where the folder is another
+    place = Place(tuple(a.models), peer_python, a.threads)
+    plans = [make_plan(_chosen(settings, a), place, a.pairs) for settings in every]
+    if not any(plan.pairs for plan in plans):
+        reasons = [why for plan in plans for why in plan.no_data.values()]
+        raise RegistrationError(
+            f"at least one data set must be there, got none ({reasons[0] if reasons else 'chosen'})"
+        )
+    return plans
+
+
+def _names(text: str) -> list[str]:
+    return [n.strip() for n in text.split(",") if n.strip()]
+
+
+def _chosen(settings: Config, a: argparse.Namespace) -> Config:
+    """Only the data sets and systems that were asked for, and the baselines."""
+    sets, names = _names(a.datasets), _names(a.systems)
+    kept = [s for s in settings.systems if not names or s.name in names or s.kind in ("nothing", "affine")]
+    reference = settings.reference if settings.reference in [s.name for s in kept] else ""
+    chosen = [d for d in settings.datasets if not sets or d.name in sets]
+    return Config(chosen, kept, settings.measures, reference)
 
 
 def run(a: argparse.Namespace) -> int:
     """Evaluate; returns the number of failed rows."""
-    plan = plan_of(a)
+    plans = plans_of(a)
     if a.write_card:
         cards.check(a.model)
-    for data, why in plan.no_data.items():
-        print(f"no data: {data}: {why}", file=sys.stderr)
-    for data, missing in plan.unavailable.items():
-        for name, why in missing.items():
-            print(f"not run on {data}: {name}: {why}", file=sys.stderr)
-    compute(plan, a.out / "rows.csv", a.workers, a.retry_failed)
-    if not a.no_costs:
-        costs.measure_missing(plan, a.out / "costs.csv", a.cost_threads)
-    print(write_tables(plan, a.out, a.config.stem))
-    if a.write_card:
-        print(f"written {cards.write(a.model, plan.config, summaries(plan, a.out / 'rows.csv'))}")
-    return sum(line.failed for lines in summaries(plan, a.out / "rows.csv").values() for line in lines)
+    failed = 0
+    for path, plan in zip(a.config, plans, strict=True):
+        for data, why in plan.no_data.items():
+            print(f"no data: {data}: {why}", file=sys.stderr)
+        for data, missing in plan.unavailable.items():
+            for name, why in missing.items():
+                print(f"not run on {data}: {name}: {why}", file=sys.stderr)
+        compute(plan, a.out / "rows.csv", a.workers, a.retry_failed)
+        if not a.no_costs:
+            costs.measure_missing(plan, a.out / "costs.csv", a.cost_threads)
+        print(write_tables(plan, a.out, path.stem))
+        found = summaries(plan, a.out / "rows.csv")
+        if a.write_card:
+            print(f"written {cards.write(a.model, plan.config, found)}")
+        failed += sum(line.failed for lines in found.values() for line in lines)
+    return failed
 
 
 def main(given: list[str] | None = None) -> int:

@@ -152,7 +152,7 @@ def test_a_missing_package_is_named(monkeypatch, demo_pair, tmp_path, capsys):
 
 
 def test_every_command_has_help(capsys):
-    for command in ("demo", "register", "warp", "points", "invert", "jacobian", "models", "doctor"):
+    for command in ("demo", "register", "warp", "points", "invert", "jacobian", "evaluate", "models", "doctor"):
         with pytest.raises(SystemExit) as caught:
             ldr(command, "--help")
         assert caught.value.code == 0

@@ -15,7 +15,7 @@ import SimpleITK as sitk
 
 from LDRCore import weights
 from Training import evaluate
-from Training.evaluation import rows, systems, workers
+from Training.evaluation import costs, rows, systems, workers
 from Training.evaluation.config import DataSet, System
 from Training.evaluation.datasets import Pair, Side
 from Training.evaluation.systems import Place
@@ -95,6 +95,19 @@ model = "brain-t1"
     return path
 
 
+@pytest.fixture
+def in_process(monkeypatch):
+    """Rows are made in this process: quicker where worker processes are not what is tested."""
+
+    def run_all(tasks, *_):
+        cache = {}
+        for number, task in enumerate(tasks):
+            yield number, workers.perform(task, cache)
+
+    monkeypatch.setattr(evaluate, "run_all", run_all)
+    monkeypatch.setattr(costs, "run_all", run_all)
+
+
 def run(path: Path, out: Path, *more: str) -> int:
     return evaluate.main(["--config", str(path), "--out", str(out), "--no-costs", *more])
 
@@ -140,7 +153,7 @@ def test_systems_are_compared_and_a_failing_one_does_not_stop_the_others(folder,
     assert "failed: crash on blobs" in capsys.readouterr().err
 
 
-def test_a_second_run_computes_nothing_and_an_interrupted_one_goes_on(folder, tmp_path, monkeypatch):
+def test_a_second_run_computes_nothing_and_an_interrupted_one_goes_on(folder, tmp_path, monkeypatch, in_process):
     out = tmp_path / "out"
     path = config(folder, command("shift", folder, "work"), command("crash", folder, "crash"))
     assert run(path, out, "--pairs", "1") == 1
@@ -193,7 +206,7 @@ def test_what_goes_wrong_with_a_pair_is_in_its_row(folder):
     assert "image must be an existing file" in found["message"]
 
 
-def test_models_their_costs_and_the_card(folder, tmp_path):
+def test_models_their_costs_and_the_card(folder, tmp_path, in_process):
     for file in weights.BUNDLED.glob("brain-t1.*"):
         shutil.copy(file, tmp_path)
     model = tmp_path / "brain-t1.pt"
@@ -215,7 +228,6 @@ def test_models_their_costs_and_the_card(folder, tmp_path):
 
 def test_costs_of_a_model_by_hand():
     from LDRCore.models import registry
-    from Training.evaluation import costs
 
     place = Place((), sys.executable, 1)
     stem = registry.cost(registry.build_stem("affine-ldr"), (64, 64, 64))
@@ -230,8 +242,8 @@ def test_costs_of_a_model_by_hand():
     ("more", "message"),
     [
         (["--workers", "0"], "--workers must be 1 or more, got 0"),
-        (["--systems", "shift,mine"], "--systems must be names of c.toml, got 'mine'"),
-        (["--datasets", "x"], "--datasets must be names of c.toml, got 'x'"),
+        (["--systems", "shift,mine"], "--systems must be names of the configuration, got 'mine'"),
+        (["--datasets", "x"], "--datasets must be names of the configuration, got 'x'"),
         (["--write-card"], "--write-card needs --model"),
     ],
 )

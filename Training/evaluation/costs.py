@@ -39,16 +39,24 @@ class Size:
 
 def size(system: System, place: Place) -> Size:
     """Count a model's parameters and multiply-adds as `system` runs it."""
+    card = weights.model_info(systems.find_model(system.model, place.models))
+    grid = card["working_grid"]
+    chosen = {**card["architecture"], "cascades": system.cascades}
+    return size_of(chosen, tuple(grid["stem_shape"]), grid["stem_passes"])
+
+
+def size_of(
+    architecture: dict[str, Any], stem_shape: tuple[int, int, int] = (128, 128, 128), stem_passes: int = 1
+) -> Size:
+    """Count an architecture as model cards write it (`stem`, `network`, `cascades`), weights or not."""
     from LDRCore.models import registry
 
-    card = weights.model_info(systems.find_model(system.model, place.models))
-    cascade = registry.build_cascade(card["architecture"])
+    cascade = registry.build_cascade(architecture)
     parameters = adds = 0
     if cascade.stem is not None:
-        grid = card["working_grid"]
-        stem = registry.cost(cascade.stem, tuple(grid["stem_shape"]))
-        parameters, adds = stem.parameters, stem.multiply_adds * grid["stem_passes"]
-    for network in list(cascade.networks)[: system.cascades]:
+        stem = registry.cost(cascade.stem, stem_shape)
+        parameters, adds = stem.parameters, stem.multiply_adds * stem_passes
+    for network in cascade.networks:
         dense = registry.cost(network)  # type: ignore[arg-type]
         parameters, adds = parameters + dense.parameters, adds + dense.multiply_adds
     return Size(parameters, adds)

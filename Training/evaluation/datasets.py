@@ -124,8 +124,9 @@ def _csv(data: DataSet) -> list[Pair]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    text = _existing(path, "the data set's JSON").read_text(encoding="utf-8")
     try:
-        return json.loads(_existing(path, "the data set's JSON").read_text(encoding="utf-8"))
+        return json.loads(text)
     except ValueError as error:
         raise RegistrationError(f"the data set's JSON must be readable, got {path} ({error})") from None
 

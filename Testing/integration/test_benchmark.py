@@ -1,0 +1,80 @@
+"""`Training.benchmark` on small volumes: everything in one run, ratios, and what cannot be had."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+
+import pytest
+
+from LDRCore.models import registry
+from Training import benchmark
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(benchmark, "NETWORK_SIZE", 64)
+    monkeypatch.setattr(benchmark, "SIZES", {"128^3": ((40, 40, 40), 5.0), "native": ((48, 44, 40), 4.5)})
+    monkeypatch.setattr(benchmark, "CASCADES", {"VoxelMorph": benchmark.CASCADES["VoxelMorph"]})
+
+
+def test_everything_is_timed_in_one_run(small, tmp_path, capsys):
+    out = tmp_path / "b.json"
+    given = ["--repeats", "1", "--threads", "1", "--sizes", "native", "--peers", "greedy", "--out", str(out)]
+    assert benchmark.main([*given, "--peer-python", str(tmp_path / "no-python")]) == 0
+    found = json.loads(out.read_text())["results"]
+    rows = {(r["part"], r["name"]): r for r in found}
+    assert {n for p, n in rows if p == "networks"} >= {*registry.DENSE, *registry.STEMS, "ldr (head=half)"}
+    assert {n for p, n in rows if p == "register"} == {
+        *(f"brain-t1 {n}-cas" for n in (1, 2, 3)),
+        "VoxelMorph 1-cas",
+        "greedy",
+    }
+    assert rows["networks", "ldr"]["ratio"] == 1
+    assert rows["register", "brain-t1 1-cas"]["ratio"] == 1
+    timed = [r for r in found if "median_s" in r]
+    assert all(0 < r["min_s"] <= r["median_s"] <= r["max_s"] and r["runs"] == 1 for r in timed)
+    assert "the peers' Python cannot be used" in rows["register", "greedy"]["problem"]
+    printed = capsys.readouterr().out
+    assert "networks, 64^3: median (min to max) seconds, x times ldr" in printed
+    assert "| greedy | the peers' Python cannot be used" in printed
+
+
+def test_a_missing_voxelmorph_is_said(monkeypatch, tmp_path):
+    (tmp_path / "voxelmorph.py").write_text("raise ImportError('not here')")
+    (tmp_path / "timing.py").write_text(benchmark.VOXELMORPH.read_text())  # a script's folder comes first on its path
+    monkeypatch.setattr(benchmark, "VOXELMORPH", tmp_path / "timing.py")
+    item = benchmark.Item(
+        ("networks", "64^3", 1), "voxelmorph (PyPI)", lambda: benchmark._voxelmorph(sys.executable, 1)
+    )
+    benchmark.measure([item], 1)
+    assert item.problem == "package voxelmorph is missing or cannot be used (not here)"
+    assert "package voxelmorph is missing" in benchmark.text(benchmark.results([item]))
+
+
+def test_rounds_medians_and_ratios_by_hand():
+    times = iter([9.0, 1.0, 3.0, 2.0, 4.0, 8.0])
+    base = benchmark.Item(("networks", "s", 1), "ldr", lambda: next(times))
+    peer = benchmark.Item(("networks", "s", 1), "peer", lambda: next(times), rounds=1)
+    benchmark.measure([base, peer], 3)  # base: 9 uncounted, 1; peer 3; base 2, 4
+    assert base.seconds == [1.0, 2.0, 4.0]
+    assert peer.seconds == [3.0]
+    rows = benchmark.results([base, peer])
+    assert rows[1]["ratio"] == pytest.approx(1.5)
+    assert "| peer | 3.000 (3.000 to 3.000), x 1.50 |" in benchmark.text(rows)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--sizes", "512"], "--sizes must be some of .*, got '512'"),
+        (["--threads", "x"], "--threads must be some of 1 to 256, got 'x'"),
+        (["--repeats", "0"], "1 <= --peer-repeats <= --repeats must hold"),
+        (["--fixed", "none.nii.gz"], "fixed image must be an existing file"),
+        (["--parts", "peers", "--peers", "magic"], "--peers must be some of .*, got 'magic'"),
+    ],
+)
+def test_bad_arguments(small, capsys, given, message):
+    assert benchmark.main(given) == 2
+    assert re.search(message, capsys.readouterr().err)

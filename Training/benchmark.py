@@ -1,0 +1,297 @@
+r"""Time everything against everything in one run: networks alone, registration end to end, other programs.
+
+    python -m Training.benchmark --peer-python PYTHON --out runs/benchmark.json
+
+Absolute seconds differ from machine to machine and from minute to minute, so everything that is compared is timed here
+in turn, round after round, and printed as median (smallest to largest) with its ratio to a reference: the network
+"ldr" among networks, one cascade of it among registrations. End to end means `register()` from images in memory to the
+warped image, warm; other programs: their own affine and deformable registration, images in memory. Networks that have
+no weights yet run with random ones, which cost the same time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import SimpleITK as sitk
+import torch
+from tqdm import tqdm
+
+from LDRCore import demo, images, registration, scoring, weights
+from LDRCore.errors import RegistrationError
+from LDRCore.models import registry
+from Training.evaluation import systems
+from Training.evaluation.config import System
+from Training.evaluation.datasets import Loaded
+from Training.evaluation.peers import METHODS
+from Training.evaluation.systems import Place
+
+NETWORK_SIZE = 128
+SIZES = {"128^3": ((128, 128, 128), 2.0), "native": ((256, 256, 180), 1.0)}  # (x, y, z) voxels and spacing, mm
+CASCADES = {  # architectures that are timed end to end beside the models that ship; names as in systems.toml
+    "LDR-release": {"stem": "affine-ldr", "network": "ldr-release", "cascades": 3},
+    "RCN": {"stem": "affine-vtn", "network": "vtn", "cascades": 3},
+    "VoxelMorph": {"stem": "affine-vtn", "network": "voxelmorph", "cascades": 1},
+}
+PEERS = ("ants-syn", "elastix-bspline", "greedy")
+PARTS = ("networks", "register", "peers")
+VOXELMORPH = Path(__file__).parent / "evaluation" / "voxelmorph_timing.py"
+
+
+@dataclass
+class Item:
+    """One thing that is timed.
+
+    Attributes:
+        group: what it may be compared with: same part, same size, same threads.
+        name: shown.
+        once: does it once and returns its seconds.
+        rounds: how many count at most, after none that does not (programs that start anew each time), or None for all.
+        seconds: of every finished round.
+        problem: why it could not be timed, or "".
+    """
+
+    group: tuple[str, str, int]
+    name: str
+    once: Callable[[], float] | None
+    rounds: int | None = None
+    seconds: list[float] = field(default_factory=list)
+    problem: str = ""
+
+
+def _predict(network: Any, pair: list[torch.Tensor]) -> float:
+    began = time.perf_counter()
+    network.predict(*pair)
+    return time.perf_counter() - began
+
+
+def _with_threads(threads: int, once: Callable[[], float]) -> Callable[[], float]:
+    def limited() -> float:
+        torch.set_num_threads(threads)
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+        return once()
+
+    return limited
+
+
+def networks(threads: list[int]) -> Iterator[Item]:
+    """Every network and stem of the registry alone, as `register` runs it: float32, channels last, no gradient."""
+    pair = [torch.rand(1, 1, *[NETWORK_SIZE] * 3).to(memory_format=torch.channels_last_3d) for _ in range(2)]
+    built = {name: registry.build_network(name) for name in sorted(registry.DENSE)}
+    built["ldr (head=half)"] = registry.build_network("ldr", head="half")
+    every: dict[str, Any] = {**built, **{name: registry.build_stem(name) for name in sorted(registry.STEMS)}}
+    for name, network in every.items():
+        network.eval().requires_grad_(False).to(memory_format=torch.channels_last_3d)
+        for n in threads:
+            once = _with_threads(n, partial(_predict, network, pair))
+            yield Item(("networks", f"{NETWORK_SIZE}^3", n), name, once)
+
+
+def sized_pair(fixed: str, moving: str, size: str) -> Loaded:
+    """The pair on a grid of a given size, each image about its own middle, so that content and geometry are real."""
+    voxels, spacing = SIZES[size]
+    made = []
+    for source, name in ((fixed, "fixed image"), (moving, "moving image")):
+        image = images.load(source, name)
+        grid = sitk.Image(list(voxels), sitk.sitkUInt8)
+        grid.SetSpacing([spacing] * 3)
+        grid.SetDirection(image.GetDirection())
+        middle = image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()])
+        own = grid.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in voxels])
+        grid.SetOrigin([m - o for m, o in zip(middle, own, strict=True)])
+        made.append(registration.warp_image(image, sitk.Transform(3, sitk.sitkIdentity), grid))
+    return Loaded(made[0], made[1], scoring.Truth(made[0]))
+
+
+def untrained_models(folder: Path) -> dict[str, str]:
+    """{name: path} of the architectures of `CASCADES` with random weights, as models that `register` loads."""
+    shipped = weights.model_info(weights.list_models()[0])
+    paths = {}
+    for name, architecture in CASCADES.items():
+        torch.manual_seed(0)
+        card = {"name": name, "architecture": architecture, "working_grid": shipped["working_grid"]}
+        weights.save_model(folder, card, registry.build_cascade(architecture).state_dict())
+        paths[name] = str(folder / f"{name}.pt")
+    return paths
+
+
+def _register(pair: Loaded, model: str, cascades: int) -> float:
+    weights.load_model(model)  # from here on in memory
+    began = time.perf_counter()
+    registration.register(pair.fixed, pair.moving, model=model, cascades=cascades, device="cpu")
+    return time.perf_counter() - began
+
+
+def registrations(pairs: dict[str, Loaded], threads: list[int], folder: Path) -> Iterator[Item]:
+    """`register()` end to end with the models that ship and with untrained ones, 1 to all cascades."""
+    models = {name: name for name in weights.list_models()} | untrained_models(folder)
+    for name, model in models.items():
+        for cascades in range(1, weights.model_info(model)["architecture"]["cascades"] + 1):
+            for size, pair in pairs.items():
+                for n in threads:
+                    action = partial(_register, pair, model, cascades)
+                    yield Item(("register", size, n), f"{name} {cascades}-cas", _with_threads(n, action))
+
+
+def peers(pairs: dict[str, Loaded], threads: list[int], python: str, methods: list[str], rounds: int) -> Iterator[Item]:
+    """Other programs, on the same pairs; and the network of the PyPI package voxelmorph among the networks."""
+    for method in methods:
+        system = System(method, "peer", method=method)
+        why = systems.unavailable(system, Place((), python, 1))
+        for size, pair in pairs.items():
+            for n in threads:
+                once = None if why else partial(_peer, system, pair, Place((), python, n))
+                yield Item(("register", size, n), method, once, rounds, problem=why)
+    for n in threads:
+        yield Item(("networks", f"{NETWORK_SIZE}^3", n), "voxelmorph (PyPI)", partial(_voxelmorph, python, n))
+
+
+def _peer(system: System, pair: Loaded, place: Place) -> float:
+    return systems.run(system, pair, place).seconds
+
+
+def _voxelmorph(python: str, threads: int) -> float:
+    command = [python, str(VOXELMORPH), "--threads", str(threads), "--repeats", "1", "--size", str(NETWORK_SIZE)]
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    except OSError as error:
+        raise RegistrationError(f"the peers' Python cannot be used ({error})") from None
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise RegistrationError(lines[-1] if lines else f"ended with code {done.returncode}")
+    return float(json.loads(done.stdout)["seconds"][0])
+
+
+def measure(items: list[Item], repeats: int) -> None:
+    """Everything in turn, `repeats` rounds after one that is not counted; what fails is not tried again."""
+    bar = tqdm(total=len(items) * (repeats + 1), disable=None, unit="run")
+    for number in range(repeats + 1):
+        for item in items:
+            bar.set_postfix_str(item.name)
+            bar.update()
+            enough = item.rounds is not None and not 0 < number <= item.rounds
+            if item.once is None or item.problem or enough:
+                continue
+            try:
+                seconds = item.once()
+            except RegistrationError as error:
+                item.problem = str(error)
+                continue
+            if number:
+                item.seconds.append(seconds)
+    bar.close()
+
+
+def reference(part: str) -> str:
+    """The name that others of a part are compared with."""
+    return "ldr" if part == "networks" else f"{weights.list_models()[0]} 1-cas"
+
+
+def results(items: list[Item]) -> list[dict[str, Any]]:
+    """Median, smallest, largest and the ratio of medians to the reference of the same group."""
+    medians = {(i.group, i.name): statistics.median(i.seconds) for i in items if i.seconds}
+    found = []
+    for item in items:
+        row: dict[str, Any] = dict(zip(("part", "size", "threads"), item.group, strict=True)) | {"name": item.name}
+        base = medians.get((item.group, reference(item.group[0])))
+        if item.seconds:
+            median = statistics.median(item.seconds)
+            row |= {"runs": len(item.seconds), "median_s": median}
+            row |= {"min_s": min(item.seconds), "max_s": max(item.seconds), "ratio": median / base if base else None}
+        else:
+            row["problem"] = item.problem or "not timed"
+        found.append(row)
+    return found
+
+
+def text(found: list[dict[str, Any]]) -> str:
+    """One Markdown table a part and size, thread counts side by side."""
+    out = []
+    for part, size in dict.fromkeys((r["part"], r["size"]) for r in found):
+        rows = [r for r in found if (r["part"], r["size"]) == (part, size)]
+        threads = sorted({r["threads"] for r in rows})
+        out.append(f"\n{part}, {size}: median (min to max) seconds, x times {reference(part)}\n")
+        out.append("| | " + " | ".join(f"{n} thread{'s' * (n > 1)}" for n in threads) + " |")
+        out.append("|---|" + "---|" * len(threads))
+        for name in dict.fromkeys(r["name"] for r in rows):
+            cells = [_cell(r) for n in threads for r in rows if r["name"] == name and r["threads"] == n]
+            out.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(out)
+
+
+def _cell(row: dict[str, Any]) -> str:
+    if "median_s" not in row:
+        return row["problem"]
+    ratio = f", x {row['ratio']:.2f}" if row["ratio"] else ""
+    return f"{row['median_s']:.3f} ({row['min_s']:.3f} to {row['max_s']:.3f}){ratio}"
+
+
+def main(given: list[str] | None = None) -> int:
+    """Command line; 0 done, 2 unusable input."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fixed", default=str(demo.FOLDER / "fixed.nii.gz"), help="image (default: the demo pair)")
+    parser.add_argument("--moving", default=str(demo.FOLDER / "moving.nii.gz"))
+    parser.add_argument("--threads", default="1,2", help="comma-separated (default 1,2)")
+    parser.add_argument("--sizes", default=",".join(SIZES), help=f"of registrations, some of {', '.join(SIZES)}")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}")
+    parser.add_argument("--peers", default=",".join(PEERS), help="methods of evaluation/peers.py")
+    parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has the peers' packages")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds that count (default 5)")
+    parser.add_argument("--peer-repeats", type=int, default=1, help="of these, rounds with other programs (default 1)")
+    parser.add_argument("--out", type=Path, help="JSON to write")
+    a = parser.parse_args(given)
+    try:
+        chosen = {n: _chosen(getattr(a, n), known, n) for n, known in (("sizes", list(SIZES)), ("parts", list(PARTS)))}
+        threads = [int(n) for n in _chosen(a.threads, [str(n) for n in range(1, 257)], "threads")]
+        if not 1 <= a.peer_repeats <= a.repeats:
+            raise RegistrationError(f"1 <= --peer-repeats <= --repeats must hold, got {a.peer_repeats} and {a.repeats}")
+        python = os.path.abspath(shutil.which(a.peer_python) or a.peer_python)
+        pairs = {size: sized_pair(a.fixed, a.moving, size) for size in chosen["sizes"]}
+        with tempfile.TemporaryDirectory() as folder:
+            items: list[Item] = []
+            if "networks" in chosen["parts"]:
+                items += networks(threads)
+            if "register" in chosen["parts"]:
+                items += registrations(pairs, threads, Path(folder))
+            if "peers" in chosen["parts"]:
+                methods = _chosen(a.peers, sorted(METHODS), "peers")
+                items += peers(pairs, threads, python, methods, a.peer_repeats)
+            measure(items, a.repeats)
+    except RegistrationError as error:
+        print(f"benchmark: {error}", file=sys.stderr)
+        return 2
+    found = results(items)
+    print(text(found))
+    if a.out:
+        a.out.parent.mkdir(parents=True, exist_ok=True)
+        part = a.out.with_suffix(".part")
+        part.write_text(json.dumps({"torch": torch.__version__, "results": found}, indent=1) + "\n", encoding="utf-8")
+        part.replace(a.out)
+    return 0
+
+
+def _chosen(given: str, known: list[str], what: str) -> list[str]:
+    names = [n.strip() for n in given.split(",") if n.strip()]
+    wrong = [n for n in names if n not in known]
+    if wrong or not names:
+        shown = known if len(known) < 20 else f"{known[0]} to {known[-1]}"
+        raise RegistrationError(f"--{what} must be some of {shown}, got {wrong[0] if wrong else 'none'!r}")
+    return names
+
+
+if __name__ == "__main__":
+    sys.exit(main())
