@@ -165,7 +165,13 @@ def rcn(tmp_path) -> Path:
         },
     }
     (folder / "liver.json").write_text(json.dumps(liver))
-    brain = {"files": files, "subsets": {"lpba-val": ["lpba/S01", "lpba/S02"]}, "atlas": "lpba/S01"}
+    brain = {
+        "files": files,
+        "image_size": [16, 16, 16],
+        "schemes": {},
+        "subsets": {"lpba-val": ["lpba/S01", "lpba/S02"]},
+        "atlas": "lpba/S01",
+    }
     (folder / "brain.json").write_text(json.dumps(brain | {"segmentation_class_value": {"21": 21, "22": 22}}))
     return folder
 
