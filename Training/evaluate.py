@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterable
@@ -266,6 +267,7 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--write-card", action="store_true", help="put the results of --model into its card")
     a = parser.parse_args(given)
     began = time.perf_counter()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended politely: as Ctrl-C
     try:
         failed = run(a)
     except RegistrationError as error:
@@ -274,6 +276,8 @@ def main(given: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; finished rows are kept, run the same command to go on", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print(f"{(time.perf_counter() - began) / 60:.1f} minutes", file=sys.stderr)
     return int(failed > 0)
 

@@ -204,9 +204,9 @@ def figure5(found: Found, layout: dict[str, Any], paper_tables: list[dict[str, A
     return figures.curves(panels)
 
 
-def figure6(found: Found, layout: dict[str, Any]) -> dict[str, bytes]:
-    """{data set: slices of warped images and masks} of the first pair of the first data sets with labels."""
-    pictures: dict[str, bytes] = {}
+def figure6(found: Found, layout: dict[str, Any]) -> dict[str, bytes | str]:
+    """{data set: slices of warped images and masks, or why not}: first pair of the first data sets with labels."""
+    pictures: dict[str, bytes | str] = {}
     for plan in found.plans:
         for data in plan.config.datasets:
             if data.name not in plan.pairs or len(pictures) == FIGURE6_DATASETS:
@@ -217,11 +217,14 @@ def figure6(found: Found, layout: dict[str, Any]) -> dict[str, bytes]:
                 for s in plan.config.systems
                 if s.name == name and name not in plan.unavailable[data.name]
             ]
-            pair = datasets.load(data, plan.pairs[data.name][0])
-            if not able or pair.truth.fixed_labels is None or pair.truth.moving_labels is None:
-                continue
-            transforms = {s.name: systems.run(s, pair, plan.place).transform for s in able}
-            pictures[data.name] = figures.slices(pair, transforms)
+            try:
+                pair = datasets.load(data, plan.pairs[data.name][0])
+                if not able or pair.truth.fixed_labels is None or pair.truth.moving_labels is None:
+                    continue
+                transforms = {s.name: systems.run(s, pair, plan.place).transform for s in able}
+                pictures[data.name] = figures.slices(pair, transforms)
+            except RegistrationError as error:
+                pictures[data.name] = f"{data.name}: no picture ({error})"
     return pictures
 
 
@@ -256,7 +259,10 @@ def parts(found: Found) -> list[Part]:
     out.append(("picture", "Dice and speed", ("figure5.png", figure5(found, layout, layout["table"]))))
     out.append(("head", "Figure 6: warped images and labels (same label white, mismatch red)", None))
     for name, picture in figure6(found, layout).items():
-        out.append(("picture", name, (f"figure6-{name.replace(' ', '-')}.png", picture)))
+        if isinstance(picture, str):
+            out.append(("text", picture, None))
+        else:
+            out.append(("picture", name, (f"figure6-{name.replace(' ', '-')}.png", picture)))
     return out
 
 

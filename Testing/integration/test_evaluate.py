@@ -6,7 +6,9 @@ import csv
 import json
 import os
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +179,26 @@ def test_a_second_run_computes_nothing_and_an_interrupted_one_goes_on(folder, tm
     path.write_text(text.replace(" work", " crash", 1))  # the system changed: its rows are no longer its own
     run(path, out)
     assert {t.system.name for t in given} == {"shift"}
+
+
+def test_an_interrupted_evaluation_ends_its_programs_and_keeps_its_rows(folder, tmp_path):
+    marker = tmp_path / "running"
+    text = f"import os, time, pathlib; pathlib.Path({str(marker)!r}).write_text(str(os.getpid())); time.sleep(30)"
+    (folder / "slow.py").write_text(text)
+    line = f"{sys.executable} {folder / 'slow.py'} {{fixed}}"
+    path = config(folder, f'[[system]]\nname = "slow"\nkind = "command"\ncommand = "{line}"\n')
+    script = "import sys; from Training import evaluate; sys.exit(evaluate.main(sys.argv[1:]))"
+    given = ["--config", str(path), "--out", str(tmp_path / "out"), "--no-costs", "--pairs", "1"]
+    process = subprocess.Popen([sys.executable, "-c", script, *given], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (marker.exists() and marker.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    assert "interrupted; finished rows are kept" in process.communicate(timeout=20)[1]
+    assert process.returncode == 130
+    assert {r["system"] for r in rows.read(tmp_path / "out" / "rows.csv")} == {"nothing", "affine only"}
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(marker.read_text()), 0)
 
 
 class Bomb:

@@ -98,6 +98,14 @@ def test_the_report_says_what_is_there_and_what_is_not(made, tmp_path):
     assert found.cost("LDR 1-cas", "cuda") is None
 
 
+def test_a_pair_that_cannot_be_read_costs_its_picture_only(made, tmp_path):
+    (tmp_path / "m.nii.gz").unlink()
+    assert report.main(made) == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "SLIVER: no picture (image must be an existing file" in text
+    assert "| LDR 1-cas |" in text
+
+
 def test_no_data_at_all_is_one_sentence(tmp_path, capsys):
     given = ["--config", str(CONFIGS / "evaluate-paper.toml"), "--data", str(tmp_path), "--out", str(tmp_path / "o")]
     assert report.main([*given, "--peer-python", sys.executable]) == 2

@@ -158,10 +158,20 @@ def rcn(tmp_path) -> Path:
         "files": files,
         "image_size": [16, 16, 16],
         "schemes": {"lits": {"lits-val": 1.0}},
-        "subsets": {"lits-val": ["lits/1", "lits/2", "lits/3"], "train": ["liver/7", "lits/1"]},
+        "subsets": {
+            "lits-val": ["lits/1", "lits/2", "lits/3"],
+            "train": ["liver/7", "lits/1"],
+            "pigs-val": ["lits/3", "lits/1"],
+        },
     }
     (folder / "liver.json").write_text(json.dumps(liver))
-    brain = {"files": files, "subsets": {"lpba-val": ["lpba/S01", "lpba/S02"]}, "atlas": "lpba/S01"}
+    brain = {
+        "files": files,
+        "image_size": [16, 16, 16],
+        "schemes": {},
+        "subsets": {"lpba-val": ["lpba/S01", "lpba/S02"]},
+        "atlas": "lpba/S01",
+    }
     (folder / "brain.json").write_text(json.dumps(brain | {"segmentation_class_value": {"21": 21, "22": 22}}))
     return folder
 
@@ -177,13 +187,14 @@ def test_rcn_pairs_masks_and_points(rcn):
     assert np.unique(mask).tolist() == [0, 1]
     assert mask.sum() == 5 * 5 * 6  # the value 100 is below 128
     assert loaded.truth.fixed_landmarks_lps.tolist() == [[3, 2, 1]]  # tensor order (1, 2, 3); the missing one left out
-    scans = datasets.list_pairs(DataSet("x", "rcn", str(rcn / "liver.json"), "train"))
+    data = DataSet("x", "rcn", str(rcn / "liver.json"), "train")
+    scans = datasets.list_pairs(data)
     assert [datasets.load(data, p).fixed.GetSize() for p in scans] == [(16, 16, 16)] * 2
 
 
 def test_rcn_pairs_within_a_subject_and_with_an_atlas(rcn):
-    paired = datasets.list_pairs(DataSet("x", "rcn", str(rcn / "liver.json"), "lits", intra_subject=True))
-    assert [p.name for p in paired] == ["lits/1<-lits/2", "lits/2<-lits/1"]
+    paired = datasets.list_pairs(DataSet("x", "rcn", str(rcn / "liver.json"), "pigs-val", intra_subject=True))
+    assert [p.name for p in paired] == ["lits/3<-lits/1", "lits/1<-lits/3"]
     data = DataSet("x", "rcn", str(rcn / "brain.json"), "lpba-val")
     (pair,) = datasets.list_pairs(data)
     assert pair.name == "lpba/S01<-lpba/S02"
@@ -191,12 +202,12 @@ def test_rcn_pairs_within_a_subject_and_with_an_atlas(rcn):
 
 
 def test_rcn_refusals(rcn):
-    with pytest.raises(RegistrationError, match=r"one of the schemes \['lits'\] or subsets .*, got 'sliver'"):
+    with pytest.raises(RegistrationError, match=r"scheme must be one of lits or a subset of .*, got 'sliver'"):
         datasets.list_pairs(DataSet("x", "rcn", str(rcn / "liver.json"), "sliver"))
-    (rcn / "lits_val.h5").unlink()
     data = DataSet("x", "rcn", str(rcn / "liver.json"), "lits")
-    with pytest.raises(RegistrationError, match="the HDF5 file must exist"):
-        datasets.load(data, datasets.list_pairs(data)[0])
+    (rcn / "lits_val.h5").unlink()
+    with pytest.raises(RegistrationError, match=r"every file of an RCN \.json must exist, got .*lits_val"):
+        datasets.list_pairs(data)
     (rcn / "liver.json").write_text("{")
     with pytest.raises(RegistrationError, match="JSON must be readable"):
         datasets.list_pairs(data)

@@ -18,22 +18,22 @@ import SimpleITK as sitk
 
 from LDRCore import geometry, images, scoring
 from LDRCore.errors import RegistrationError
+from Training.data.rcn import PAIRED, Rcn
 from Training.data.views import random_pose
+from Training.data.volumes import DataError
 from Training.evaluation.config import DataSet
 
 POSE_ANGLE_DEG, POSE_SHIFT_MM = 15, 20
 _LEARN2REG_PAIRS = ("registration_val", "validation", "registration_test", "eval_pairs")
-_MASK_LEVEL = 128  # of segmentations without class values in the JSON + HDF5 layout
 
 
 @dataclass(frozen=True)
 class Side:
-    """Files of one image of a pair. `group` is the path inside an HDF5 file; otherwise empty."""
+    """Files of one image of a pair (kind "rcn": `image` is the entry's name)."""
 
     image: str
     labels: str = ""
     landmarks: str = ""
-    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,12 @@ class Pair:
         name: unique in its data set.
         fixed, moving: where the files are.
         pose_seed: seed of the random pose written into the moving image's header, or None.
-        label_values: the labels that count, or () for all (kind "rcn").
     """
 
     name: str
     fixed: Side
     moving: Side
     pose_seed: int | None = None
-    label_values: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,10 @@ def list_pairs(data: DataSet) -> list[Pair]:
     Raises:
         RegistrationError: an index file is missing, cannot be read, or lists no pair.
     """
-    found = {"ixi": _ixi, "csv": _csv, "learn2reg": _learn2reg, "rcn": _rcn}[data.kind](data)
+    try:
+        found = {"ixi": _ixi, "csv": _csv, "learn2reg": _learn2reg, "rcn": _rcn}[data.kind](data)
+    except DataError as error:
+        raise RegistrationError(str(error)) from None
     if not found:
         raise RegistrationError(f"data set {data.name} must list at least one pair, got none in {data.root}")
     return found
@@ -167,44 +168,18 @@ def _learn2reg(data: DataSet) -> list[Pair]:
     return [Pair(f"{f}<-{m}", side(p["fixed"]), side(p["moving"])) for p, (f, m) in zip(listed, names, strict=True)]
 
 
-def _rcn(data: DataSet) -> list[Pair]:
+def _open_rcn(data: DataSet) -> Rcn:
     path = Path(data.root)
-    content = _read_json(path)
-    missing = [k for k in ("files", "subsets") if k not in content]
-    if missing:
-        raise RegistrationError(f"{path.name} must hold {missing[0]!r}, got the keys {sorted(content)}")
-    names = list(content.get("schemes", {}).get(data.pairs, [])) or [data.pairs]
-    unknown = [n for n in names if n not in content["subsets"]]
-    if unknown:
-        raise RegistrationError(
-            f"pairs of data set {data.name} must be one of the schemes {sorted(content.get('schemes', {}))} or subsets "
-            f"{sorted(content['subsets'])}, got {data.pairs!r}"
-        )
-    values = tuple(int(v) for v in (content.get("segmentation_class_value") or {}).values())
+    return Rcn(path, _read_json(path), "", data.pairs + (PAIRED if data.intra_subject else ""), None)
 
-    def side(entry: str) -> Side:
-        source, _, rest = entry.partition("/")
-        if source not in content["files"]:
-            if "/" not in content["files"]:
-                raise RegistrationError(f"{path.name} must name the file of {entry}, got {sorted(content['files'])}")
-            source, rest = "/", entry
-        stored = Path(content["files"][source]["path"])
-        places = [base / stored for base in (path.parent, path.parent.parent)] + [path.parent / stored.name]
-        file = next((p for p in places if p.exists()), places[0])
-        return Side(str(file), group=rest)
 
-    pairs = []
-    for name in names:
-        entries = content["subsets"][name]
-        if content.get("atlas"):  # the atlas is fixed, every other scan moves
-            chosen = [(content["atlas"], e) for e in entries]
-        elif data.intra_subject:
-            couples = zip(entries[::2], entries[1::2], strict=False)
-            chosen = [p for a, b in couples for p in ((a, b), (b, a))]
-        else:
-            chosen = [(a, b) for a in entries for b in entries if a != b]
-        pairs += [Pair(f"{a}<-{b}", side(a), side(b), label_values=values) for a, b in chosen if a != b]
-    return pairs
+def _rcn(data: DataSet) -> list[Pair]:
+    """With an atlas it is fixed and every other scan moves; otherwise all ordered pairs within a subset."""
+    source = _open_rcn(data)
+    chosen = source.pairs or [(a, b) for _, m in source.groups or [] for a in m for b in m if a != b]
+    return [
+        Pair(f"{source.names[a]}<-{source.names[b]}", Side(source.names[a]), Side(source.names[b])) for a, b in chosen
+    ]
 
 
 def load(data: DataSet, pair: Pair) -> Loaded:
@@ -213,8 +188,8 @@ def load(data: DataSet, pair: Pair) -> Loaded:
     Raises:
         RegistrationError: a file is missing or unreadable, labels or landmarks break the rules.
     """
-    if pair.fixed.group:
-        return _load_hdf5(pair)
+    if data.kind == "rcn":
+        return _load_rcn(data, pair)
     (fixed, fixed_labels), (moving, moving_labels) = (_read_side(s, data.stripped) for s in (pair.fixed, pair.moving))
     if pair.pose_seed is not None:
         moving = posed(moving, pair.pose_seed)
@@ -255,29 +230,27 @@ def _landmarks(side: Side, image: sitk.Image, frame: str, name: str) -> np.ndarr
     return scoring.landmarks_lps(points, frame, image, name)
 
 
-def _load_hdf5(pair: Pair) -> Loaded:
-    import h5py
-
+def _load_rcn(data: DataSet, pair: Pair) -> Loaded:
+    source = _open_rcn(data)
     volumes, labels, points = [], [], []
     for side in (pair.fixed, pair.moving):
-        path = _existing(Path(side.image), "the HDF5 file")
-        with h5py.File(path, "r") as file:
-            if side.group not in file or "volume" not in file[side.group]:
-                raise RegistrationError(f"{path} must hold {side.group}/volume, got {sorted(file)[:5]} ...")
-            group = file[side.group]
-            volumes.append(images.load(sitk.GetImageFromArray(group["volume"][...]), side.group))
-            segmentation = group["segmentation"][...] if "segmentation" in group else None
-            labels.append(None if segmentation is None else _hdf5_labels(segmentation, pair.label_values, side.group))
-            points.append(group["point"][...].astype(float) if "point" in group else None)
+        scan = source.read(source.names.index(side.image))
+        volumes.append(images.load(_as_image(scan.image, scan.to_lps), scan.name))
+        known = None if scan.labels is None else _as_image(scan.labels.astype(np.int32), scan.to_lps)
+        labels.append(None if known is None else scoring.load_labels(known, f"segmentation of {scan.name}"))
+        points.append(scan.points)
     landmarks: list[np.ndarray | None] = [None, None]
-    if points[0] is not None and points[1] is not None:  # missing points are stored as -1
-        both = (points[0] >= 0).all(1) & (points[1] >= 0).all(1)
+    if points[0] is not None and points[1] is not None:
+        both = np.isfinite(points[0]).all(1) & np.isfinite(points[1]).all(1)
         if both.any():
-            landmarks = [p[both][:, ::-1] for p in points]  # tensor order -> x, y, z of a 1 mm grid
+            frames = zip(points, volumes, strict=True)
+            landmarks = [scoring.landmarks_lps(p[both][:, ::-1], "voxel", v, "landmarks") for p, v in frames]
     return Loaded(*volumes, scoring.Truth(volumes[0], *labels, *landmarks))
 
 
-def _hdf5_labels(values: np.ndarray, wanted: tuple[int, ...], name: str) -> sitk.Image:
-    """Without class values a segmentation is one mask, above 128; otherwise only the listed values count."""
-    kept = np.where(np.isin(values, wanted), values, 0) if wanted else values > _MASK_LEVEL
-    return scoring.load_labels(sitk.GetImageFromArray(kept.astype(np.int32)), f"segmentation of {name}")
+def _as_image(values: np.ndarray, to_lps: np.ndarray) -> sitk.Image:
+    """An array with axes S, P, L as an image that lies where its 4x4 (index -> LPS mm) says."""
+    image = sitk.GetImageFromArray(values)
+    image.SetSpacing(np.linalg.norm(to_lps[:3, :3], axis=0)[::-1].tolist())
+    image.SetOrigin(to_lps[:3, 3].tolist())
+    return image

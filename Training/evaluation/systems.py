@@ -227,6 +227,7 @@ def call(command: list[str], *, timeout_s: float, threads: int, folder: Path) ->
         _, status, usage = os.wait4(process.pid, 0)
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         raise
     finally:
         timer.cancel()

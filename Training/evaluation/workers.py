@@ -75,8 +75,9 @@ def _one_line(error: Exception) -> str:
 
 
 def _work(connection: Connection, threads: int) -> None:
-    """Body of a worker process: tasks in, rows out, until None comes."""
+    """Body of a worker process: tasks in, rows out, until it is ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interruption means
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a program started by a system is ended as well
     _limit_threads(threads)
     import SimpleITK as sitk
     import torch
@@ -84,8 +85,11 @@ def _work(connection: Connection, threads: int) -> None:
     torch.set_num_threads(threads)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     cache: dict[Any, Loaded] = {}
-    while (task := connection.recv()) is not None:
-        connection.send(perform(task, cache))
+    try:
+        while True:
+            connection.send(perform(connection.recv(), cache))
+    except (EOFError, OSError):  # the parent is gone
+        return
 
 
 class _Worker:
