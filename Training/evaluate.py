@@ -141,8 +141,9 @@ def caption(plan: Plan, data: DataSet, found: list[rows.Row]) -> str:
     how = sorted({(int(r["threads"]), int(r["workers"])) for r in found if r.get("threads")})
     pace = ", ".join(f"{t} thread{'s' * (t > 1)} a system, {w} at a time" for t, w in how)
     note = f" {data.note}" if data.note else ""
+    count = len(plan.pairs[data.name])
     return (
-        f"{len(plan.pairs[data.name])} pairs{labels}; labels warped by the protocol {data.protocol!r}.{note} "
+        f"{count} pair{'s' * (count > 1)}{labels}; labels warped by the protocol {data.protocol!r}.{note} "
         f"Mean ± std over pairs; seconds are medians, warm ({pace or 'none yet'}). Folding, SDlogJ and NDV on the "
         "fixed grid."
     )
