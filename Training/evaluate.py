@@ -68,8 +68,9 @@ class Plan:
 
 def identity(data: DataSet, system: System, plan: Plan) -> str:
     """What a row's result depends on beside its pair; a row with another id is not this one."""
+    views = "+".join(n for n in ("stripped", "intra_subject") if getattr(data, n)) or "whole"
     measures = "+".join(sorted(plan.config.measures))
-    return f"{systems.fingerprint(system, plan.place)}-{data.protocol}-{measures}"
+    return f"{systems.fingerprint(system, plan.place)}-{data.kind}-{views}-{data.landmarks}-{data.protocol}-{measures}"
 
 
 def make_plan(settings: Config, place: Place, limit: int | None) -> Plan:
@@ -135,12 +136,14 @@ def summaries(plan: Plan, path: Path) -> dict[str, list[tables.Line]]:
 def caption(plan: Plan, data: DataSet, found: list[rows.Row]) -> str:
     """The sentence above a table: what was measured, how and where."""
     structures = {len(r["structures"]) for r in found if r.get("structures")}
-    labels = f"; {min(structures)} to {max(structures)} structures a pair" if structures else ""
+    span = " to ".join(str(n) for n in sorted({min(structures), max(structures)})) if structures else ""
+    labels = f"; {span} structures a pair" if structures else ""
     how = sorted({(int(r["threads"]), int(r["workers"])) for r in found if r.get("threads")})
     pace = ", ".join(f"{t} thread{'s' * (t > 1)} a system, {w} at a time" for t, w in how)
     note = f" {data.note}" if data.note else ""
+    count = len(plan.pairs[data.name])
     return (
-        f"{len(plan.pairs[data.name])} pairs{labels}; labels warped by the protocol {data.protocol!r}.{note} "
+        f"{count} pair{'s' * (count > 1)}{labels}; labels warped by the protocol {data.protocol!r}.{note} "
         f"Mean ± std over pairs; seconds are medians, warm ({pace or 'none yet'}). Folding, SDlogJ and NDV on the "
         "fixed grid."
     )

@@ -46,7 +46,7 @@ def ixi(tmp_path) -> DataSet:
 
 def test_ixi_strips_by_labels_and_poses_only_the_moving_image(ixi):
     first, second = datasets.list_pairs(ixi)
-    assert (first.name, first.pose_seed, second.pose_seed) == ("a<-b", 7, None)
+    assert (first.name, first.pose_seed, second.pose_seed) == ("a<-b pose 7", 7, None)
     loaded = datasets.load(ixi, first)
     fixed = sitk.GetArrayFromImage(loaded.fixed)
     inside = sitk.GetArrayFromImage(labels(scan())) > 0

@@ -108,7 +108,8 @@ def _ixi(data: DataSet) -> list[Pair]:
             r = subjects[subject]
             sides.append(Side(str(root / r["image"]), str(root / r["labels"])))
         seed = int(row["pose_seed"]) if row["pose_seed"] else None
-        pairs.append(Pair(f"{row['fixed']}<-{row['moving']}", *sides, pose_seed=seed))
+        pose = "" if seed is None else f" pose {seed}"
+        pairs.append(Pair(f"{row['fixed']}<-{row['moving']}{pose}", *sides, pose_seed=seed))
     return pairs
 
 

@@ -43,6 +43,7 @@ ELASTIX_COMMON = """
 (NumberOfHistogramBins 32)
 (Optimizer "AdaptiveStochasticGradientDescent")
 (AutomaticParameterEstimation "true")
+(ASGDParameterEstimationMethod "DisplacementDistribution")
 (ImageSampler "RandomCoordinate")
 (NewSamplesEveryIteration "true")
 (NumberOfSpatialSamples 2048)
@@ -57,12 +58,12 @@ ELASTIX_AFFINE = f"""{ELASTIX_COMMON}
 (AutomaticScalesEstimation "true")
 (AutomaticTransformInitialization "true")
 (AutomaticTransformInitializationMethod "CenterOfGravity")
-(MaximumNumberOfIterations 250)
+(MaximumNumberOfIterations 500)
 """
 ELASTIX_BSPLINE = f"""{ELASTIX_COMMON}
 (Transform "BSplineTransform")
 (FinalGridSpacingInPhysicalUnits 8)
-(MaximumNumberOfIterations 250)
+(MaximumNumberOfIterations 500)
 """
 
 
