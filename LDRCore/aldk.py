@@ -34,9 +34,9 @@ class ALDKSettings:
         gamma: weight of the reconstruction against the distillation term (Eq. 6).
         objective: "critic" or "paper".
         penalty_norm: by default "rms" with "critic" and "l2" with "paper" (docs/distillation.md says why). "l2": the
-            gradient's Euclidean norm is drawn to 1, as in Eq. 7; the score's scale then grows with the root of the number
-            of voxels, and so does the student's distillation term against its reconstruction. "rms": scores change by
-            at most the root mean square of a change of the deformation, on any grid.
+            gradient's Euclidean norm is drawn to 1, as in Eq. 7; the score's scale then grows with the root of the
+            number of voxels, and so does the student's distillation term against its reconstruction. "rms": scores
+            change by at most the root mean square of a change of the deformation, on any grid.
     """
 
     n_gen: int = 3
