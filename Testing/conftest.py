@@ -24,3 +24,38 @@ def blob() -> sitk.Image:
     image = sitk.GetImageFromArray(values.astype(np.int16))
     image.SetSpacing((3.0, 3.0, 3.0))
     return image
+
+
+@pytest.fixture(scope="session")
+def slicer_module():
+    """The Slicer module's file, on slicer-core."""
+    pytest.importorskip("slicer", reason="needs slicer-core (make test installs it)")
+    from Testing.standin import application
+
+    return application.module()
+
+
+@pytest.fixture
+def scene(slicer_module):
+    """An empty MRML scene."""
+    import slicer
+
+    from Testing.standin import application
+
+    application.clear()
+    yield slicer.mrmlScene
+    application.clear()
+
+
+@pytest.fixture
+def logic(slicer_module):
+    """The module's logic; all share one process."""
+    return slicer_module.LightweightRegistrationLogic()
+
+
+@pytest.fixture
+def pair(scene):
+    """The demo pair as volume nodes."""
+    from LightweightRegistrationLib import sample
+
+    return sample.load_pair()

@@ -1,0 +1,233 @@
+"""The module Lightweight Registration: what Slicer looks for by name. The work is in LightweightRegistrationLib."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import slicer
+from LightweightRegistrationLib import sample, torch_setup
+from LightweightRegistrationLib.background import Worker, shared_worker
+from LightweightRegistrationLib.core import core_folder
+from LightweightRegistrationLib.jobs import Job, RegistrationJob, Settings
+from LightweightRegistrationLib.others import OtherJob
+from LightweightRegistrationLib.outputs import Outputs
+from LightweightRegistrationLib.parameters import LightweightRegistrationParameterNode
+from LightweightRegistrationLib.sequences import SequenceJob
+from slicer.i18n import tr as _
+from slicer.i18n import translate
+from slicer.ScriptedLoadableModule import (
+    ScriptedLoadableModule,
+    ScriptedLoadableModuleLogic,
+)
+
+Output = "bool | slicer.vtkMRMLNode | None"
+
+
+class LightweightRegistration(ScriptedLoadableModule):
+    """What Slicer shows about the module before it is opened."""
+
+    def __init__(self, parent: Any):
+        ScriptedLoadableModule.__init__(self, parent)
+        parent.title = _("Lightweight Registration")
+        parent.categories = [translate("qSlicerAbstractCoreModule", "Registration")]
+        parent.dependencies = []
+        parent.contributors = ["The Lightweight Registration developers"]
+        parent.helpText = _(
+            "Aligns one 3D scan to another, bending as well as moving it, in about a second on a laptop CPU. Choose a "
+            "fixed and a moving volume and press Apply. The tutorial lies in the extension's README."
+        )
+        parent.acknowledgementText = _(
+            "The method is the light student of M. Q. Tran et al., Light-weight Deformable Registration using "
+            "Adversarial Learning with Distilling Knowledge (arXiv 2110.01293)."
+        )
+        slicer.app.connect("startupCompleted()", registerSampleData)
+
+
+def registerSampleData() -> None:
+    """Make the bundled pair appear in the module Sample Data."""
+    sample.register_with_sample_data(Path(__file__).parent / "Resources" / "Icons")
+
+
+class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
+    """Registers volume nodes. Needs no panel: use it from the Python console or from scripts.
+
+    The work is done in another process, which stays warm between calls. Methods whose name begins with `start` return
+    at once with a job to poll; the others wait, keeping the application responsive.
+    """
+
+    def __init__(self, worker: Worker | None = None):
+        """`worker` replaces the application's one process, for tests."""
+        ScriptedLoadableModuleLogic.__init__(self)
+        self._worker = worker
+
+    def getParameterNode(self) -> LightweightRegistrationParameterNode:
+        """The panel's choices in this scene."""
+        return LightweightRegistrationParameterNode(super().getParameterNode())
+
+    @property
+    def worker(self) -> Worker:
+        """The process that registers; started by the first run."""
+        if self._worker is None:
+            self._worker = shared_worker(core_folder(), slicer.app.temporaryPath)
+        return self._worker
+
+    def register(
+        self,
+        fixedNode: slicer.vtkMRMLScalarVolumeNode,
+        movingNode: slicer.vtkMRMLScalarVolumeNode,
+        cascades: int = 3,
+        *,
+        progress: Callable[[float, str], None] | None = None,
+        **options: Any,
+    ) -> Outputs:
+        """Deform the moving volume onto the fixed volume and wait for the result.
+
+        Args:
+            fixedNode, movingNode: scalar volumes, each possibly under linear transforms.
+            cascades: number of dense networks, 1 to the model's maximum.
+            progress: called with (fraction done, what comes now).
+            options: see `startRegistration`.
+
+        Returns:
+            Outputs: the nodes `warped`, `transform`, `jacobian`, `inverse` (None if not asked for) and the `report`.
+
+        Raises:
+            InputError: input that cannot be registered, or no torch; one sentence, the scene is unchanged.
+        """
+        return self.wait(self.startRegistration(fixedNode, movingNode, cascades, **options), progress)
+
+    def startRegistration(
+        self,
+        fixedNode: slicer.vtkMRMLScalarVolumeNode,
+        movingNode: slicer.vtkMRMLScalarVolumeNode,
+        cascades: int = 3,
+        *,
+        model: str = "brain-t1",
+        fixedMask: slicer.vtkMRMLDisplayableNode | None = None,
+        movingMask: slicer.vtkMRMLDisplayableNode | None = None,
+        initialTransform: slicer.vtkMRMLTransformNode | None = None,
+        prealignment: str = "centre",
+        refinementSteps: int = 0,
+        device: str = "auto",
+        threads: int = 0,
+        warped: Output = True,
+        transform: Output = True,
+        jacobian: Output = True,
+        inverse: Output = False,
+        onField: Callable[[Any], None] | None = None,
+        onEnd: Callable[[], None] | None = None,
+    ) -> RegistrationJob:
+        """Start to register; poll the job that is returned.
+
+        Args:
+            fixedNode, movingNode, cascades: see `register`.
+            model: a name of the models that ship, or a path to a .pt file with its card.
+            fixedMask, movingMask: segmentation or labelmap; what lies outside cannot drive the result.
+            initialTransform: brings moving near fixed when moving is put under it.
+            prealignment: "centre" (then affine), "affine" (from where they are or from the initial transform) or
+                "none".
+            refinementSteps: steps of instance optimisation after the networks.
+            device: "auto", "cpu" or "cuda".
+            threads: CPU threads, 0 for all.
+            warped, transform, jacobian, inverse: True for a new node, a node to fill, or False for none.
+            onField: called with a coarse displacement field as soon as there is one, before the outputs are computed.
+            onEnd: called when the job ends in any way, before outputs are created.
+        """
+        torch_setup.ensure_torch()
+        settings = Settings(model, cascades, prealignment, refinementSteps, device, threads)
+        job = RegistrationJob(
+            self.worker,
+            settings,
+            initial=initialTransform,
+            fixed_mask=fixedMask,
+            moving_mask=movingMask,
+            wanted={"warped": warped, "transform": transform, "jacobian": jacobian, "inverse": inverse},
+            on_early=onField,
+            on_end=onEnd,
+        )
+        job.start(fixedNode, movingNode)
+        return job
+
+    def bringAlong(
+        self,
+        node: slicer.vtkMRMLNode,
+        transformNode: slicer.vtkMRMLTransformNode,
+        direction: str = "to fixed",
+    ) -> slicer.vtkMRMLNode:
+        """Bring another volume, labelmap, segmentation, markups or model along, as a new node.
+
+        Args:
+            node: what to bring.
+            transformNode: the transform of a registration.
+            direction: "to fixed" for what belongs to the moving scan, "to moving" for what belongs to the fixed one.
+
+        Raises:
+            InputError: a node that cannot be brought along.
+        """
+        return self.wait(self.startBringingAlong(node, transformNode, direction))
+
+    def startBringingAlong(
+        self, node: slicer.vtkMRMLNode, transformNode: slicer.vtkMRMLTransformNode, direction: str = "to fixed"
+    ) -> OtherJob:
+        """Start what `bringAlong` does; poll the job that is returned."""
+        torch_setup.ensure_torch()
+        job = OtherJob(self.worker, node, transformNode, direction)
+        job.start()
+        return job
+
+    def registerSequence(
+        self,
+        fixedNode: slicer.vtkMRMLScalarVolumeNode,
+        sequenceNode: slicer.vtkMRMLSequenceNode,
+        cascades: int = 3,
+        *,
+        progress: Callable[[float, str], None] | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Register every frame of a sequence to one fixed volume.
+
+        Returns:
+            {"warped": sequence of volumes, "transforms": sequence of transforms, "browser": plays both, "reports":
+            list}.
+
+        Raises:
+            InputError: a frame that cannot be registered; the scene is unchanged.
+        """
+        return self.wait(self.startSequence(fixedNode, sequenceNode, cascades, **options), progress)
+
+    def startSequence(
+        self,
+        fixedNode: slicer.vtkMRMLScalarVolumeNode,
+        sequenceNode: slicer.vtkMRMLSequenceNode,
+        cascades: int = 3,
+        *,
+        model: str = "brain-t1",
+        initialTransform: slicer.vtkMRMLTransformNode | None = None,
+        prealignment: str = "centre",
+        refinementSteps: int = 0,
+        device: str = "auto",
+        threads: int = 0,
+    ) -> SequenceJob:
+        """Start what `registerSequence` does; poll the job that is returned. Options: see `startRegistration`."""
+        torch_setup.ensure_torch()
+        settings = Settings(model, cascades, prealignment, refinementSteps, device, threads)
+        job = SequenceJob(self.worker, settings, initial=initialTransform)
+        job.start(fixedNode, sequenceNode)
+        return job
+
+    def wait(self, job: Job, progress: Callable[[float, str], None] | None = None) -> Any:
+        """Wait for a job and return its outputs, letting the application work meanwhile."""
+
+        def between() -> None:
+            if progress is not None:
+                progress(job.fraction, job.message)
+            slicer.app.processEvents()
+            time.sleep(0.02)
+
+        try:
+            return job.wait(between)
+        finally:
+            job.cancel()  # only if it is still running: an interrupt in the console
