@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import slicer
+import vtk
 from LightweightRegistrationLib import sample, torch_setup
-from LightweightRegistrationLib.background import Worker, shared_worker
-from LightweightRegistrationLib.core import core_folder
+from LightweightRegistrationLib.background import Worker, close_shared, shared_worker
+from LightweightRegistrationLib.core import InputError, core_folder
 from LightweightRegistrationLib.jobs import Job, RegistrationJob, Settings
 from LightweightRegistrationLib.others import OtherJob
 from LightweightRegistrationLib.outputs import Outputs
@@ -21,7 +23,10 @@ from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModule,
     ScriptedLoadableModuleLogic,
+    ScriptedLoadableModuleTest,
+    ScriptedLoadableModuleWidget,
 )
+from slicer.util import VTKObservationMixin
 
 Output = "bool | slicer.vtkMRMLNode | None"
 
@@ -231,3 +236,147 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
             return job.wait(between)
         finally:
             job.cancel()  # only if it is still running: an interrupt in the console
+
+
+class LightweightRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """The panel: creates the widgets and follows the scene. What they do is in LightweightRegistrationLib/panel.py."""
+
+    def __init__(self, parent: Any = None):
+        self.logic: LightweightRegistrationLogic | None = None
+        self.panel: Any = None
+        self._parameterNode: LightweightRegistrationParameterNode | None = None
+        self._guiTag: int | None = None
+        VTKObservationMixin.__init__(self)
+        ScriptedLoadableModuleWidget.__init__(self, parent)  # last: without a parent it calls setup
+
+    def setup(self) -> None:
+        """Create the widgets. Nothing heavy: no torch, no download, no process."""
+        from LightweightRegistrationLib.panel import Panel
+
+        ScriptedLoadableModuleWidget.setup(self)
+        widget = slicer.util.loadUI(self.resourcePath("UI/LightweightRegistration.ui"))
+        self.layout.addWidget(widget)
+        self.ui = slicer.util.childWidgetVariables(widget)
+        widget.setMRMLScene(slicer.mrmlScene)
+        self.logic = LightweightRegistrationLogic()
+        self.panel = Panel(self.ui, self.logic)
+        scene = slicer.mrmlScene
+        self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
+        self.addObserver(scene, scene.EndImportEvent, self.onSceneEndImport)
+        self.addObserver(scene, scene.NodeAddedEvent, self.onParametersModified)
+        self.addObserver(scene, scene.NodeRemovedEvent, self.onParametersModified)
+        self.initializeParameterNode()
+
+    def cleanup(self) -> None:
+        """The application closes or the module is reloaded."""
+        self.setParameterNode(None)
+        self.removeObservers()
+        if self.panel is not None:
+            self.panel.close()
+        close_shared()
+
+    def enter(self) -> None:
+        """The user opens the module."""
+        self.initializeParameterNode()
+
+    def exit(self) -> None:
+        """The user opens another module; a run goes on and its outputs appear."""
+
+    def onSceneStartClose(self, *_: Any) -> None:
+        """The scene is about to be closed: stop and let go of its nodes."""
+        self.setParameterNode(None)
+
+    def onSceneEndClose(self, *_: Any) -> None:
+        """The scene was closed."""
+        if getattr(self.parent, "isEntered", True):  # otherwise when the user comes back
+            self.initializeParameterNode()
+
+    def onSceneEndImport(self, *_: Any) -> None:
+        """A scene was loaded: its choices and the nodes that they name are there now."""
+        if self._parameterNode is not None:
+            self.panel.takePair()
+            self._parameterNode.Modified()  # the references were read before the nodes were there
+
+    def initializeParameterNode(self) -> None:
+        """Show the choices of the current scene."""
+        if self._parameterNode is None or not slicer.mrmlScene.IsNodePresent(self._parameterNode.parameterNode):
+            self.setParameterNode(self.logic.getParameterNode())
+
+    def setParameterNode(self, parameterNode: LightweightRegistrationParameterNode | None) -> None:
+        """Connect the widgets to other choices, or to none."""
+        if self._parameterNode is not None:
+            self._parameterNode.disconnectGui(self._guiTag)
+            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersModified)
+        self._parameterNode = parameterNode
+        if parameterNode is not None:
+            self._guiTag = parameterNode.connectGui(self.ui)
+            self.addObserver(parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersModified)
+        if self.panel is not None:
+            self.panel.setParameters(parameterNode)
+
+    def onParametersModified(self, *_: Any) -> None:
+        """A choice or the scene was changed."""
+        if self.panel is not None and not slicer.mrmlScene.IsBatchProcessing():
+            self.panel.update()
+
+
+class LightweightRegistrationTest(ScriptedLoadableModuleTest):
+    """Runs inside the application (Reload and Test, ctest) on the bundled pair; needs torch to be installed."""
+
+    def setUp(self) -> None:
+        """Begin with an empty scene."""
+        slicer.mrmlScene.Clear(0)
+
+    def runTest(self) -> None:
+        """Run every test."""
+        for test in (self.test_register, self.test_bring_along, self.test_refusal):
+            self.setUp()
+            test()
+            self.delayDisplay(f"{test.__name__} passed")
+
+    def test_register(self) -> None:
+        """The warped volume is more like the fixed one, and is what the transform makes of the moving one."""
+        pair = sample.load_pair()
+        outputs = LightweightRegistrationLogic().register(pair["fixed"], pair["moving"])
+        similarity = outputs.report["similarity"]
+        self.assertGreater(similarity["after"], similarity["affine"])
+        self.assertGreater(similarity["affine"], similarity["before"])
+        self.assertLess(outputs.report["folding_fraction"], 0.001)
+        warped, fixed = (slicer.util.arrayFromVolume(node) for node in (outputs.warped, pair["fixed"]))
+        self.assertEqual(warped.shape, fixed.shape)
+        self.assertEqual(outputs.transform.GetClassName(), "vtkMRMLTransformNode")
+        ends = [
+            outputs.transform.GetNodeReference(role)
+            for role in (
+                outputs.transform.GetFixedNodeReferenceRole(),
+                outputs.transform.GetMovingNodeReferenceRole(),
+            )
+        ]
+        self.assertEqual(ends, [pair["fixed"], pair["moving"]])
+        before = slicer.util.arrayFromVolume(pair["moving"]).copy()
+        pair["moving"].SetAndObserveTransformNodeID(outputs.transform.GetID())
+        pair["moving"].HardenTransform()
+        self.assertFalse(np.array_equal(before, slicer.util.arrayFromVolume(pair["moving"])))
+        jacobian = slicer.util.arrayFromVolume(outputs.jacobian)
+        self.assertGreater(float(jacobian.max()), 1.0)
+        self.assertLess(float(jacobian.min()), 1.0)
+
+    def test_bring_along(self) -> None:
+        """Labels agree better after they are brought along."""
+        pair = sample.load_pair()
+        labels = {name: sample.load(f"{name}_labels", f"{name} labels", "vtkMRMLLabelMapVolumeNode") for name in pair}
+        logic = LightweightRegistrationLogic()
+        outputs = logic.register(pair["fixed"], pair["moving"], 1, warped=False, jacobian=False)
+        brought = slicer.util.arrayFromVolume(logic.bringAlong(labels["moving"], outputs.transform)) > 0
+        there = slicer.util.arrayFromVolume(labels["fixed"]) > 0
+        dice = 2 * (brought & there).sum() / (brought.sum() + there.sum())
+        self.assertGreater(float(dice), 0.93)
+
+    def test_refusal(self) -> None:
+        """What cannot be registered is refused in one sentence and changes nothing."""
+        pair = sample.load_pair()
+        count = slicer.mrmlScene.GetNumberOfNodes()
+        with self.assertRaisesRegex(InputError, "two different volumes, got 'Brain A"):
+            LightweightRegistrationLogic().register(pair["fixed"], pair["fixed"])
+        self.assertEqual(slicer.mrmlScene.GetNumberOfNodes(), count)

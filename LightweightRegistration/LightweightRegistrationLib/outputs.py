@@ -15,9 +15,9 @@ from .volumes import matrix_of, voxel_to_local
 REPORT_ATTRIBUTE = "LightweightRegistration.Report"
 NAMES = {
     "warped": "{moving} warped to {fixed}",
-    "transform": "{moving} to {fixed} transform",
-    "jacobian": "{moving} to {fixed} Jacobian",
-    "inverse": "{fixed} to {moving} inverse transform",
+    "transform": "{moving} to {fixed}",
+    "jacobian": "Jacobian of {moving} to {fixed}",
+    "inverse": "{fixed} to {moving} (inverse)",
 }
 CLASSES = {
     "warped": "vtkMRMLScalarVolumeNode",

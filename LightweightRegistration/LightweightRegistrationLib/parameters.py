@@ -7,7 +7,9 @@ from typing import Annotated
 
 from slicer import (
     vtkMRMLLabelMapVolumeNode,
-    vtkMRMLMarkupsNode,
+    vtkMRMLMarkupsCurveNode,
+    vtkMRMLMarkupsFiducialNode,
+    vtkMRMLMarkupsLineNode,
     vtkMRMLModelNode,
     vtkMRMLScalarVolumeNode,
     vtkMRMLSegmentationNode,
@@ -96,7 +98,9 @@ class LightweightRegistrationParameterNode:
         vtkMRMLScalarVolumeNode
         | vtkMRMLLabelMapVolumeNode
         | vtkMRMLSegmentationNode
-        | vtkMRMLMarkupsNode
+        | vtkMRMLMarkupsFiducialNode
+        | vtkMRMLMarkupsCurveNode
+        | vtkMRMLMarkupsLineNode
         | vtkMRMLModelNode
         | None
     )

@@ -8,7 +8,7 @@ import slicer
 
 from .core import InputError, core_folder
 
-NAMES = {"fixed": "Brain A (fixed)", "moving": "Brain B (moving)"}
+NAMES = {"fixed": "Brain A", "moving": "Brain B"}
 SAMPLE_NAME = "Registration pair: two brains (T1)"
 CATEGORY = "Registration"
 

@@ -17,6 +17,7 @@ COLOURS_TAG = "LightweightRegistrationJacobianColours"
 # shrinking blue, unchanged near white, growing red: readable with red-green blindness
 DIVERGING = ((0.02, 0.19, 0.58), (0.26, 0.58, 0.82), (0.97, 0.97, 0.97), (0.95, 0.55, 0.30), (0.65, 0.05, 0.10))
 FOLDING_COLOUR = (1.0, 0.0, 1.0)
+GRID_COLOUR = (1.0, 0.85, 0.2)
 CHECKER_MM = 25.0
 
 
@@ -26,15 +27,18 @@ def composites() -> list[slicer.vtkMRMLSliceCompositeNode]:
 
 
 def show(
-    background: slicer.vtkMRMLVolumeNode | None, foreground: slicer.vtkMRMLVolumeNode | None, opacity: float, fit: bool
+    background: slicer.vtkMRMLVolumeNode | None, foreground: slicer.vtkMRMLVolumeNode | None, opacity: float
 ) -> None:
     """Put two volumes over each other in every slice view.
+
+    A view that showed another background is moved so that all of the new one is visible; one that showed this one
+    already stays where the user is looking.
 
     Args:
         background, foreground: volumes, None for an empty layer.
         opacity: of the foreground, 0 to 1.
-        fit: turn the views into the background's planes and make all of it visible.
     """
+    fit = background is not None and any(c.GetBackgroundVolumeID() != background.GetID() for c in composites())
     for composite in composites():
         with slicer.util.NodeModify(composite):
             composite.SetBackgroundVolumeID(background.GetID() if background is not None else None)
@@ -79,9 +83,18 @@ def show_grid(
         display.SetAndObserveRegionNode(region)
         display.SetGridSpacingMm(spacing_mm)
         display.SetGridResolutionMm(max(1.0, spacing_mm / 4))
+        display.SetColorMap(_one_colour(GRID_COLOUR))
         display.SetVisibility(visible)
         display.SetVisibility2D(visible)
         display.SetVisibility3D(False)
+
+
+def _one_colour(colour: tuple[float, float, float]) -> vtk.vtkColorTransferFunction:
+    """The grid's own colours tell the length of the displacement, which is mostly how the patient lay."""
+    function = vtk.vtkColorTransferFunction()
+    for length_mm in (0.0, 1000.0):
+        function.AddRGBPoint(length_mm, *colour)
+    return function
 
 
 # Jacobian map
@@ -224,6 +237,16 @@ def temporary(class_name: str, name: str) -> slicer.vtkMRMLNode:
     return slicer.mrmlScene.AddNode(node)
 
 
+def remove(node: slicer.vtkMRMLNode | None) -> None:
+    """Remove a temporary node with its display node, if they are still in the scene."""
+    if node is None or not slicer.mrmlScene.IsNodePresent(node):
+        return
+    display = node.GetDisplayNode()
+    slicer.mrmlScene.RemoveNode(node)
+    if display is not None and slicer.mrmlScene.IsNodePresent(display):
+        slicer.mrmlScene.RemoveNode(display)
+
+
 # Early view
 
 
@@ -255,7 +278,7 @@ class EarlyView:
         self.volume.CreateDefaultDisplayNodes()
         copy_grey_levels(moving, self.volume)
         self.volume.SetAndObserveTransformNodeID(self.transform.GetID())
-        show(fixed, self.volume, opacity, fit=False)
+        show(fixed, self.volume, opacity)
 
     def remove(self) -> None:
         """Remove the hidden nodes and show what was shown before. Also when the scene was closed meanwhile."""
@@ -269,9 +292,5 @@ class EarlyView:
                 composite.SetForegroundOpacity(opacity)
         self._before = []
         for node in (self.volume, self.transform):
-            if node is not None and scene.IsNodePresent(node):
-                display = getattr(node, "GetDisplayNode", lambda: None)()
-                scene.RemoveNode(node)
-                if display is not None and scene.IsNodePresent(display):
-                    scene.RemoveNode(display)
+            remove(node)
         self.volume = self.transform = None

@@ -19,6 +19,7 @@ from typing import Any
 
 IDLE_S = 900.0
 EARLY_SPACING_MM = 4.0  # of the field that is shown first
+_own_threads: list[int] = []
 
 
 class Answer:
@@ -163,14 +164,16 @@ def warp(answer: Answer, request: dict[str, Any]) -> None:
 
 
 def use_threads(count: int) -> None:
-    """As many threads as asked for, or as many as there are for 0."""
+    """As many threads as asked for; for 0 as many as torch and SimpleITK take by themselves (the processor's cores)."""
     import SimpleITK as sitk
     import torch
 
-    count = count or os.cpu_count() or 1
-    if torch.get_num_threads() != count:
-        torch.set_num_threads(count)
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(count)
+    if not _own_threads:
+        _own_threads.extend((torch.get_num_threads(), sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()))
+    wanted = (count, count) if count else _own_threads
+    if torch.get_num_threads() != wanted[0]:
+        torch.set_num_threads(wanted[0])
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(wanted[1])
 
 
 def is_about_memory(error: BaseException) -> bool:

@@ -65,7 +65,7 @@ def test_names_roles_and_the_report_say_what_was_done(logic, scene):
     fixed, moving = blobs()
     outputs = logic.register(fixed, moving, 1, inverse=True)
     assert outputs.warped.GetName() == "blob 1 warped to blob 0"
-    assert outputs.transform.GetName() == "blob 1 to blob 0 transform"
+    assert outputs.transform.GetName() == "blob 1 to blob 0"
     assert outputs.transform.GetClassName() == "vtkMRMLTransformNode"
     for transform, ends in ((outputs.transform, (fixed, moving)), (outputs.inverse, (moving, fixed))):
         assert transform.GetNodeReference(transform.GetFixedNodeReferenceRole()) is ends[0]

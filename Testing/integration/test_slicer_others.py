@@ -278,7 +278,7 @@ def test_the_sample_is_the_librarys_demo_pair(pair):
         image = sitk.DICOMOrient(sitk.ReadImage(paths[name]), "LPS")
         assert np.array_equal(array(node).ravel().sum(), sitk.GetArrayFromImage(image).astype(float).sum())
         assert node.GetDisplayNode() is not None
-    assert pair["fixed"].GetName() == "Brain A (fixed)"
+    assert pair["fixed"].GetName() == "Brain A"
 
 
 def test_the_pair_appears_in_sample_data_after_start(slicer_module):
@@ -302,23 +302,28 @@ def test_the_pair_appears_in_sample_data_after_start(slicer_module):
 
 
 @pytest.fixture
-def no_torch(slicer_module, monkeypatch):
+def no_torch(slicer_module, monkeypatch, tmp_path):
     """Slicer's Python without torch, and a switch for the PyTorch extension's answer."""
     from LightweightRegistrationLib import torch_setup
 
     state = types.SimpleNamespace(version=None, calls=[], answer=lambda: None, module=torch_setup)
     monkeypatch.setattr(torch_setup, "torch_version", lambda: state.version)
+    monkeypatch.setattr(torch_setup, "asked", state, raising=False)  # where the extension below finds it
 
-    class PyTorchUtilsLogic:
-        def installTorch(self, **options):  # noqa: N802 (the extension's name)
-            state.calls.append(options)
-            return state.answer()
+    def extension() -> None:
+        (tmp_path / "PyTorchUtils.py").write_text(
+            "from LightweightRegistrationLib.torch_setup import asked\n"
+            "class PyTorchUtilsLogic:\n"
+            "    def installTorch(self, **options):\n"
+            "        asked.calls.append(options)\n"
+            "        return asked.answer()\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "PyTorchUtils", raising=False)
 
-    extension = types.ModuleType("PyTorchUtils")
-    extension.PyTorchUtilsLogic = PyTorchUtilsLogic
-    extension.__spec__ = types.SimpleNamespace(name="PyTorchUtils")
-    state.extension = lambda: monkeypatch.setitem(sys.modules, "PyTorchUtils", extension)
-    return state
+    state.extension = extension
+    yield state
+    sys.modules.pop("PyTorchUtils", None)
 
 
 def test_without_the_extension_it_is_named(no_torch, logic, scene):

@@ -254,6 +254,11 @@ def test_the_process_ends_when_slicer_does(slicer_module, scene):
     assert not session.exists()
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_are_as_many_as_asked_for(logic, scene, threads):
+    assert logic.register(*blobs(), 1, threads=threads, jacobian=False).report["threads"] == threads
+
+
 def test_importing_the_module_brings_neither_torch_nor_simpleitk_nor_qt():
     code = (
         "import sys; from Testing.standin import application; application.module();"

@@ -97,12 +97,16 @@ class ScriptedLoadableModuleWidget:
     def __init__(self, parent: Any = None):
         import qt
 
+        super().__init__()
         self.moduleName = type(self).__name__.removesuffix("Widget")
-        if parent is None:
-            parent = slicer.qMRMLWidget()
-            parent.setLayout(qt.QVBoxLayout())
         self.parent = parent
-        self.layout = parent.layout()
+        if parent is None:
+            self.parent = slicer.qMRMLWidget()
+            self.parent.setLayout(qt.QVBoxLayout())
+        self.layout = self.parent.layout()
+        if parent is None:
+            self.setup()
+            self.parent.show()
 
     def setup(self) -> None: ...
 
