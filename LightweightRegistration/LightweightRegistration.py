@@ -225,10 +225,13 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
 
     def wait(self, job: Job, progress: Callable[[float, str], None] | None = None) -> Any:
         """Wait for a job and return its outputs, letting the application work meanwhile."""
+        told: list[tuple[float, str]] = [(0.0, "")]
 
         def between() -> None:
-            if progress is not None:
-                progress(job.fraction, job.message)
+            now = (job.fraction, job.message)
+            if progress is not None and now != told[0]:
+                told[0] = now
+                progress(*now)
             slicer.app.processEvents()
             time.sleep(0.02)
 

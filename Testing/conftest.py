@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 from LDRCore import demo
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With ALL_SLICER_TESTS set (on CI), a skipped test of the Slicer module is a failure."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not os.environ.get("ALL_SLICER_TESTS") or reporter is None:
+        return
+    skipped = [report.nodeid for report in reporter.stats.get("skipped", []) if "test_slicer" in report.nodeid]
+    if skipped and session.exitstatus == pytest.ExitCode.OK:
+        reporter.write_line(f"skipped although ALL_SLICER_TESTS is set: {', '.join(skipped)}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,11 @@ would hardly run. One process serves one run after another, so only the first pa
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -133,7 +135,9 @@ class Worker:
         """End the process and remove everything it kept."""
         process, self._process = self._process, None
         if process is not None:
-            process.kill()
+            if self._session is not None:  # reaches the interpreter behind a launcher, too
+                (self._session / "wanted").unlink(missing_ok=True)
+            _kill(process)
             process.wait()
             if process.stdin is not None:
                 process.stdin.close()
@@ -144,15 +148,25 @@ class Worker:
     def _launch(self) -> None:
         self.close()
         self._session = Path(tempfile.mkdtemp(prefix="LightweightRegistration-", dir=self._temporary))
-        hidden = {"creationflags": subprocess.CREATE_NO_WINDOW} if os.name == "nt" else {}
+        (self._session / "wanted").touch()
+        own = {"creationflags": subprocess.CREATE_NO_WINDOW} if os.name == "nt" else {"start_new_session": True}
         with (self._session / "log.txt").open("wb") as log:
             self._process = subprocess.Popen(
                 [*(self._command or python_command()), str(WORKER), str(self._session), str(self._core)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                **hidden,
+                **own,
             )
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process and, where groups are known, what it started."""
+    if os.name == "nt":
+        process.kill()
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 _shared: list[Worker] = []

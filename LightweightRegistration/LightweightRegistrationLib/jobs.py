@@ -147,11 +147,11 @@ class Job:
         kind = event["kind"]
         if kind == "input":
             return InputError(event["message"])
-        if kind == "memory" or (kind == "died" and event["code"] in (-9, 137)):
-            return self.no_memory()
+        if kind == "memory" or (kind == "died" and "Traceback" not in event["log"]):
+            return self.no_memory()  # ended from outside without a word: the system took it for its memory
         if kind == "setup":
             return InputError(f"torch must be usable by Slicer's Python, got: {event['message']}")
-        reason = event.get("message") or f"exit code {event['code']}; it printed: {event['log'] or 'nothing'}"
+        reason = event.get("message") or event["log"].splitlines()[-1]
         return InputError(f"the registration process must run to its end, got: {reason}")
 
     # what kinds of job fill in

@@ -28,10 +28,8 @@ def rows(report: dict[str, Any]) -> Rows:
     similarity, jacobian = report["similarity"], report["jacobian_determinant"]
     count, seconds = report["folding_count"], report["times_s"]["total"]
     shown = [
-        (
-            _("Similarity (correlation)"),
-            _("{before:.3f} before, {affine:.3f} affine, {after:.3f} after").format(**similarity),
-        ),
+        (_("Similarity before"), _("{before:.3f} (correlation)").format(**similarity)),
+        (_("Similarity after"), _("{after:.3f} (affine alone {affine:.3f})").format(**similarity)),
         (
             _("Folding"),
             _("{voxels} ({percent:.3f} %)").format(
@@ -40,7 +38,7 @@ def rows(report: dict[str, Any]) -> Rows:
             if count
             else _("none"),
         ),
-        (_("Jacobian (volume change)"), _("{min:.2f} to {max:.2f}").format(**jacobian)),
+        (_("Volume change"), _("{min:.2f} to {max:.2f} (Jacobian)").format(**jacobian)),
         (_("Time"), _("{seconds:.2f} s").format(seconds=seconds)),
         (_("Device"), _device(report)),
         (_("Model"), _model(report)),

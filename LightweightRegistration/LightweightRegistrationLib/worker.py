@@ -3,7 +3,8 @@
 Slicer's own process never imports torch and never waits: it can end this one at any moment, and running out of memory
 here leaves the scene untouched. Started as ``python worker.py SESSION_FOLDER CORE_FOLDER``. Each line on stdin is a
 JSON request that names a folder with .npy arrays; answers are JSON lines appended to `events.jsonl` in that folder, in
-the order of work, the last one "done" or "error". The end of stdin (Slicer closed) or a long silence ends the process.
+the order of work, the last one "done" or "error". The process ends when stdin does (Slicer closed), after a long
+silence, or when the file `wanted` is removed (cancelled: killing may only reach the launcher before Slicer's Python).
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import os
 import shutil
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 IDLE_S = 900.0
+WATCH_S = 0.2
+WANTED = "wanted"  # the file in the session folder that must stay
 EARLY_SPACING_MM = 4.0  # of the field that is shown first
 _own_threads: list[int] = []
 
@@ -186,6 +190,7 @@ def is_about_memory(error: BaseException) -> bool:
         "bad_alloc",
         "failed to allocate",
         "failed to map segment",
+        "could not create a primitive",  # what oneDNN says
     )
     return isinstance(error, MemoryError) or any(phrase in text for phrase in phrases)
 
@@ -215,6 +220,7 @@ def main() -> None:
     """Serve requests until stdin ends, then leave nothing behind."""
     session, core = Path(sys.argv[1]), sys.argv[2]
     sys.path[0] = core  # in place of this file's folder, whose names are none of its business
+    threading.Thread(target=watch, args=(session,), daemon=True).start()
     try:
         while True:
             idle = threading.Timer(IDLE_S, leave, (session,))
@@ -229,8 +235,15 @@ def main() -> None:
         shutil.rmtree(session, ignore_errors=True)
 
 
+def watch(session: Path) -> None:
+    """End the process, whatever it is doing, when it is no longer wanted."""
+    while (session / WANTED).exists():
+        time.sleep(WATCH_S)
+    leave(session)
+
+
 def leave(session: Path) -> None:
-    """End the process from another thread while the main one waits for a line."""
+    """End the process from another thread than the main one."""
     shutil.rmtree(session, ignore_errors=True)
     os._exit(0)
 

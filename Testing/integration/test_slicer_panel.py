@@ -186,7 +186,9 @@ def test_try_it_then_apply_shows_warped_volume_results_and_an_early_view(opened)
         assert word in ui.resultsLabel.text
     click(ui.copyButton)
     text = QtWidgets.QApplication.clipboard().text()
-    assert re.search(r"Similarity \(correlation\)\t0\.\d+ before, 0\.\d+ affine, 0\.\d+ after\n", text)
+    assert re.match(
+        r"Similarity before\t0\.\d+ \(correlation\)\nSimilarity after\t0\.\d+ \(affine alone 0\.\d+\)\n", text
+    )
 
 
 def test_apply_says_what_is_missing(opened):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -181,17 +183,56 @@ def test_an_output_removed_during_the_run_is_created_anew(logic, scene):
     assert job.outputs.warped.GetName() == "blob 1 warped to blob 0"
 
 
-def test_a_process_that_breaks_is_reported_and_replaced(logic, scene):
-    from LightweightRegistrationLib.core import InputError
+def test_a_process_that_breaks_is_reported_and_the_next_run_has_a_new_one(slicer_module, scene, monkeypatch, tmp_path):
+    from LightweightRegistrationLib import background, core
 
     fixed, moving = blobs()
-    job = logic.startRegistration(fixed, moving, 1)
+    broken = tmp_path / "broken.py"
+    broken.write_text("import sys\nsys.stdin.readline()\nraise RuntimeError('boom')\n")
+    worker = background.Worker(core.core_folder())
+    logic = slicer_module.LightweightRegistrationLogic(worker)
     before = snapshot()
-    logic.worker._process.terminate()
-    with pytest.raises(InputError, match="the registration process must run to its end, got: exit code -15"):
-        spin(job)
-    assert snapshot() == before
-    assert logic.register(fixed, moving, 1, jacobian=False).warped is not None
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(background, "WORKER", broken)
+            with pytest.raises(core.InputError, match="must run to its end, got: RuntimeError: boom"):
+                logic.register(fixed, moving, 1)
+        assert snapshot() == before
+        assert logic.register(fixed, moving, 1, jacobian=False).warped is not None
+    finally:
+        worker.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads processes as Linux lists them")
+def test_cancel_reaches_the_interpreter_behind_a_launcher(slicer_module, scene, tmp_path):
+    """Slicer puts a launcher before its Python; here one in a group of its own, so that only the watch can reach it."""
+    from LightweightRegistrationLib import background, core
+
+    note = tmp_path / "pid"
+    launcher = [sys.executable, "-c", LAUNCHER, str(note), sys.executable]
+    worker = background.Worker(core.core_folder(), command=launcher)
+    job = slicer_module.LightweightRegistrationLogic(worker).startRegistration(*blobs(), 3, refinementSteps=200)
+    spin(job, until=lambda: job.message == "refining")
+    interpreter = int(note.read_text())
+    os.kill(interpreter, 0)  # it is there
+    job.cancel()
+    end = time.monotonic() + 5
+    while time.monotonic() < end and _runs(interpreter):
+        time.sleep(0.05)
+    assert not _runs(interpreter)
+
+
+LAUNCHER = """
+import subprocess, sys
+process = subprocess.Popen(sys.argv[2:], start_new_session=True)
+open(sys.argv[1], "w").write(str(process.pid))
+sys.exit(process.wait())
+"""
+
+
+def _runs(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_a_killed_process_is_taken_for_lack_of_memory(logic, scene):
