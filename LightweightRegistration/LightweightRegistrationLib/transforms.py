@@ -38,7 +38,7 @@ def write_field(node: slicer.vtkMRMLTransformNode, field: Field) -> None:
     spacing = np.linalg.norm(to_ras[:3, :3], axis=0)
     direction = np.eye(4)
     direction[:3, :3] = to_ras[:3, :3] / spacing
-    vectors = np.ascontiguousarray(field.vectors, dtype=np.float64).reshape(-1, 3) * LPS.diagonal()[:3]
+    vectors = field.vectors.reshape(-1, 3) * LPS.diagonal()[:3].astype(field.vectors.dtype)
     grid = vtk.vtkImageData()
     grid.SetDimensions(*field.vectors.shape[2::-1])
     grid.SetSpacing(*spacing)
