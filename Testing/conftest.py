@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,18 @@ import pytest
 import SimpleITK as sitk
 
 from LDRCore import demo
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With ALL_SLICER_TESTS set (on CI), a skipped test of the Slicer module is a failure."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not os.environ.get("ALL_SLICER_TESTS") or reporter is None:
+        return
+    skipped = [report.nodeid for report in reporter.stats.get("skipped", []) if "test_slicer" in report.nodeid]
+    if skipped and session.exitstatus == pytest.ExitCode.OK:
+        reporter.write_line(f"skipped although ALL_SLICER_TESTS is set: {', '.join(skipped)}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +70,38 @@ def tiny_brains(tmp_path_factory) -> Path:
         rows.append(f"s{number},{'train' if number < 4 else 'val'},s{number}-image.nii.gz,s{number}-labels.nii.gz")
     (root / "manifest.csv").write_text("\n".join(rows) + "\n")
     return root
+
+
+@pytest.fixture(scope="session")
+def slicer_module():
+    """The Slicer module's file, on slicer-core."""
+    pytest.importorskip("slicer", reason="needs slicer-core (make test installs it)")
+    from Testing.standin import application
+
+    return application.module()
+
+
+@pytest.fixture
+def scene(slicer_module):
+    """An empty MRML scene."""
+    import slicer
+
+    from Testing.standin import application
+
+    application.clear()
+    yield slicer.mrmlScene
+    application.clear()
+
+
+@pytest.fixture
+def logic(slicer_module):
+    """The module's logic; all share one process."""
+    return slicer_module.LightweightRegistrationLogic()
+
+
+@pytest.fixture
+def pair(scene):
+    """The demo pair as volume nodes."""
+    from LightweightRegistrationLib import sample
+
+    return sample.load_pair()
