@@ -105,3 +105,40 @@ def pair(scene):
     from LightweightRegistrationLib import sample
 
     return sample.load_pair()
+
+
+@pytest.fixture
+def opened(slicer_module, scene, monkeypatch):
+    """The module's window on an empty scene; skipped where Qt cannot be used."""
+    try:
+        from PySide6 import QtWidgets  # noqa: F401
+    except ImportError as error:  # also where a library of the system is missing
+        pytest.skip(f"PySide6 cannot be used here: {error} (README, 'In 3D Slicer', names the packages)")
+    from Testing import slicer_window
+
+    made = slicer_window.open_window(slicer_module, monkeypatch)
+    yield made
+    slicer_window.close_window(made)
+
+
+@pytest.fixture
+def chosen(opened):
+    """The window with two small volumes chosen."""
+    from Testing import slicer_scene, slicer_window
+
+    opened.fixed, opened.moving = slicer_scene.blobs()
+    slicer_window.choose(opened.ui.fixedSelector, "blob 0")
+    slicer_window.choose(opened.ui.movingSelector, "blob 1")
+    opened.p = opened.widget._parameterNode
+    opened.p.cascades = 1
+    return opened
+
+
+@pytest.fixture
+def done(chosen):
+    """The window after a registration."""
+    from Testing import slicer_window
+
+    slicer_window.click(chosen.ui.applyButton)
+    slicer_window.run(chosen)
+    return chosen

@@ -111,3 +111,20 @@ def blobs(count: int = 2) -> list[Any]:
         to_local = turned(10 * n, (-40, -40, -40)) @ np.diag([3.0, 3.0, 3.0 + n, 1.0])
         made.append(add_volume(f"blob {n}", values, to_local))
     return made
+
+
+def frames(scene: Any, count: int = 3) -> tuple[Any, Any]:
+    """A fixed volume, and a sequence of volumes that turn and move."""
+    import slicer
+    from LightweightRegistrationLib import volumes
+
+    fixed, moving = blobs()
+    sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode", "breathing")
+    sequence.SetIndexName("time")
+    sequence.SetIndexUnit("s")
+    for n in range(count):
+        frame = slicer.vtkMRMLScalarVolumeNode()
+        frame.SetIJKToRASMatrix(volumes.matrix_of(turned(3 * n, (2.0 * n, 0, 0)) @ local(moving)))
+        slicer.util.updateVolumeFromArray(frame, slicer.util.arrayFromVolume(moving))
+        sequence.SetDataNodeAtValue(frame, str(0.5 * n))
+    return fixed, sequence

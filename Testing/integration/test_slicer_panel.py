@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
-import types
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -12,90 +10,13 @@ import numpy as np
 import pytest
 
 from Testing.slicer_scene import add_volume, array, blobs, local, snapshot
+from Testing.slicer_window import choose, click, composite, run, settle, unfold
 
 slicer = pytest.importorskip("slicer", reason="needs slicer-core (make test installs it)")
-try:
-    from PySide6 import QtTest
-except ImportError as error:  # also where a library of the system is missing: README, "Tests", names the packages
-    pytest.skip(f"PySide6 cannot be used here: {error}", allow_module_level=True)
-from PySide6 import QtCore, QtWidgets
 
-from Testing.standin import application, sliceview, widgets
+from Testing.standin import application
 
 UI = Path(application.MODULE / "Resources" / "UI" / "LightweightRegistration.ui")
-
-
-def click(widget) -> None:
-    """Press and release the left mouse button in the middle of a widget (on the box of a check box)."""
-    assert widget.isVisible()
-    at = QtCore.QPoint(8, widget.height() // 2) if isinstance(widget, QtWidgets.QCheckBox) else widget.rect().center()
-    QtTest.QTest.mouseClick(widget, QtCore.Qt.MouseButton.LeftButton, QtCore.Qt.KeyboardModifier.NoModifier, at)
-    QtWidgets.QApplication.processEvents()
-
-
-def choose(selector, text: str) -> None:
-    """Pick an entry of a node selector or combo box by what is read there, with the keyboard's Return."""
-    box = getattr(selector, "_box", selector)
-    index = box.findText(text)
-    assert index >= 0, [box.itemText(n) for n in range(box.count())]
-    box.setCurrentIndex(index)
-    box.activated.emit(index)
-    QtWidgets.QApplication.processEvents()
-
-
-def unfold(button) -> None:
-    if button.collapsed:
-        click(button._heading)
-
-
-@pytest.fixture
-def opened(slicer_module, scene, monkeypatch):
-    """The module's window, opened on an empty scene with three slice views, and what it said in dialogs."""
-    widgets.start()
-    sliceview.add_views()
-    said = []
-    answers = [True]
-    monkeypatch.setattr(slicer.util, "errorDisplay", lambda text, **_: said.append(text))
-    monkeypatch.setattr(
-        slicer.util, "confirmYesNoDisplay", lambda text, **_: said.append(text) or answers.pop(0), raising=True
-    )
-    widget = slicer_module.LightweightRegistrationWidget()
-    widget.parent.resize(460, 1500)
-    QtWidgets.QApplication.processEvents()
-    worker = types.SimpleNamespace(said=said, widget=widget, ui=widget.ui, panel=widget.panel, answers=answers)
-    yield worker
-    widget.setParameterNode(None)
-    widget.removeObservers()
-    widget.panel.close()
-    widget.ui.LightweightRegistration.setMRMLScene(None)
-    widget.parent.close()
-    widget.parent.deleteLater()
-    QtWidgets.QApplication.processEvents()
-
-
-@pytest.fixture
-def chosen(opened):
-    """The window with two small volumes chosen."""
-    opened.fixed, opened.moving = blobs()
-    choose(opened.ui.fixedSelector, "blob 0")
-    choose(opened.ui.movingSelector, "blob 1")
-    opened.p = opened.widget._parameterNode
-    opened.p.cascades = 1
-    return opened
-
-
-def run(opened, until=lambda: False, seconds: float = 120.0) -> None:
-    """Let the window's own timer work until the job is done, or something holds."""
-    end = time.monotonic() + seconds
-    while opened.panel.job is not None and not until():
-        QtWidgets.QApplication.processEvents()
-        time.sleep(0.005)
-        assert time.monotonic() < end, opened.ui.statusLabel.text
-    QtWidgets.QApplication.processEvents()
-
-
-def composite():
-    return slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")[0]
 
 
 # opening
@@ -185,6 +106,8 @@ def test_try_it_then_apply_shows_warped_volume_results_and_an_early_view(opened)
     for word in ("Similarity", "Folding", "Jacobian", "Time", "CPU", "brain-t1, 1 cascade<"):
         assert word in ui.resultsLabel.text
     click(ui.copyButton)
+    from PySide6 import QtWidgets
+
     text = QtWidgets.QApplication.clipboard().text()
     assert re.match(
         r"Similarity before\t0\.\d+ \(correlation\)\nSimilarity after\t0\.\d+ \(affine alone 0\.\d+\)\n", text
@@ -257,7 +180,7 @@ def test_a_scene_closed_during_the_run_is_survived(chosen):
     click(chosen.ui.applyButton)
     run(chosen, until=lambda: chosen.panel.job.fraction > 0.1)
     application.clear()
-    QtWidgets.QApplication.processEvents()
+    settle()
     assert chosen.panel.job is None
     assert chosen.said == []
     assert chosen.ui.applyButton.text == "Choose a fixed and a moving volume"
@@ -286,10 +209,10 @@ def test_choices_come_back_from_a_saved_scene(chosen, tmp_path):
     bundle = str(tmp_path / "scene.mrb")
     assert slicer.mrmlScene.WriteToMRB(bundle)
     application.clear()
-    QtWidgets.QApplication.processEvents()
+    settle()
     assert ui.refinementSpinBox.value == 0
     assert slicer.mrmlScene.ReadFromMRB(bundle)
-    QtWidgets.QApplication.processEvents()
+    settle()
     p = chosen.widget._parameterNode
     assert (p.prealignment, p.device, p.overlay) == (Prealignment.affine, Device.cpu, Overlay.jacobian)
     assert (p.refinementSteps, p.gridSpacing, p.keepInverse, p.wantJacobian) == (25, 7.0, True, False)
@@ -310,7 +233,7 @@ def test_results_and_outputs_come_back_from_a_saved_scene(chosen, tmp_path):
     application.clear()
     assert chosen.ui.resultsLabel.text == "No result yet."
     assert slicer.mrmlScene.ReadFromMRB(bundle)
-    QtWidgets.QApplication.processEvents()
+    settle()
     p = chosen.widget._parameterNode
     assert chosen.ui.resultsLabel.text == shown
     assert np.array_equal(array(p.warpedVolume), report)
@@ -365,181 +288,3 @@ def test_create_new_in_a_selector_gives_a_speaking_name(chosen):
     run(chosen)
     assert chosen.p.warpedVolume is node
     assert array(node).max() > 0
-
-
-# display
-
-
-@pytest.fixture
-def done(chosen):
-    """The window after a registration."""
-    click(chosen.ui.applyButton)
-    run(chosen)
-    return chosen
-
-
-def test_display_controls_drive_the_slice_views(done):
-    ui, p = done.ui, done.p
-    ui.fadeSlider.value = 0.8
-    assert composite().GetForegroundOpacity() == pytest.approx(0.8)
-    assert p.transform.GetDisplayNode() is None or not p.transform.GetDisplayNode().GetVisibility()
-    click(ui.showGridCheckBox)
-    display = p.transform.GetDisplayNode()
-    assert display.GetVisibility()
-    assert display.GetVisibility2D()
-    assert display.GetVisualizationMode() == display.VIS_MODE_GRID
-    assert display.GetRegionNode() is p.fixedVolume
-    ui.gridSpacingSlider.value = 14
-    assert display.GetGridSpacingMm() == pytest.approx(14)
-    click(ui.showGridCheckBox)
-    assert not display.GetVisibility()
-    choose(ui.overlayComboBox, "Moving volume as it was")
-    assert composite().GetForegroundVolumeID() == p.movingVolume.GetID()
-    choose(ui.overlayComboBox, "Nothing")
-    assert composite().GetForegroundVolumeID() is None
-    assert not ui.flickerButton.enabled
-
-
-def test_the_jacobian_has_colours_and_a_legend(done):
-    ui, p = done.ui, done.p
-    choose(ui.overlayComboBox, "Jacobian map (colours)")
-    assert composite().GetForegroundVolumeID() == p.jacobianMap.GetID()
-    ui.jacobianRangeSlider.value = 0.25
-    display = p.jacobianMap.GetDisplayNode()
-    assert (display.GetWindowLevelMin(), display.GetWindowLevelMax()) == pytest.approx((0.75, 1.25))
-    function = display.GetColorNode().GetColorTransferFunction()
-    low, middle, high = ([0.0] * 3 for _ in range(3))
-    for value, colour in ((0.75, low), (1.0, middle), (1.25, high)):
-        function.GetColor(value, colour)
-    assert low[2] > low[0] + 0.3  # blue
-    assert min(middle) > 0.9  # white
-    assert high[0] > high[2] + 0.3  # red
-    legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(p.jacobianMap)
-    assert legend.GetVisibility()
-    choose(ui.overlayComboBox, "Warped volume")
-    assert not legend.GetVisibility()
-
-
-def test_folding_is_outlined_where_there_is_any(done):
-    ui, p = done.ui, done.p
-    click(ui.showFoldingCheckBox)
-    assert ui.statusLabel.text == "Nothing folds: there is no voxel to outline."
-    click(ui.showFoldingCheckBox)
-    slicer.util.arrayFromVolume(p.jacobianMap)[10:13, 8:12, 9:14] = -0.2
-    slicer.util.arrayFromVolumeModified(p.jacobianMap)
-    click(ui.showFoldingCheckBox)
-    node = p.jacobianMap.GetNodeReference("LightweightRegistrationFolding")
-    segment = slicer.vtkOrientedImageData()
-    node.GetBinaryLabelmapRepresentation(node.GetSegmentation().GetNthSegmentID(0), segment)
-    import vtk.util.numpy_support
-
-    assert vtk.util.numpy_support.vtk_to_numpy(segment.GetPointData().GetScalars()).sum() == 3 * 4 * 5
-    assert node.GetDisplayNode().GetVisibility()
-    click(ui.showFoldingCheckBox)
-    assert not node.GetDisplayNode().GetVisibility()
-    # a run without folding takes the old outline away
-    click(ui.showFoldingCheckBox)
-    click(ui.applyButton)
-    run(done)
-    assert slicer.mrmlScene.GetFirstNodeByName(f"{p.jacobianMap.GetName()} folding") is None
-
-
-def test_flicker_alternates_and_gives_the_fade_back(done):
-    ui = done.ui
-    ui.fadeSlider.value = 0.4
-    click(ui.flickerButton)
-    seen = set()
-    for _ in range(3):
-        done.panel.onFlickerTick()
-        seen.add(composite().GetForegroundOpacity())
-    assert seen == {0.0, 1.0}
-    assert done.panel._flicker.isActive()
-    click(ui.flickerButton)
-    assert not done.panel._flicker.isActive()
-    assert composite().GetForegroundOpacity() == pytest.approx(0.4)
-
-
-def test_the_checkerboard_is_a_hidden_node_that_goes_away(done):
-    ui = done.ui
-    choose(ui.overlayComboBox, "Checkerboard of fixed and warped")
-    node = done.panel._checkerboard
-    assert composite().GetForegroundVolumeID() == node.GetID()
-    assert composite().GetForegroundOpacity() == 1.0
-    assert node.GetHideFromEditors()
-    assert not node.GetSaveWithScene()
-    from LightweightRegistrationLib import views
-
-    fixed, warped = (views._grey(v) for v in (done.p.fixedVolume, done.p.warpedVolume))
-    values = slicer.util.arrayFromVolume(node)
-    assert np.array_equal(values[:8, :8, :8], fixed[:8, :8, :8])  # the first cube of 25 mm
-    assert np.array_equal(values[:8, :8, 9:16], warped[:8, :8, 9:16])
-    choose(ui.overlayComboBox, "Warped volume")
-    assert not slicer.mrmlScene.IsNodePresent(node)
-
-
-def test_opening_the_panel_does_not_touch_the_views(done):
-    from LightweightRegistrationLib import views
-
-    views.show(done.moving, None, 0.1)
-    done.widget.exit()
-    done.widget.enter()
-    done.panel.update()
-    assert composite().GetBackgroundVolumeID() == done.moving.GetID()
-
-
-# others
-
-
-def test_apply_also_to_brings_points_and_volumes_along(done):
-    ui, p = done.ui, done.p
-    import vtk
-
-    points = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "landmarks")
-    points.AddControlPoint(vtk.vtkVector3d(5, 5, 5))
-    unfold(ui.othersCollapsibleButton)
-    assert not ui.otherButton.enabled
-    choose(ui.otherSelector, "landmarks")
-    choose(ui.directionComboBox, "belongs to the fixed scan: bring it to the moving one")
-    click(ui.otherButton)
-    run(done)
-    assert ui.statusLabel.text == "Created “landmarks on blob 1”."
-    new = slicer.mrmlScene.GetFirstNodeByName("landmarks on blob 1")
-    there = p.transform.GetTransformFromParent().TransformPoint((5.0, 5.0, 5.0))
-    assert new.GetNthControlPointPosition(0) == pytest.approx(there, abs=1e-3)
-    choose(ui.otherSelector, "blob 1")
-    choose(ui.directionComboBox, "belongs to the moving scan: bring it to the fixed one")
-    click(ui.otherButton)
-    run(done)
-    brought = slicer.mrmlScene.GetFirstNodeByName("blob 1 on blob 0")
-    assert np.abs(array(brought) - array(p.warpedVolume)).max() <= 1
-    assert done.said == []
-
-
-def test_a_sequence_runs_from_the_panel_and_can_be_cancelled(chosen):
-    from Testing.integration.test_slicer_others import frames
-
-    application.clear()
-    sliceview.add_views()
-    frames(slicer.mrmlScene, 2)
-    ui = chosen.ui
-    choose(ui.fixedSelector, "blob 0")
-    chosen.widget._parameterNode.cascades = 1
-    unfold(ui.sequenceCollapsibleButton)
-    choose(ui.sequenceSelector, "breathing")
-    click(ui.sequenceButton)
-    run(chosen, until=lambda: "frame 2 of 2" in ui.statusLabel.text.lower())
-    click(ui.applyButton)
-    assert ui.statusLabel.text == "Cancelled; nothing was changed."
-    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSequenceNode") == 1
-    click(ui.sequenceButton)
-    run(chosen)
-    assert ui.statusLabel.text.startswith("Created “breathing on blob 0” with 2 frames")
-    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSequenceBrowserNode") == 1
-
-
-def test_cleanup_ends_the_process(done):
-    worker = done.panel.logic.worker
-    assert worker.exit_code() is None
-    done.widget.cleanup()
-    assert worker._process is None
-    assert done.widget.Observations == []
