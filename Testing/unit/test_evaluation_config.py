@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from LDRCore.errors import RegistrationError
-from Training.evaluation import config
+from Training.evaluation import config, peers, systems
+from Training.evaluation.systems import Place
 
 CONFIGS = Path(__file__).parents[2] / "Training" / "configs"
 GOOD = """
@@ -94,3 +95,13 @@ def test_the_fixed_pairs_are_forty_of_different_subjects():
     assert all(f != m for f, m, _ in rows)
     assert len({(f, m) for f, m, _ in rows}) == 40
     assert len({s for f, m, _ in rows for s in (f, m)}) == 20
+
+
+def test_every_peer_has_its_settings_and_every_configured_method_exists():
+    assert set(peers.SETTINGS) == set(peers.METHODS)
+    found = config.load(CONFIGS / "evaluate-ixi.toml", {"data": "/data"})
+    methods = [s.method for s in found.systems if s.kind == "peer"]
+    assert set(methods) == set(peers.METHODS)
+    place = Place((), "python", 1)
+    prints = {systems.fingerprint(s, place) for s in found.systems if s.kind == "peer"}
+    assert len(prints) == len(methods)
