@@ -61,6 +61,7 @@ def test_placeholders_and_paths(tmp_path):
         ('root = "{data}/x"', "", "must have the key 'root'"),
         ('kind = "nothing"', 'kind = "magic"', "kind of nothing must be one of .*, got 'magic'"),
         ('kind = "affine"', 'kind = "model"\ncascades = 1', "must have exactly one system of kind 'affine'"),
+        ('kind = "model"', 'kind = "peer"\nmethod = "demons"', "method of mine must be one of .*, got 'demons'"),
         ('name = "mine"', 'name = "nothing"', "must have its own name, got 'nothing' twice"),
         ('reference = "mine"', 'reference = "yours"', "reference must be the name of a system, got 'yours'"),
         ('reference = "mine"', 'measures = ["dice"]', "measures must be some of .*, got 'dice'"),
