@@ -33,9 +33,10 @@ class ALDKSettings:
         lambda_: weight of the gradient penalty (Eq. 7).
         gamma: weight of the reconstruction against the distillation term (Eq. 6).
         objective: "critic" or "paper".
-        penalty_norm: "l2": the gradient's Euclidean norm is drawn to 1, as in Eq. 7; the score's scale then grows with
-            the root of the number of voxels, and so does the student's distillation term against its reconstruction.
-            "rms": scores change by at most the root mean square of a change of the deformation, on any grid.
+        penalty_norm: by default "rms" with "critic" and "l2" with "paper" (docs/distillation.md says why). "l2": the
+            gradient's Euclidean norm is drawn to 1, as in Eq. 7; the score's scale then grows with the root of the
+            number of voxels, and so does the student's distillation term against its reconstruction. "rms": scores
+            change by at most the root mean square of a change of the deformation, on any grid.
     """
 
     n_gen: int = 3
@@ -43,12 +44,12 @@ class ALDKSettings:
     lambda_: float = 1.0
     gamma: float = 0.5
     objective: str = "critic"
-    penalty_norm: str = "l2"
+    penalty_norm: str | None = None
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective must be one of {OBJECTIVES}, got {self.objective!r}")
-        if self.penalty_norm not in NORMS:
+        if self.penalty_norm not in (None, *NORMS):
             raise ValueError(f"penalty_norm must be one of {NORMS}, got {self.penalty_norm!r}")
         if self.n_gen < 0:
             raise ValueError(f"n_gen must be 0 or more, got {self.n_gen}")
@@ -57,6 +58,11 @@ class ALDKSettings:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
         if self.lambda_ < 0:
             raise ValueError(f"lambda_ must be 0 or more, got {self.lambda_}")
+
+    @property
+    def norm(self) -> str:
+        """The penalty's norm, the default resolved."""
+        return self.penalty_norm or ("rms" if self.objective == "critic" else "l2")
 
 
 CT = ALDKSettings(n_gen=3, beta=0.1, lambda_=1.0, gamma=0.5)
@@ -164,7 +170,7 @@ class ALDKStep:
         phi_hat = blend(teacher, student, s.beta)
         if s.objective == "paper":
             gap = (d(student) - d(teacher)).square().mean()
-            penalty = gradient_penalty(d, phi_hat, s.penalty_norm)
+            penalty = gradient_penalty(d, phi_hat, s.norm)
             distillation = gap + s.lambda_ * penalty
             loss = s.gamma * reconstruction + (1 - s.gamma) * distillation
             self._update(self.student_optimizer, loss, self.discriminator_optimizer)
@@ -173,7 +179,7 @@ class ALDKStep:
         gap = (d(student) - d(teacher)).square().mean()
         loss = s.gamma * reconstruction + (1 - s.gamma) * gap
         self._update(self.student_optimizer, loss)
-        penalty = gradient_penalty(d, phi_hat, s.penalty_norm)
+        penalty = gradient_penalty(d, phi_hat, s.norm)
         critic = (d(student.detach()) - d(teacher)).mean() + s.lambda_ * penalty
         self._update(self.discriminator_optimizer, critic)
         return StepReport(reconstruction.item(), gap.item(), penalty.item(), loss.item(), critic.item())

@@ -21,6 +21,7 @@ from LDRCore import images
 from LDRCore.errors import RegistrationError
 
 SLAB_VOXELS = 2_000_000  # of a Jacobian map made at once
+COVERING_VOXELS = 16_000_000  # of a covering field; larger fixed images are sampled at every n-th voxel
 
 
 def index_to_lps(image: sitk.Image) -> np.ndarray:
@@ -294,6 +295,42 @@ def field_in_voxels(field: sitk.Image) -> np.ndarray:
     """A displacement field image (mm LPS) as (3, D, H, W) float32: along tensor axes, in voxels of its grid."""
     to_index = np.linalg.inv(index_to_lps(field)[:3, :3]).astype(np.float32)
     return np.einsum("ac,dhwc->adhw", to_index, sitk.GetArrayViewFromImage(field).astype(np.float32), optimize=True)
+
+
+def covering_field_image(
+    transform: sitk.Transform, fixed: sitk.Image, moving: sitk.Image, spacing_mm: float = 0.0
+) -> sitk.Image:
+    """A transform as one displacement field for programs that know no composites: ``T(x) - x``, mm LPS, float32.
+
+    Its voxels are voxels of the fixed image, so it is exact there whatever interpolation its reader uses: every voxel,
+    or every n-th along axes that are finer than `spacing_mm`. The lattice is grown in whole cells to hold what T takes
+    into the moving image, unless that needs more than `COVERING_VOXELS`.
+    """
+    while True:
+        stride = np.array([max(1, int(spacing_mm / s + 1e-6)) for s in fixed.GetSpacing()])
+        high = -(-(np.array(fixed.GetSize()) - 1) // stride)
+        if np.prod(high + 1.0) <= COVERING_VOXELS:
+            break
+        spacing_mm = max(1.2 * spacing_mm, min(fixed.GetSpacing()))
+    low = np.zeros(3, dtype=int)
+    to_lps = index_to_lps(fixed)[:, [2, 1, 0, 3]] @ np.diag([*stride, 1])  # from (i, j, k) of the lattice
+    far = corners_lps(fixed)
+    far = far.mean(0) + 20 * (far - far.mean(0))  # beyond any dense field, where only the affine part is left
+    affine = fit_affine(far, transform_points(far, transform))
+    if abs(np.linalg.det(affine[:3, :3])) > 1e-6:
+        back = np.linalg.inv(affine @ to_lps)
+        reach = corners_lps(moving) @ back[:3, :3].T + back[:3, 3]
+        wide = np.minimum(low, np.floor(reach.min(0)).astype(int)), np.maximum(high, np.ceil(reach.max(0)).astype(int))
+        if np.prod(wide[1] - wide[0] + 1.0) <= COVERING_VOXELS:
+            low, high = wide
+    return sitk.TransformToDisplacementField(
+        transform,
+        sitk.sitkVectorFloat32,
+        (high - low + 1).tolist(),
+        (to_lps[:3, :3] @ low + to_lps[:3, 3]).tolist(),
+        (np.array(fixed.GetSpacing()) * stride).tolist(),
+        fixed.GetDirection(),
+    )
 
 
 def jacobian_determinant_image(field: sitk.Image) -> sitk.Image:

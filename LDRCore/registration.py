@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +37,7 @@ def register(
     inverse: bool = False,
     device: str = "auto",
     progress: Progress | None = None,
+    on_transform: Callable[[sitk.Transform], None] | None = None,
 ) -> RegistrationResult:
     """Deform the moving image onto the fixed image.
 
@@ -55,6 +57,8 @@ def register(
         inverse: also compute the inverse transform.
         device: "auto" (a GPU if there is one), "cpu", "cuda" ...
         progress: see `Progress`.
+        on_transform: called with the transform as soon as it is known, before the moving image is warped, so that
+            a viewer can show it early.
 
     Returns:
         RegistrationResult.
@@ -112,13 +116,16 @@ def register(
     clock.start("warp", 0.7, "warping the moving image")
     transform: sitk.CompositeTransform = geometry.dense_then_affine(dense.displacement_mm(), dense.grid, matrix)
     affine_part: sitk.Transform = geometry.affine_transform(matrix)
+    if bent is not None:
+        transform, affine_part = (_after(bent, t) for t in (transform, affine_part))
+    if on_transform is not None:
+        on_transform(transform)
     if bent is None:
         outside = float(sitk.GetArrayViewFromImage(moving_image).min())
         shape = fixed_image.GetSize()[::-1]
         values = inference.warp_native(m.native, shape, geometry.index_to_lps(fixed_image), dense, outside)
         warped = _as_image(values, moving_image, fixed_image)
     else:
-        transform, affine_part = (_after(bent, t) for t in (transform, affine_part))
         warped = warp_image(moving_image, transform, fixed_image)
 
     clock.start("report", 0.85, "measuring")

@@ -46,7 +46,7 @@ class StudentSettings(engine.RunSettings, PairSettings, objectives.ModelSettings
     beta: float | None = option(None, "share of the teacher in phi_hat (Eq. 8)")
     lambda_: float | None = option(None, "weight of the gradient penalty (Eq. 7)")
     gamma: float | None = option(None, "weight of the reconstruction against the distillation (Eq. 6)")
-    penalty_norm: str = option("l2", 'of the gradient in the penalty: "l2" (Eq. 7) or "rms" (the same on any grid)')
+    penalty_norm: str | None = option(None, 'of the penalty: "rms" (default with critic) or "l2" (Eq. 7; with paper)')
     discriminator_lr: float = option(1e-4, "learning rate of the discriminator")
     distil: float = option(0.0, "weight of the difference of field values and gradients from the teacher's")
     val_every: int = option(1000, "steps between validations")

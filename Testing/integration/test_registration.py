@@ -193,6 +193,33 @@ def test_progress_is_told_and_can_cancel(blob):
         LDRCore.register(blob, blob, cascades=1, progress=cancel)
 
 
+@pytest.mark.parametrize("initial", [None, "bent"])
+def test_the_transform_is_told_before_the_image_is_warped(blob, initial):
+    start = None
+    if initial == "bent":
+        start = LDRCore.register(blob, blob, cascades=1).transform
+    told: list[sitk.Transform] = []
+    stages: list[str] = []
+
+    def on_transform(transform: sitk.Transform) -> None:
+        told.append(transform)
+        stages.append("transform")
+
+    result = LDRCore.register(
+        blob,
+        blob,
+        cascades=1,
+        initial=start,
+        progress=lambda fraction, message: stages.append(message),
+        on_transform=on_transform,
+    )
+    assert len(told) == 1
+    assert stages.index("transform") < stages.index("measuring")
+    points = np.array([[20.0, 30.0, 40.0], [50.0, 40.0, 30.0]])
+    expected = LDRCore.transform_points(points, result.transform)
+    assert np.array_equal(LDRCore.transform_points(points, told[0]), expected)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

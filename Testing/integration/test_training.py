@@ -16,7 +16,7 @@ import torch
 import LDRCore
 from LDRCore import geometry
 from LDRCore.teacher_store import TeacherStore
-from Training import engine, export_weights, extract_teacher, train_stem, train_student, train_teacher
+from Training import engine, export_weights, extract_teacher, inspect_critic, train_stem, train_student, train_teacher
 from Training.config import ConfigError
 
 TINY = {"shape": (32, 32, 32), "initial": "centred", "cache": None, "val_pairs": 2, "save_every": 2, "device": "cpu"}
@@ -82,6 +82,12 @@ def test_every_objective_trains_and_reports_every_term(tiny_brains, teacher, tmp
     assert {"reconstruction", "correlation", "smooth_each", "field_difference"} <= terms
     assert adversarial <= terms if objective != "none" else not adversarial & terms
     assert s.aldk().gamma == 0.3  # the preset for MRI
+    look = inspect_critic.InspectSettings(student=out, teacher=teacher, data=tiny_brains, pairs=3, cache=None)
+    found = inspect_critic.inspect(look)
+    assert all(np.isfinite(v) for v in found.values())
+    assert 0.5 <= found["told_apart"] <= 1
+    assert -1 <= found["pull_cosine"] <= 1
+    assert objective != "paper" or 0 < found["score_student"] < 1
 
 
 def test_distilling_field_values_brings_the_student_to_the_teacher(tiny_brains, tmp_path, monkeypatch):
@@ -302,6 +308,13 @@ def test_an_interrupted_extraction_goes_on(tiny_brains, teacher, tmp_path, monke
     assert len(calls) == 7  # two, one that died, and the four that were missing
     assert set(store.keys) == set(reference.keys)
     assert all(np.array_equal(store.read(k), reference.read(k)) for k in store.keys)
+
+
+def test_a_student_without_discriminator_cannot_be_looked_into(tiny_brains, teacher, tmp_path):
+    train_student.train(student(tiny_brains, tmp_path / "s.pt", steps=1))
+    look = inspect_critic.InspectSettings(student=tmp_path / "s.pt", teacher=teacher, data=tiny_brains, cache=None)
+    with pytest.raises(ConfigError, match="student must have been trained with a discriminator, got none"):
+        inspect_critic.inspect(look)
 
 
 def test_refusals_come_before_any_step(tiny_brains, teacher, tmp_path):

@@ -184,6 +184,47 @@ def test_composition_equals_simpleitks_composite():
     assert np.abs(ours - theirs)[inner].max() < 1e-3
 
 
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_a_covering_field_is_the_transform_at_every_voxel_of_the_fixed_image(name):
+    fixed, moving = blob_image(name), blob_image("anisotropic", (60, 50, 30), (15.0, -3.0, 4.0))
+    dense = dense_field()
+    transform = geometry.dense_then_affine(dense.displacement_mm(), dense.grid, dense.affine_lps)
+    field = geometry.covering_field_image(transform, fixed, moving)
+    at_fixed = sitk.GetArrayFromImage(sitk.Resample(field, fixed))
+    expected = sitk.GetArrayFromImage(geometry.displacement_field_image(transform, fixed))
+    assert np.abs(expected).max() > 2
+    assert np.abs(at_fixed - expected).max() < 1e-3
+    assert np.prod(field.GetSize()) > np.prod(fixed.GetSize())  # it was grown
+
+
+def test_a_covering_field_reaches_all_that_comes_to_lie_in_the_moving_image():
+    fixed, moving = blob_image("oblique, flipped, permuted"), blob_image("anisotropic", (60, 50, 30), (15.0, -3.0, 4.0))
+    dense = dense_field()
+    transform = geometry.dense_then_affine(dense.displacement_mm(), dense.grid, dense.affine_lps)
+    field = geometry.covering_field_image(transform, fixed, moving, spacing_mm=2.0)
+    assert field.GetSpacing() == pytest.approx((0.8 * 2, 2.1, 1.1))  # every second voxel of 0.8 mm
+    index = np.array(field.TransformPhysicalPointToContinuousIndex(fixed.GetOrigin()))
+    assert np.abs(index - np.rint(index)).max() < 1e-4
+    affine_back = geometry.affine_transform(np.linalg.inv(dense.affine_lps))
+    for corner in geometry.transform_points(geometry.corners_lps(moving), affine_back):
+        index = np.array(field.TransformPhysicalPointToContinuousIndex(corner.tolist()))
+        assert (index > -0.5).all()
+        assert (index < np.array(field.GetSize()) - 0.5).all()
+
+
+def test_a_covering_field_of_a_large_image_is_coarser(monkeypatch):
+    fixed, moving = blob_image("oblique"), blob_image("anisotropic", (60, 50, 30))
+    turn = sitk.Euler3DTransform((5.0, -8.0, 12.0), 0.1, 0.2, -0.3, (1.0, 2.0, 3.0))
+    monkeypatch.setattr(geometry, "COVERING_VOXELS", 24 * 28 * 20)
+    field = geometry.covering_field_image(turn, fixed, moving)
+    assert field.GetSize() == fixed.GetSize()  # not grown
+    index = (7, 11, 13)
+    point = np.array(fixed.TransformIndexToPhysicalPoint(index))
+    assert point + field[index] == pytest.approx(turn.TransformPoint(point.tolist()), abs=1e-4)
+    monkeypatch.setattr(geometry, "COVERING_VOXELS", 24 * 28 * 20 - 1)
+    assert geometry.covering_field_image(turn, fixed, moving).GetSpacing() == pytest.approx((2.0, 1.3, 2.0))
+
+
 @pytest.mark.parametrize("suffix", [".h5", ".tfm"])
 def test_transform_files_come_back_the_same(tmp_path, suffix):
     dense = dense_field()

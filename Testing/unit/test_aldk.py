@@ -53,6 +53,12 @@ def test_the_rms_norm_measures_a_score_by_voxel_whatever_the_grid():
         assert float(penalty.detach()) == pytest.approx((3 - 1) ** 2, rel=1e-5)
 
 
+def test_the_default_norm_follows_the_objective():
+    assert aldk.ALDKSettings(objective="critic").norm == "rms"
+    assert aldk.ALDKSettings(objective="paper").norm == "l2"
+    assert aldk.ALDKSettings(objective="critic", penalty_norm="l2").norm == "l2"
+
+
 def test_gradient_penalty_can_be_differentiated_twice():
     torch.manual_seed(0)
     network = Discriminator((4, 4, 4)).double()

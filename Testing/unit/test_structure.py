@@ -16,6 +16,7 @@ SCRIPTS = sorted((ROOT / "Training").rglob("*.py"))
 # what a layer may import from the package (itself excepted); everything not listed may import everything but Training
 ALLOWED = {
     "LDRCore.errors": set(),
+    "LDRCore.memory": set(),
     "LDRCore.spatial": set(),
     "LDRCore.losses": {"LDRCore.spatial"},
     "LDRCore.metrics": set(),

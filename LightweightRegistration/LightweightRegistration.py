@@ -1,0 +1,385 @@
+"""The module Lightweight Registration: what Slicer looks for by name. The work is in LightweightRegistrationLib."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+from LightweightRegistrationLib import sample, torch_setup
+from LightweightRegistrationLib.background import Worker, close_shared, shared_worker
+from LightweightRegistrationLib.core import InputError, core_folder
+from LightweightRegistrationLib.jobs import Job, RegistrationJob, Settings
+from LightweightRegistrationLib.others import OtherJob
+from LightweightRegistrationLib.outputs import Outputs
+from LightweightRegistrationLib.parameters import LightweightRegistrationParameterNode
+from LightweightRegistrationLib.sequences import SequenceJob
+from slicer.i18n import tr as _
+from slicer.i18n import translate
+from slicer.ScriptedLoadableModule import (
+    ScriptedLoadableModule,
+    ScriptedLoadableModuleLogic,
+    ScriptedLoadableModuleTest,
+    ScriptedLoadableModuleWidget,
+)
+from slicer.util import VTKObservationMixin
+
+
+class LightweightRegistration(ScriptedLoadableModule):
+    """What Slicer shows about the module before it is opened."""
+
+    def __init__(self, parent: Any):
+        ScriptedLoadableModule.__init__(self, parent)
+        parent.title = _("Lightweight Registration")
+        parent.categories = [translate("qSlicerAbstractCoreModule", "Registration")]
+        parent.dependencies = []
+        parent.contributors = ["The Lightweight Registration developers"]
+        parent.helpText = _(
+            "Aligns one 3D scan to another, bending as well as moving it, in about a second on a laptop CPU. Choose a "
+            "fixed and a moving volume and press Apply. The tutorial lies in the extension's README."
+        )
+        parent.acknowledgementText = _(
+            "The method is the light student of M. Q. Tran et al., Light-weight Deformable Registration using "
+            "Adversarial Learning with Distilling Knowledge (arXiv 2110.01293)."
+        )
+        slicer.app.connect("startupCompleted()", registerSampleData)
+
+
+def registerSampleData() -> None:
+    """Make the bundled pair appear in the module Sample Data."""
+    sample.register_with_sample_data(Path(__file__).parent / "Resources" / "Icons")
+
+
+class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
+    """Registers volume nodes. Needs no panel: use it from the Python console or from scripts.
+
+    The work is done in another process, which stays warm between calls. Methods whose name begins with `start` return
+    at once with a job to poll; the others wait, keeping the application responsive.
+    """
+
+    def __init__(self, worker: Worker | None = None):
+        """`worker` replaces the application's one process, for tests."""
+        ScriptedLoadableModuleLogic.__init__(self)
+        self._worker = worker
+
+    def getParameterNode(self) -> LightweightRegistrationParameterNode:
+        """The panel's choices in this scene."""
+        return LightweightRegistrationParameterNode(super().getParameterNode())
+
+    @property
+    def worker(self) -> Worker:
+        """The process that registers; started by the first run."""
+        if self._worker is None:
+            self._worker = shared_worker(core_folder(), slicer.app.temporaryPath)
+        return self._worker
+
+    def register(
+        self,
+        fixedNode: slicer.vtkMRMLScalarVolumeNode,
+        movingNode: slicer.vtkMRMLScalarVolumeNode,
+        cascades: int = 3,
+        *,
+        progress: Callable[[float, str], None] | None = None,
+        **options: Any,
+    ) -> Outputs:
+        """Deform the moving volume onto the fixed volume and wait for the result.
+
+        Args:
+            fixedNode, movingNode: scalar volumes, each possibly under linear transforms.
+            cascades: number of dense networks, 1 to the model's maximum.
+            progress: called with (fraction done, what comes now).
+            options: see `startRegistration`.
+
+        Returns:
+            Outputs: the nodes `warped`, `transform`, `jacobian`, `inverse` (None if not asked for) and the `report`.
+
+        Raises:
+            InputError: input that cannot be registered, or no torch; one sentence, the scene is unchanged.
+        """
+        return self.wait(self.startRegistration(fixedNode, movingNode, cascades, **options), progress)
+
+    def startRegistration(
+        self,
+        fixedNode: slicer.vtkMRMLScalarVolumeNode,
+        movingNode: slicer.vtkMRMLScalarVolumeNode,
+        cascades: int = 3,
+        *,
+        model: str = "brain-t1",
+        fixedMask: slicer.vtkMRMLDisplayableNode | None = None,
+        movingMask: slicer.vtkMRMLDisplayableNode | None = None,
+        initialTransform: slicer.vtkMRMLTransformNode | None = None,
+        prealignment: str = "centre",
+        refinementSteps: int = 0,
+        device: str = "auto",
+        threads: int = 0,
+        warped: bool | slicer.vtkMRMLNode | None = True,
+        transform: bool | slicer.vtkMRMLNode | None = True,
+        jacobian: bool | slicer.vtkMRMLNode | None = True,
+        inverse: bool | slicer.vtkMRMLNode | None = False,
+        onField: Callable[[Any], None] | None = None,
+        onEnd: Callable[[], None] | None = None,
+    ) -> RegistrationJob:
+        """Start to register; poll the job that is returned.
+
+        Args:
+            fixedNode, movingNode, cascades: see `register`.
+            model: a name of the models that ship, or a path to a .pt file with its card.
+            fixedMask, movingMask: segmentation or labelmap; what lies outside cannot drive the result.
+            initialTransform: brings moving near fixed when moving is put under it.
+            prealignment: "centre" (then affine), "affine" (from where they are or from the initial transform) or
+                "none".
+            refinementSteps: steps of instance optimisation after the networks.
+            device: "auto", "cpu" or "cuda".
+            threads: CPU threads, 0 for all.
+            warped, transform, jacobian, inverse: True for a new node, a node to fill, or False for none.
+            onField: called with a coarse displacement field as soon as there is one, before the outputs are computed.
+            onEnd: called when the job ends in any way, before outputs are created.
+        """
+        torch_setup.ensure_torch()
+        settings = Settings(model, cascades, prealignment, refinementSteps, device, threads)
+        job = RegistrationJob(
+            self.worker,
+            settings,
+            initial=initialTransform,
+            fixed_mask=fixedMask,
+            moving_mask=movingMask,
+            wanted={"warped": warped, "transform": transform, "jacobian": jacobian, "inverse": inverse},
+            on_early=onField,
+            on_end=onEnd,
+        )
+        job.start(fixedNode, movingNode)
+        return job
+
+    def bringAlong(
+        self,
+        node: slicer.vtkMRMLNode,
+        transformNode: slicer.vtkMRMLTransformNode,
+        direction: str = "to fixed",
+    ) -> slicer.vtkMRMLNode:
+        """Bring another volume, labelmap, segmentation, markups or model along, as a new node.
+
+        Args:
+            node: what to bring.
+            transformNode: the transform of a registration.
+            direction: "to fixed" for what belongs to the moving scan, "to moving" for what belongs to the fixed one.
+
+        Raises:
+            InputError: a node that cannot be brought along.
+        """
+        return self.wait(self.startBringingAlong(node, transformNode, direction))
+
+    def startBringingAlong(
+        self, node: slicer.vtkMRMLNode, transformNode: slicer.vtkMRMLTransformNode, direction: str = "to fixed"
+    ) -> OtherJob:
+        """Start what `bringAlong` does; poll the job that is returned."""
+        torch_setup.ensure_torch()
+        job = OtherJob(self.worker, node, transformNode, direction)
+        job.start()
+        return job
+
+    def registerSequence(
+        self,
+        fixedNode: slicer.vtkMRMLScalarVolumeNode,
+        sequenceNode: slicer.vtkMRMLSequenceNode,
+        cascades: int = 3,
+        *,
+        progress: Callable[[float, str], None] | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Register every frame of a sequence to one fixed volume.
+
+        Returns:
+            {"warped": sequence of volumes, "transforms": sequence of transforms, "browser": plays both, "reports":
+            list}.
+
+        Raises:
+            InputError: a frame that cannot be registered; the scene is unchanged.
+        """
+        return self.wait(self.startSequence(fixedNode, sequenceNode, cascades, **options), progress)
+
+    def startSequence(
+        self,
+        fixedNode: slicer.vtkMRMLScalarVolumeNode,
+        sequenceNode: slicer.vtkMRMLSequenceNode,
+        cascades: int = 3,
+        *,
+        model: str = "brain-t1",
+        initialTransform: slicer.vtkMRMLTransformNode | None = None,
+        prealignment: str = "centre",
+        refinementSteps: int = 0,
+        device: str = "auto",
+        threads: int = 0,
+    ) -> SequenceJob:
+        """Start what `registerSequence` does; poll the job that is returned. Options: see `startRegistration`."""
+        torch_setup.ensure_torch()
+        settings = Settings(model, cascades, prealignment, refinementSteps, device, threads)
+        job = SequenceJob(self.worker, settings, initial=initialTransform)
+        job.start(fixedNode, sequenceNode)
+        return job
+
+    def wait(self, job: Job, progress: Callable[[float, str], None] | None = None) -> Any:
+        """Wait for a job and return its outputs, letting the application work meanwhile."""
+        told: list[tuple[float, str]] = [(0.0, "")]
+
+        def between() -> None:
+            now = (job.fraction, job.message)
+            if progress is not None and now != told[0]:
+                told[0] = now
+                progress(*now)
+            slicer.app.processEvents()
+            time.sleep(0.02)
+
+        try:
+            return job.wait(between)
+        finally:
+            job.cancel()  # only if it is still running: an interrupt in the console
+
+
+class LightweightRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """The panel: creates the widgets and follows the scene. What they do is in LightweightRegistrationLib/panel.py."""
+
+    def __init__(self, parent: Any = None):
+        self.logic: LightweightRegistrationLogic | None = None
+        self.panel: Any = None
+        self._parameterNode: LightweightRegistrationParameterNode | None = None
+        self._guiTag: int | None = None
+        VTKObservationMixin.__init__(self)
+        ScriptedLoadableModuleWidget.__init__(self, parent)  # last: without a parent it calls setup
+
+    def setup(self) -> None:
+        """Create the widgets. Nothing heavy: no torch, no download, no process."""
+        from LightweightRegistrationLib.panel import Panel
+
+        ScriptedLoadableModuleWidget.setup(self)
+        widget = slicer.util.loadUI(self.resourcePath("UI/LightweightRegistration.ui"))
+        self.layout.addWidget(widget)
+        self.ui = slicer.util.childWidgetVariables(widget)
+        widget.setMRMLScene(slicer.mrmlScene)
+        self.logic = LightweightRegistrationLogic()
+        self.panel = Panel(self.ui, self.logic)
+        scene = slicer.mrmlScene
+        self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
+        self.addObserver(scene, scene.EndImportEvent, self.onSceneEndImport)
+        self.addObserver(scene, scene.NodeAddedEvent, self.onParametersModified)
+        self.addObserver(scene, scene.NodeRemovedEvent, self.onParametersModified)
+        self.initializeParameterNode()
+
+    def cleanup(self) -> None:
+        """The application closes or the module is reloaded."""
+        self.setParameterNode(None)
+        self.removeObservers()
+        if self.panel is not None:
+            self.panel.close()
+        close_shared()
+
+    def enter(self) -> None:
+        """The user opens the module."""
+        self.initializeParameterNode()
+
+    def exit(self) -> None:
+        """The user opens another module; a run goes on and its outputs appear."""
+
+    def onSceneStartClose(self, *_: Any) -> None:
+        """The scene is about to be closed: stop and let go of its nodes."""
+        self.setParameterNode(None)
+
+    def onSceneEndClose(self, *_: Any) -> None:
+        """The scene was closed."""
+        if getattr(self.parent, "isEntered", True):  # otherwise when the user comes back
+            self.initializeParameterNode()
+
+    def onSceneEndImport(self, *_: Any) -> None:
+        """A scene was loaded: its choices and the nodes that they name are there now."""
+        if self._parameterNode is not None:
+            self.panel.takePair()
+            self._parameterNode.Modified()  # the references were read before the nodes were there
+
+    def initializeParameterNode(self) -> None:
+        """Show the choices of the current scene."""
+        if self._parameterNode is None or not slicer.mrmlScene.IsNodePresent(self._parameterNode.parameterNode):
+            self.setParameterNode(self.logic.getParameterNode())
+
+    def setParameterNode(self, parameterNode: LightweightRegistrationParameterNode | None) -> None:
+        """Connect the widgets to other choices, or to none."""
+        if self._parameterNode is not None:
+            self._parameterNode.disconnectGui(self._guiTag)
+            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersModified)
+        self._parameterNode = parameterNode
+        if parameterNode is not None:
+            self._guiTag = parameterNode.connectGui(self.ui)
+            self.addObserver(parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersModified)
+        if self.panel is not None:
+            self.panel.setParameters(parameterNode)
+
+    def onParametersModified(self, *_: Any) -> None:
+        """A choice or the scene was changed."""
+        if self.panel is not None and not slicer.mrmlScene.IsBatchProcessing():
+            self.panel.update()
+
+
+class LightweightRegistrationTest(ScriptedLoadableModuleTest):
+    """Runs inside the application (Reload and Test, ctest) on the bundled pair; skipped where torch is missing."""
+
+    def setUp(self) -> None:
+        """Begin with an empty scene."""
+        if torch_setup.torch_version() is None:
+            self.skipTest("torch is not installed: press Apply in the panel once")
+        slicer.mrmlScene.Clear(0)
+
+    def runTest(self) -> None:
+        """Run every test."""
+        for test in (self.test_register, self.test_bring_along, self.test_refusal):
+            self.setUp()
+            test()
+            self.delayDisplay(f"{test.__name__} passed")
+
+    def test_register(self) -> None:
+        """The warped volume is more like the fixed one, and is what the transform makes of the moving one."""
+        pair = sample.load_pair()
+        outputs = LightweightRegistrationLogic().register(pair["fixed"], pair["moving"])
+        similarity = outputs.report["similarity"]
+        self.assertGreater(similarity["after"], similarity["affine"])
+        self.assertGreater(similarity["affine"], similarity["before"])
+        self.assertLess(outputs.report["folding_fraction"], 0.001)
+        warped, fixed = (slicer.util.arrayFromVolume(node) for node in (outputs.warped, pair["fixed"]))
+        self.assertEqual(warped.shape, fixed.shape)
+        self.assertEqual(outputs.transform.GetClassName(), "vtkMRMLTransformNode")
+        ends = [
+            outputs.transform.GetNodeReference(role)
+            for role in (
+                outputs.transform.GetFixedNodeReferenceRole(),
+                outputs.transform.GetMovingNodeReferenceRole(),
+            )
+        ]
+        self.assertEqual(ends, [pair["fixed"], pair["moving"]])
+        before = slicer.util.arrayFromVolume(pair["moving"]).copy()
+        pair["moving"].SetAndObserveTransformNodeID(outputs.transform.GetID())
+        pair["moving"].HardenTransform()
+        self.assertFalse(np.array_equal(before, slicer.util.arrayFromVolume(pair["moving"])))
+        jacobian = slicer.util.arrayFromVolume(outputs.jacobian)
+        self.assertGreater(float(jacobian.max()), 1.0)
+        self.assertLess(float(jacobian.min()), 1.0)
+
+    def test_bring_along(self) -> None:
+        """Labels agree better after they are brought along."""
+        pair = sample.load_pair()
+        labels = {name: sample.load(f"{name}_labels", f"{name} labels", "vtkMRMLLabelMapVolumeNode") for name in pair}
+        logic = LightweightRegistrationLogic()
+        outputs = logic.register(pair["fixed"], pair["moving"], 1, warped=False, jacobian=False)
+        brought = slicer.util.arrayFromVolume(logic.bringAlong(labels["moving"], outputs.transform)) > 0
+        there = slicer.util.arrayFromVolume(labels["fixed"]) > 0
+        dice = 2 * (brought & there).sum() / (brought.sum() + there.sum())
+        self.assertGreater(float(dice), 0.93)
+
+    def test_refusal(self) -> None:
+        """What cannot be registered is refused in one sentence and changes nothing."""
+        pair = sample.load_pair()
+        count = slicer.mrmlScene.GetNumberOfNodes()
+        with self.assertRaisesRegex(InputError, "two different volumes, got 'Brain A"):
+            LightweightRegistrationLogic().register(pair["fixed"], pair["fixed"])
+        self.assertEqual(slicer.mrmlScene.GetNumberOfNodes(), count)

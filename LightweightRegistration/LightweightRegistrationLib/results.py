@@ -1,0 +1,90 @@
+"""A registration's report in words: for the panel, for the clipboard, and the model card beside the model."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+from slicer.i18n import tr as _
+
+Rows = list[tuple[str, str]]
+
+
+def sentence(text: str) -> str:
+    """A message with a capital letter and a full stop."""
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def counted(count: int, one: str, many: str) -> str:
+    """A number with its noun: 1 voxel, 2 voxels."""
+    return f"{count} {one if count == 1 else many}"
+
+
+def rows(report: dict[str, Any]) -> Rows:
+    """What the panel shows of a report, empty for an empty one."""
+    if not report:
+        return []
+    similarity, jacobian = report["similarity"], report["jacobian_determinant"]
+    count, seconds = report["folding_count"], report["times_s"]["total"]
+    shown = [
+        (_("Similarity before"), _("{before:.3f} (correlation)").format(**similarity)),
+        (_("Similarity after"), _("{after:.3f} (affine alone {affine:.3f})").format(**similarity)),
+        (
+            _("Folding"),
+            _("{voxels} ({percent:.3f} %)").format(
+                voxels=counted(count, _("voxel"), _("voxels")), percent=100 * report["folding_fraction"]
+            )
+            if count
+            else _("none"),
+        ),
+        (_("Volume change"), _("{min:.2f} to {max:.2f} (Jacobian)").format(**jacobian)),
+        (_("Time"), _("{seconds:.2f} s").format(seconds=seconds)),
+        (_("Device"), _device(report)),
+        (_("Model"), _model(report)),
+    ]
+    if "inverse_residual_mm" in report:
+        shown.append((_("Inverse"), _("exact to {mm:.3f} mm").format(mm=report["inverse_residual_mm"])))
+    shown += [(_("Warning"), sentence(text)) for text in report["warnings"]]
+    return shown
+
+
+def _device(report: dict[str, Any]) -> str:
+    if report["device"] == "cpu":
+        return _("CPU, {threads}").format(threads=counted(report["threads"], _("thread"), _("threads")))
+    return _("GPU ({name})").format(name=report["device"])
+
+
+def _model(report: dict[str, Any]) -> str:
+    parts = [report["model"], counted(report["cascades"], _("cascade"), _("cascades"))]
+    if report["refine_steps"]:
+        parts.append(counted(report["refine_steps"], _("refinement step"), _("refinement steps")))
+    return ", ".join(parts)
+
+
+def as_html(shown: Rows) -> str:
+    """A table to look at."""
+    lines = []
+    for name, value in shown:
+        style = ' style="color:#b45309"' if name == _("Warning") else ""
+        lines.append(
+            f'<tr><td style="padding:1px 10px 1px 0"><b>{html.escape(name)}</b></td>'
+            f'<td style="padding:1px 0"{style}>{html.escape(value)}</td></tr>'
+        )
+    return f"<table>{''.join(lines)}</table>" if lines else ""
+
+
+def as_text(shown: Rows) -> str:
+    """The same to paste into a spreadsheet or a note: one line a row, a tab between."""
+    return "\n".join(f"{name}\t{value}" for name, value in shown)
+
+
+def card_text(card: dict[str, Any]) -> str:
+    """What a user should know of a model before using it."""
+    parts = [
+        card.get("summary", card["name"]),
+        _("Trained on {data}").format(data=card["data"]["name"]) if card.get("data") else "",
+        _("Licence: {licence}").format(licence=card["licence"].split(";")[0]) if card.get("licence") else "",
+        _("Research software, not a medical device"),
+    ]
+    return " ".join(sentence(part) for part in parts if part)

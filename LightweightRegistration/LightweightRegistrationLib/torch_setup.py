@@ -1,0 +1,60 @@
+"""Torch for Slicer's Python: only through the PyTorch extension, only when a run needs it, only after asking."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import re
+
+from .core import InputError
+
+OLDEST_TORCH = (2, 6)
+REQUIREMENT = ">=" + ".".join(map(str, OLDEST_TORCH))
+
+
+def torch_version() -> tuple[int, ...] | None:
+    """The installed torch as numbers, None without one. Does not import it."""
+    importlib.invalidate_caches()
+    if importlib.util.find_spec("torch") is None:
+        return None
+    try:
+        text = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return tuple(int(n) for n in re.findall(r"\d+", text.split("+")[0])[:2])
+
+
+def ensure_torch() -> None:
+    """Return when torch can be used; otherwise offer to install it through the PyTorch extension.
+
+    Raises:
+        InputError: the extension is missing, the user declined, the installation failed or Slicer must be restarted.
+    """
+    found = torch_version()
+    if found is not None and found >= OLDEST_TORCH:
+        return
+    if importlib.util.find_spec("PyTorchUtils") is None:
+        raise InputError(
+            "registration needs the extension PyTorch, which is not installed: install 'PyTorch' in the Extensions "
+            "Manager, restart Slicer and press Apply again"
+        )
+    if found is not None:
+        raise InputError(
+            f"registration needs torch {REQUIREMENT}, got {'.'.join(map(str, found))}: uninstall it in the module "
+            "PyTorch Utils, restart Slicer and press Apply again"
+        )
+    import PyTorchUtils
+
+    try:
+        torch = PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=True, torchVersionRequirement=REQUIREMENT)
+    except Exception as error:
+        raise InputError(
+            f"torch must be installable by the extension PyTorch, got: {error}: restart Slicer and try again, or "
+            "install it in the module PyTorch Utils"
+        ) from None
+    if torch is None:
+        raise InputError("registration needs torch, and its installation was declined: press Apply again to install it")
+    found = torch_version()
+    if found is None or found < OLDEST_TORCH:
+        raise InputError("torch was installed but cannot be used yet: restart Slicer and press Apply again")

@@ -1,0 +1,211 @@
+"""Volume and mask nodes as arrays in world coordinates, and one sentence for each that cannot be registered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import slicer
+import vtk
+
+from .core import InputError
+
+MIN_VOXELS = 4  # along each axis, as LDRCore
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a volume node shows, independent of the node.
+
+    Attributes:
+        values: (k, j, i), a view of the node's voxels.
+        to_world: 4x4, voxel (i, j, k) -> RAS mm in world coordinates, the parent transform included.
+    """
+
+    values: np.ndarray
+    to_world: np.ndarray
+
+    @property
+    def spacing_mm(self) -> np.ndarray:
+        """Voxel edge along i, j, k."""
+        return np.linalg.norm(self.to_world[:3, :3], axis=0)
+
+    def corners(self) -> np.ndarray:
+        """(8, 3) world RAS mm of the corner voxels."""
+        last = np.array(self.values.shape[::-1]) - 1
+        picks = np.array([[last[axis] * (n >> axis & 1) for axis in range(3)] for n in range(8)])
+        return picks @ self.to_world[:3, :3].T + self.to_world[:3, 3]
+
+
+def array_of(matrix: vtk.vtkMatrix4x4) -> np.ndarray:
+    """A VTK matrix as (4, 4)."""
+    return np.array([[matrix.GetElement(r, c) for c in range(4)] for r in range(4)])
+
+
+def matrix_of(values: np.ndarray) -> vtk.vtkMatrix4x4:
+    """(4, 4) as a VTK matrix."""
+    matrix = vtk.vtkMatrix4x4()
+    for r in range(4):
+        for c in range(4):
+            matrix.SetElement(r, c, float(values[r, c]))
+    return matrix
+
+
+def parent_to_world(node: slicer.vtkMRMLTransformableNode, role: str) -> np.ndarray:
+    """The 4x4 of all parent transforms of a node, the identity without one.
+
+    Raises:
+        InputError: one of them is not linear.
+    """
+    parent = node.GetParentTransformNode()
+    if parent is None:
+        return np.eye(4)
+    if not parent.IsTransformToWorldLinear():
+        raise InputError(
+            f"the {role} must not be under a non-linear transform, got '{node.GetName()}' under '{parent.GetName()}': "
+            "harden that transform or take the volume out of it first"
+        )
+    matrix = vtk.vtkMatrix4x4()
+    parent.GetMatrixTransformToWorld(matrix)
+    return array_of(matrix)
+
+
+def picture(node: slicer.vtkMRMLVolumeNode, role: str, ignored: slicer.vtkMRMLTransformNode | None = None) -> Picture:
+    """A volume in world coordinates.
+
+    Args:
+        node: a scalar volume.
+        role: what the volume is to the user ("fixed volume"), for messages.
+        ignored: a parent transform that counts as absent: the output of an earlier run, which the volume was put under.
+
+    Raises:
+        InputError: missing, not a scalar volume, empty, too small, constant, or under a non-linear transform.
+    """
+    if node is None:
+        raise InputError(f"a {role} must be chosen, got none")
+    name = f"'{node.GetName()}'"
+    if not node.IsA("vtkMRMLScalarVolumeNode"):
+        raise InputError(f"the {role} must be a scalar volume, got {name}, a {node.GetNodeTagName()} node")
+    data = node.GetImageData()
+    if data is None or min(data.GetDimensions()) < 1 or data.GetPointData().GetScalars() is None:
+        raise InputError(f"the {role} must hold voxels, got {name}, which is empty")
+    count = data.GetNumberOfScalarComponents()
+    if count != 1:
+        raise InputError(
+            f"the {role} must hold one value a voxel, got {name} with {count} (colour, vectors or a 4D series): "
+            "pick one component, or load a series as a sequence and use the section Sequence"
+        )
+    if min(data.GetDimensions()) < MIN_VOXELS:
+        raise InputError(
+            f"the {role} must have at least {MIN_VOXELS} voxels along every axis, got {name} with "
+            f"{' x '.join(map(str, data.GetDimensions()))}"
+        )
+    low, high = data.GetScalarRange()
+    if low == high:
+        raise InputError(f"the {role} must show something, got {name}, where every voxel is {low:g}")
+    values = slicer.util.arrayFromVolume(node)
+    if ignored is not None and node.GetParentTransformNode() is ignored:
+        return Picture(values, voxel_to_local(node))
+    return Picture(values, parent_to_world(node, role) @ voxel_to_local(node))
+
+
+def voxel_to_local(node: slicer.vtkMRMLVolumeNode) -> np.ndarray:
+    """4x4 voxel (i, j, k) -> RAS mm of a volume without its parent transforms."""
+    matrix = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(matrix)
+    return array_of(matrix)
+
+
+def check_pair(
+    fixed: slicer.vtkMRMLVolumeNode,
+    moving: slicer.vtkMRMLVolumeNode,
+    ignored: slicer.vtkMRMLTransformNode | None = None,
+) -> dict[str, Picture]:
+    """Both volumes as {"fixed": picture, "moving": picture}.
+
+    Raises:
+        InputError: what `picture` refuses, and the same volume twice.
+    """
+    if fixed is not None and fixed is moving:
+        raise InputError(f"fixed and moving must be two different volumes, got '{fixed.GetName()}' twice")
+    return {"fixed": picture(fixed, "fixed volume"), "moving": picture(moving, "moving volume", ignored)}
+
+
+def check_overlap(fixed: Picture, moving: Picture, moving_to_fixed: np.ndarray) -> None:
+    """Refuse boxes that do not touch where no centring will bring them together.
+
+    Raises:
+        InputError: there is a gap between the two boxes along a world axis.
+    """
+    boxes = []
+    for corners in (fixed.corners(), moving.corners() @ moving_to_fixed[:3, :3].T + moving_to_fixed[:3, 3]):
+        boxes.append((corners.min(0), corners.max(0)))
+    gap = np.maximum(boxes[0][0], boxes[1][0]) - np.minimum(boxes[0][1], boxes[1][1])
+    if gap.max() > 0:
+        raise InputError(
+            f"the volumes must overlap when they are not centred first, got a gap of {gap.max():.0f} mm between them: "
+            "set Pre-alignment to 'Centre, then affine', or give an initial transform"
+        )
+
+
+def mask(
+    node: slicer.vtkMRMLDisplayableNode, volume: slicer.vtkMRMLVolumeNode, reference: Picture, role: str
+) -> np.ndarray:
+    """A segmentation or labelmap as (k, j, i) uint8 on the grid of its volume, 1 inside.
+
+    A segmentation is resampled onto that grid (all its segments together); a labelmap must lie on it.
+
+    Args:
+        node: segmentation or labelmap.
+        volume, reference: the volume that the mask belongs to, and its picture.
+        role: "fixed mask" or "moving mask".
+
+    Raises:
+        InputError: another kind of node, another grid, or nothing inside.
+    """
+    if node.IsA("vtkMRMLSegmentationNode"):
+        inside = _segmentation_on(node, volume, role)
+    elif node.IsA("vtkMRMLLabelMapVolumeNode"):
+        inside = _labelmap_on(node, reference, volume.GetName(), role)
+    else:
+        raise InputError(f"the {role} must be a segmentation or a labelmap, got '{node.GetName()}'")
+    if not inside.any():
+        raise InputError(
+            f"the {role} must cover some of '{volume.GetName()}', got '{node.GetName()}', which is empty there"
+        )
+    return inside.astype(np.uint8)
+
+
+def _labelmap_on(node: slicer.vtkMRMLLabelMapVolumeNode, reference: Picture, name: str, role: str) -> np.ndarray:
+    if node.GetImageData() is None:
+        raise InputError(f"the {role} must hold voxels, got '{node.GetName()}', which is empty")
+    values = slicer.util.arrayFromVolume(node)
+    to_world = parent_to_world(node, role) @ voxel_to_local(node)
+    last = np.append(np.array(reference.values.shape[::-1]) - 1, 1.0)
+    off_mm = max(np.abs((to_world - reference.to_world) @ p).max() for p in (np.array([0, 0, 0, 1.0]), last))
+    if values.shape != reference.values.shape or off_mm > 0.01:
+        sizes = [" x ".join(map(str, shape[::-1])) for shape in (reference.values.shape, values.shape)]
+        more = " at another place" if values.shape == reference.values.shape else ""
+        raise InputError(
+            f"the {role} must lie on the grid of '{name}' ({sizes[0]} voxels), got '{node.GetName()}' ({sizes[1]} "
+            f"voxels{more}): use a segmentation, which is resampled, or resample the labelmap"
+        )
+    return values != 0
+
+
+def _segmentation_on(node: slicer.vtkMRMLSegmentationNode, volume: slicer.vtkMRMLVolumeNode, role: str) -> np.ndarray:
+    segmentation = node.GetSegmentation()
+    if segmentation.GetNumberOfSegments() == 0:
+        raise InputError(f"the {role} must hold a segment, got '{node.GetName()}' without any")
+    reference = slicer.vtkSlicerSegmentationsModuleLogic.CreateOrientedImageDataFromVolumeNode(
+        volume, node.GetParentTransformNode()
+    )
+    merged = slicer.vtkOrientedImageData()
+    ids = vtk.vtkStringArray()
+    segmentation.GetSegmentIDs(ids)
+    node.GenerateMergedLabelmapForAllSegments(merged, slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY, reference, ids)
+    scalars = merged.GetPointData().GetScalars()
+    dimensions = volume.GetImageData().GetDimensions()
+    if scalars is None or merged.GetDimensions() != dimensions:
+        raise InputError(f"the {role} must cover some of '{volume.GetName()}', got '{node.GetName()}', which does not")
+    return vtk.util.numpy_support.vtk_to_numpy(scalars).reshape(dimensions[::-1]) != 0

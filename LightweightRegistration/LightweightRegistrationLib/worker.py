@@ -1,0 +1,252 @@
+"""The other process: registers and warps with LDRCore, told by lines on stdin, telling by lines in a file.
+
+Slicer's own process never imports torch and never waits: it can end this one at any moment, and running out of memory
+here leaves the scene untouched. Started as ``python worker.py SESSION_FOLDER CORE_FOLDER``. Each line on stdin is a
+JSON request that names a folder with .npy arrays; answers are JSON lines appended to `events.jsonl` in that folder, in
+the order of work, the last one "done" or "error". The process ends when stdin does (Slicer closed), after a long
+silence, or when the file `wanted` is removed (cancelled: killing may only reach the launcher before Slicer's Python).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+IDLE_S = 900.0
+WATCH_S = 0.2
+WANTED = "wanted"  # the file in the session folder that must stay
+EARLY_SPACING_MM = 4.0  # of the field that is shown first
+_own_threads: list[int] = []
+
+
+class Answer:
+    """Arrays and events of one request."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def event(self, event: str, **facts: Any) -> None:
+        """Append one event; complete lines only, so that the reader never sees half a one."""
+        with (self.folder / "events.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"event": event, **facts}) + "\n")
+
+    def load(self, name: str) -> Any:
+        """An array that came with the request."""
+        import numpy as np
+
+        return np.load(self.folder / name, mmap_mode="r")
+
+    def save(self, name: str, values: Any) -> str:
+        """Leave an array for the reader and return its name."""
+        import numpy as np
+
+        np.save(self.folder / name, values)
+        return name
+
+
+def image_of(answer: Answer, item: dict[str, Any]) -> Any:
+    """{"values", "to_world"} -> sitk.Image."""
+    import numpy as np
+
+    from LDRCore import images
+
+    values = np.asarray(answer.load(item["values"]))
+    return images.read((values.T, np.array(item["to_world"])), "image")
+
+
+def transform_of(answer: Answer, given: dict[str, Any]) -> Any:
+    """{"matrix_lps"} or {"vectors", "to_lps"} -> sitk.Transform."""
+    import numpy as np
+    import SimpleITK as sitk
+
+    from LDRCore import geometry
+
+    if "matrix_lps" in given:
+        return geometry.affine_transform(np.array(given["matrix_lps"]))
+    to_lps = np.array(given["to_lps"])
+    spacing = np.linalg.norm(to_lps[:3, :3], axis=0)
+    field = sitk.GetImageFromArray(np.asarray(answer.load(given["vectors"]), dtype=np.float64), isVector=True)
+    field.SetSpacing(spacing.tolist())
+    field.SetDirection((to_lps[:3, :3] / spacing).ravel().tolist())
+    field.SetOrigin(to_lps[:3, 3].tolist())
+    return sitk.DisplacementFieldTransform(field)
+
+
+def field_facts(answer: Answer, name: str, field: Any) -> dict[str, Any]:
+    """A displacement field image as {"vectors", "to_lps"}."""
+    import SimpleITK as sitk
+
+    from LDRCore import geometry
+
+    to_lps = geometry.index_to_lps(field)[:, [2, 1, 0, 3]]
+    return {"vectors": answer.save(name, sitk.GetArrayViewFromImage(field)), "to_lps": to_lps.tolist()}
+
+
+def register(answer: Answer, request: dict[str, Any]) -> None:
+    """Register two images. Events: progress, field (early, coarse), done."""
+    import SimpleITK as sitk
+
+    import LDRCore
+    from LDRCore import geometry
+
+    fixed, moving = (image_of(answer, request[name]) for name in ("fixed", "moving"))
+    masks = {}
+    for name in ("fixed", "moving"):
+        if request.get(f"{name}_mask"):
+            masks[f"{name}_mask"] = image_of(answer, {**request[name], "values": request[f"{name}_mask"]})
+    initial = request["initial"]
+    if isinstance(initial, dict):
+        initial = transform_of(answer, initial)
+
+    def early(transform: Any) -> None:
+        if request["early"]:
+            field = geometry.covering_field_image(transform, fixed, moving, EARLY_SPACING_MM)
+            answer.event("field", field=field_facts(answer, "early.npy", field))
+
+    result = LDRCore.register(
+        fixed,
+        moving,
+        model=request["model"],
+        cascades=request["cascades"],
+        affine=request["affine"],
+        initial=initial,
+        refine_steps=request["refine_steps"],
+        inverse=request["inverse"],
+        device=request["device"],
+        progress=lambda fraction, message: answer.event("progress", fraction=0.75 * fraction, message=message),
+        on_transform=early,
+        **masks,
+    )
+    facts: dict[str, Any] = {"report": result.report}
+    if request["warped"]:
+        facts["warped"] = answer.save("warped.npy", sitk.GetArrayViewFromImage(result.warped))
+    if request["transform"]:
+        answer.event("progress", fraction=0.75, message="writing the transform")
+        field = geometry.covering_field_image(result.transform, fixed, moving)
+        facts["transform"] = field_facts(answer, "transform.npy", field)
+    if request["jacobian"]:
+        answer.event("progress", fraction=0.85, message="computing the Jacobian map")
+        facts["jacobian"] = answer.save("jacobian.npy", sitk.GetArrayViewFromImage(result.jacobian_determinant))
+    if result.inverse_transform is not None:
+        answer.event("progress", fraction=0.95, message="writing the inverse")
+        field = geometry.covering_field_image(result.inverse_transform, moving, fixed)
+        facts["inverse"] = field_facts(answer, "inverse.npy", field)
+    answer.event("done", **facts)
+
+
+def warp(answer: Answer, request: dict[str, Any]) -> None:
+    """Bring images along through a transform, or through its inverse. Events: progress, done."""
+    import numpy as np
+    import SimpleITK as sitk
+
+    from LDRCore import images, inversion, registration
+
+    transform = transform_of(answer, request["transform"])
+
+    def grid_of(item: dict[str, Any]) -> Any:
+        k, j, i = item["shape"]
+        return images.read((np.broadcast_to(np.uint8(0), (i, j, k)), np.array(item["to_world"])), "reference")
+
+    residual_mm = None
+    if request["inverse"]:
+        answer.event("progress", fraction=0.1, message="inverting the transform")
+        transform, residual_mm = inversion.invert_transform(transform, grid_of(request["fixed"]))
+    reference = grid_of(request["reference"])
+    names = []
+    for n, item in enumerate(request["items"]):
+        answer.event("progress", fraction=0.5 + 0.5 * n / len(request["items"]), message="resampling")
+        warped = registration.warp_image(image_of(answer, item), transform, reference, item["interpolation"])
+        names.append(answer.save(f"warped{n}.npy", sitk.GetArrayViewFromImage(warped)))
+    answer.event("done", items=names, residual_mm=residual_mm)
+
+
+def use_threads(count: int) -> None:
+    """As many threads as asked for; for 0 as many as torch and SimpleITK take by themselves (the processor's cores)."""
+    import SimpleITK as sitk
+    import torch
+
+    if not _own_threads:
+        _own_threads.extend((torch.get_num_threads(), sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()))
+    wanted = (count, count) if count else _own_threads
+    if torch.get_num_threads() != wanted[0]:
+        torch.set_num_threads(wanted[0])
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(wanted[1])
+
+
+def is_about_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory could not be had (Python, torch on CPU or GPU, ITK)."""
+    text = str(error).lower()
+    phrases = (
+        "out of memory",
+        "not enough memory",
+        "allocate memory",
+        "bad_alloc",
+        "failed to allocate",
+        "failed to map segment",
+        "could not create a primitive",  # what oneDNN says
+    )
+    return isinstance(error, MemoryError) or any(phrase in text for phrase in phrases)
+
+
+def serve(request: dict[str, Any]) -> None:
+    """Do one request; every way that it can fail becomes an event."""
+    answer = Answer(Path(request["folder"]))
+    try:
+        from LDRCore.errors import RegistrationError
+
+        try:
+            use_threads(request.get("threads", 0))
+            {"register": register, "warp": warp}[request["do"]](answer, request)
+        except RegistrationError as error:
+            answer.event("error", kind="input", message=str(error))
+    except Exception as error:
+        traceback.print_exc()
+        if is_about_memory(error):
+            answer.event("error", kind="memory")
+        elif isinstance(error, ImportError):
+            answer.event("error", kind="setup", message=str(error))
+        else:
+            answer.event("error", kind="unexpected", message=f"{type(error).__name__}: {error}")
+
+
+def main() -> None:
+    """Serve requests until stdin ends, then leave nothing behind."""
+    session, core = Path(sys.argv[1]), sys.argv[2]
+    sys.path[0] = core  # in place of this file's folder, whose names are none of its business
+    threading.Thread(target=watch, args=(session,), daemon=True).start()
+    try:
+        while True:
+            idle = threading.Timer(IDLE_S, leave, (session,))
+            idle.daemon = True
+            idle.start()
+            line = sys.stdin.readline()
+            idle.cancel()
+            if not line:
+                break
+            serve(json.loads(line))
+    finally:
+        shutil.rmtree(session, ignore_errors=True)
+
+
+def watch(session: Path) -> None:
+    """End the process, whatever it is doing, when it is no longer wanted."""
+    while (session / WANTED).exists():
+        time.sleep(WATCH_S)
+    leave(session)
+
+
+def leave(session: Path) -> None:
+    """End the process from another thread than the main one."""
+    shutil.rmtree(session, ignore_errors=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

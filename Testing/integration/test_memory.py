@@ -1,0 +1,61 @@
+"""The memory that a registration is said to need, against what a process really took."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from LDRCore import inference, memory, weights
+
+ROOT = Path(__file__).parents[2]
+MEASURE = """
+import resource, sys
+import SimpleITK as sitk
+import LDRCore
+from LDRCore import demo, memory
+n, cascades, inverse, jacobian = map(int, sys.argv[1:])
+images = []
+for name in ("fixed", "moving"):
+    image = sitk.ReadImage(demo.pair()[name])
+    spacing = [s * k / n for s, k in zip(image.GetSpacing(), image.GetSize())]
+    images.append(sitk.Resample(image, [n] * 3, sitk.Transform(), sitk.sitkLinear, image.GetOrigin(), spacing,
+                                image.GetDirection()))
+result = LDRCore.register(*images, cascades=cascades, inverse=bool(inverse))
+if jacobian:
+    result.jacobian_determinant
+said = memory.needed_bytes(LDRCore.model_info("brain-t1"), images[0].GetSize(), images[0].GetSpacing(),
+                           images[1].GetSize(), cascades=cascades, inverse=bool(inverse), jacobian=bool(jacobian))
+print(said, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read as Linux reports it")
+@pytest.mark.parametrize(("n", "cascades", "inverse", "jacobian"), [(64, 1, 0, 0), (160, 3, 1, 1)])
+def test_what_is_said_is_about_what_is_taken(n, cascades, inverse, jacobian):
+    arguments = [str(a) for a in (n, cascades, inverse, jacobian)]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    said, taken = map(float, done.stdout.split())
+    assert 0.8 < said / taken < 1.8
+
+
+def test_more_asked_needs_more():
+    card = weights.model_info("brain-t1")
+
+    def needed(size=(200, 200, 200), **more) -> int:
+        return memory.needed_bytes(card, size, (1.0, 1.0, 1.0), size, **{"cascades": 1, **more})
+
+    plain = needed()
+    for more in (
+        {"cascades": 3},
+        {"refine_steps": 10},
+        {"inverse": True},
+        {"jacobian": True},
+        {"size": (300, 200, 200)},
+    ):
+        assert needed(**more) > plain
+    assert memory.MAX_WORKING_VOXELS == inference.MAX_VOXELS

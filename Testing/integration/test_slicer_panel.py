@@ -1,0 +1,290 @@
+"""The panel on PySide6 with stand-ins for Slicer's own widgets: real mouse clicks on the real .ui file."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from Testing.slicer_scene import add_volume, array, blobs, local, snapshot
+from Testing.slicer_window import choose, click, composite, run, settle, unfold
+
+slicer = pytest.importorskip("slicer", reason="needs slicer-core (make test installs it)")
+
+from Testing.standin import application
+
+UI = Path(application.MODULE / "Resources" / "UI" / "LightweightRegistration.ui")
+
+
+# opening
+
+
+def test_an_empty_panel_says_what_to_do_and_does_nothing_heavy(opened):
+    ui = opened.ui
+    assert ui.applyButton.text == "Choose a fixed and a moving volume"
+    assert not ui.applyButton.enabled
+    assert ui.tryItButton.isVisible()
+    assert not ui.progressBar.isVisible()
+    assert ui.resultsLabel.text == "No result yet."
+    assert opened.panel.logic._worker is None
+    assert ui.modelComboBox.currentText == "brain-t1"
+    assert ui.modelCardLabel.text.startswith("T1-weighted MRI of the adult head")
+    assert ui.cascadesSlider.maximum == 3
+    assert ui.advancedCollapsibleButton.collapsed
+    assert opened.said == []
+
+
+def test_every_parameter_has_a_widget_and_every_widget_a_parameter(slicer_module):
+    from LightweightRegistrationLib.parameters import LightweightRegistrationParameterNode
+
+    found = [
+        element.find("string").text
+        for element in ET.parse(UI).iter("property")
+        if element.get("name") == "SlicerParameterName"
+    ]
+    assert sorted([*found, "model"]) == sorted(LightweightRegistrationParameterNode.allParameters)
+    assert len(found) == len(set(found))
+
+
+def test_the_ui_file_hands_the_scene_to_every_selector():
+    tree = ET.parse(UI)
+    selectors = {w.get("name") for w in tree.iter("widget") if w.get("class") == "qMRMLNodeComboBox"}
+    connected = {c.find("receiver").text for c in tree.iter("connection")}
+    assert selectors == connected
+    for connection in tree.iter("connection"):
+        assert connection.find("signal").text == "mrmlSceneChanged(vtkMRMLScene*)"
+        assert connection.find("slot").text == "setMRMLScene(vtkMRMLScene*)"
+
+
+def test_the_panel_uses_only_widgets_of_the_ui_file():
+    names = {w.get("name") for w in ET.parse(UI).iter("widget")}
+    source = (application.MODULE / "LightweightRegistrationLib" / "panel.py").read_text()
+    used = set(re.findall(r"\bui\.(\w+)", source))
+    assert used
+    assert used <= names
+
+
+# try it, apply, results
+
+
+def test_try_it_then_apply_shows_warped_volume_results_and_an_early_view(opened):
+    ui, scene = opened.ui, slicer.mrmlScene
+    click(ui.tryItButton)
+    p = opened.widget._parameterNode
+    assert (p.fixedVolume.GetName(), p.movingVolume.GetName()) == ("Brain A", "Brain B")
+    assert not ui.tryItButton.isVisible()
+    assert ui.applyButton.text == "Apply"
+    assert composite().GetBackgroundVolumeID() == p.fixedVolume.GetID()
+    ui.cascadesSlider.value = 1
+    assert p.cascades == 1
+    moving = p.movingVolume.GetMTime()
+    click(ui.applyButton)
+    assert ui.applyButton.text == "Cancel"
+    assert ui.progressBar.isVisible()
+    run(opened, until=lambda: opened.panel._early is not None)
+    early = opened.panel._early
+    assert early is not None, "the early view comes before the outputs"
+    assert composite().GetForegroundVolumeID() == early.volume.GetID()
+    assert early.volume.GetImageData() is p.movingVolume.GetImageData()  # shared, not copied
+    assert p.warpedVolume is None
+    run(opened)
+    assert opened.said == []
+    assert ui.applyButton.text == "Apply"
+    assert not ui.progressBar.isVisible()
+    assert re.fullmatch(r"Done in \d+\.\d s\.", ui.statusLabel.text)
+    assert p.warpedVolume.GetName() == "Brain B warped to Brain A"
+    assert p.transform.GetName() == "Brain B to Brain A"
+    assert p.jacobianMap.GetName() == "Jacobian of Brain B to Brain A"
+    assert composite().GetForegroundVolumeID() == p.warpedVolume.GetID()
+    assert composite().GetForegroundOpacity() == pytest.approx(0.5)
+    assert p.movingVolume.GetMTime() == moving
+    names = [scene.GetNthNode(n).GetName() or "" for n in range(scene.GetNumberOfNodes())]
+    assert not [name for name in names if "early" in name.lower()]
+    for word in ("Similarity", "Folding", "Jacobian", "Time", "CPU", "brain-t1, 1 cascade<"):
+        assert word in ui.resultsLabel.text
+    click(ui.copyButton)
+    from PySide6 import QtWidgets
+
+    text = QtWidgets.QApplication.clipboard().text()
+    assert re.match(
+        r"Similarity before\t0\.\d+ \(correlation\)\nSimilarity after\t0\.\d+ \(affine alone 0\.\d+\)\n", text
+    )
+
+
+def test_apply_says_what_is_missing(opened):
+    ui = opened.ui
+    blobs()
+    choose(ui.fixedSelector, "blob 0")
+    assert ui.applyButton.text == "Choose a moving volume"
+    choose(ui.movingSelector, "blob 0")
+    assert ui.applyButton.text == "Choose two different volumes"
+    choose(ui.movingSelector, "blob 1")
+    assert ui.applyButton.text == "Apply"
+    for box in (ui.wantWarpedCheckBox, ui.wantTransformCheckBox, ui.wantJacobianCheckBox):
+        click(box)
+    assert ui.applyButton.text == "Choose at least one output"
+    assert not ui.applyButton.enabled
+    assert not ui.transformSelector.enabled
+    unfold(ui.advancedCollapsibleButton)
+    click(ui.keepInverseCheckBox)
+    assert ui.applyButton.text == "Apply"
+
+
+def test_cancel_leaves_the_scene_and_the_views_as_they_were(chosen):
+    from LightweightRegistrationLib import views
+
+    views.show(chosen.fixed, chosen.moving, 0.3)
+    before = {k: v for k, v in snapshot().items() if "ScriptedModule" not in k and "Slice" not in k}
+    click(chosen.ui.applyButton)
+    run(chosen, until=lambda: chosen.panel.job.fraction > 0.1)
+    click(chosen.ui.applyButton)
+    assert chosen.panel.job is None
+    assert chosen.ui.applyButton.text == "Apply"
+    assert chosen.ui.statusLabel.text == "Cancelled; nothing was changed."
+    assert {k: v for k, v in snapshot().items() if "ScriptedModule" not in k and "Slice" not in k} == before
+    assert composite().GetForegroundVolumeID() == chosen.moving.GetID()
+    assert composite().GetForegroundOpacity() == pytest.approx(0.3)
+
+
+def test_a_refusal_is_one_sentence_in_a_dialog_and_the_panel_works_on(chosen):
+    add_volume("flat", np.full((8, 8, 8), 3, np.int16))
+    choose(chosen.ui.movingSelector, "flat")
+    before = {k: v for k, v in snapshot().items() if "ScriptedModule" not in k}
+    click(chosen.ui.applyButton)
+    run(chosen)
+    assert chosen.said == ["The moving volume must show something, got 'flat', where every voxel is 3."]
+    assert chosen.ui.statusLabel.text == chosen.said[0]
+    assert {k: v for k, v in snapshot().items() if "ScriptedModule" not in k} == before
+    choose(chosen.ui.movingSelector, "blob 1")
+    click(chosen.ui.applyButton)
+    run(chosen)
+    assert chosen.p.warpedVolume is not None
+
+
+def test_lack_of_memory_offers_fewer_cascades(chosen):
+    chosen.p.cascades = 2
+    click(chosen.ui.applyButton)
+    chosen.panel.logic.worker._process.kill()  # as Linux does when memory runs out
+    run(chosen)
+    (text,) = chosen.said
+    assert re.match(r"Registering these volumes needs about \d\.\d GB of memory, more than could be had here: ", text)
+    assert text.endswith("Try again with 1 cascade?")
+    assert chosen.p.cascades == 1  # yes was answered, and it ran again
+    assert chosen.p.warpedVolume is not None
+
+
+def test_a_scene_closed_during_the_run_is_survived(chosen):
+    click(chosen.ui.applyButton)
+    run(chosen, until=lambda: chosen.panel.job.fraction > 0.1)
+    application.clear()
+    settle()
+    assert chosen.panel.job is None
+    assert chosen.said == []
+    assert chosen.ui.applyButton.text == "Choose a fixed and a moving volume"
+    assert chosen.ui.tryItButton.isVisible()
+    blobs()
+    choose(chosen.ui.fixedSelector, "blob 0")
+    choose(chosen.ui.movingSelector, "blob 1")
+    chosen.widget._parameterNode.cascades = 1
+    click(chosen.ui.applyButton)
+    run(chosen)
+    assert chosen.widget._parameterNode.warpedVolume is not None
+
+
+def test_choices_come_back_from_a_saved_scene(chosen, tmp_path):
+    from LightweightRegistrationLib.parameters import Device, Overlay, Prealignment
+
+    ui = chosen.ui
+    unfold(ui.advancedCollapsibleButton)
+    choose(ui.prealignmentComboBox, "Affine from where they are")
+    choose(ui.deviceComboBox, "CPU")
+    choose(ui.overlayComboBox, "Jacobian map (colours)")
+    ui.refinementSpinBox.value = 25
+    ui.gridSpacingSlider.value = 7
+    click(ui.keepInverseCheckBox)
+    click(ui.wantJacobianCheckBox)
+    bundle = str(tmp_path / "scene.mrb")
+    assert slicer.mrmlScene.WriteToMRB(bundle)
+    application.clear()
+    settle()
+    assert ui.refinementSpinBox.value == 0
+    assert slicer.mrmlScene.ReadFromMRB(bundle)
+    settle()
+    p = chosen.widget._parameterNode
+    assert (p.prealignment, p.device, p.overlay) == (Prealignment.affine, Device.cpu, Overlay.jacobian)
+    assert (p.refinementSteps, p.gridSpacing, p.keepInverse, p.wantJacobian) == (25, 7.0, True, False)
+    assert p.movingVolume.GetName() == "blob 1"
+    assert ui.movingSelector.currentNode() is p.movingVolume
+    assert ui.refinementSpinBox.value == 25
+    assert ui.overlayComboBox.currentText == "Jacobian map (colours)"
+    assert ui.keepInverseCheckBox.checked
+    assert ui.applyButton.text == "Apply"
+
+
+def test_results_and_outputs_come_back_from_a_saved_scene(chosen, tmp_path):
+    click(chosen.ui.applyButton)
+    run(chosen)
+    shown, report = chosen.ui.resultsLabel.text, array(chosen.p.warpedVolume)
+    bundle = str(tmp_path / "scene.mrb")
+    assert slicer.mrmlScene.WriteToMRB(bundle)
+    application.clear()
+    assert chosen.ui.resultsLabel.text == "No result yet."
+    assert slicer.mrmlScene.ReadFromMRB(bundle)
+    settle()
+    p = chosen.widget._parameterNode
+    assert chosen.ui.resultsLabel.text == shown
+    assert np.array_equal(array(p.warpedVolume), report)
+    assert p.transform.GetName() == "blob 1 to blob 0"
+    choose(chosen.ui.overlayComboBox, "Jacobian map (colours)")  # and the panel works on with them
+    assert p.jacobianMap.GetDisplayNode().GetColorNode().GetName().startswith("Jacobian")
+
+
+# outputs
+
+
+def test_a_second_apply_fills_the_same_nodes_and_another_pair_gets_new_ones(chosen):
+    p = chosen.p
+    click(chosen.ui.applyButton)
+    run(chosen)
+    first = (p.warpedVolume, p.transform, p.jacobianMap)
+    click(chosen.ui.applyButton)
+    run(chosen)
+    assert (p.warpedVolume, p.transform, p.jacobianMap) == first
+    assert chosen.said == []
+    kept = array(first[0])
+    other = add_volume("blob 2", slicer.util.arrayFromVolume(chosen.moving)[::-1], local(chosen.moving))
+    choose(chosen.ui.movingSelector, "blob 2")
+    assert (p.warpedVolume, p.transform, p.jacobianMap) == (None, None, None)
+    assert chosen.ui.warpedVolumeSelector.noneDisplay == "New: blob 2 warped to blob 0"
+    click(chosen.ui.applyButton)
+    run(chosen)
+    assert p.warpedVolume is not first[0]
+    assert p.movingVolume is other
+    assert np.array_equal(array(first[0]), kept)
+
+
+def test_without_a_warped_volume_the_moving_one_is_shown_under_the_transform_and_can_be_run_again(chosen):
+    click(chosen.ui.wantWarpedCheckBox)
+    click(chosen.ui.wantJacobianCheckBox)
+    click(chosen.ui.applyButton)
+    run(chosen)
+    assert chosen.p.warpedVolume is None
+    assert chosen.moving.GetParentTransformNode() is chosen.p.transform
+    assert composite().GetForegroundVolumeID() == chosen.moving.GetID()
+    click(chosen.ui.applyButton)
+    run(chosen)
+    assert chosen.said == []
+    assert chosen.moving.GetParentTransformNode() is chosen.p.transform
+
+
+def test_create_new_in_a_selector_gives_a_speaking_name(chosen):
+    node = chosen.ui.warpedVolumeSelector.addNode()
+    assert node.GetName() == "blob 1 warped to blob 0"
+    assert chosen.p.warpedVolume is node
+    click(chosen.ui.applyButton)
+    run(chosen)
+    assert chosen.p.warpedVolume is node
+    assert array(node).max() > 0

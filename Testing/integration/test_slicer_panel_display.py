@@ -1,0 +1,174 @@
+"""The panel's display, its other sections and its end, with real mouse clicks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from Testing.slicer_scene import array
+from Testing.slicer_window import choose, click, composite, run, unfold
+
+slicer = pytest.importorskip("slicer", reason="needs slicer-core (make test installs it)")
+import vtk.util.numpy_support
+
+from Testing.standin import application, sliceview
+
+
+def test_display_controls_drive_the_slice_views(done):
+    ui, p = done.ui, done.p
+    ui.fadeSlider.value = 0.8
+    assert composite().GetForegroundOpacity() == pytest.approx(0.8)
+    assert p.transform.GetDisplayNode() is None or not p.transform.GetDisplayNode().GetVisibility()
+    click(ui.showGridCheckBox)
+    display = p.transform.GetDisplayNode()
+    assert display.GetVisibility()
+    assert display.GetVisibility2D()
+    assert display.GetVisualizationMode() == display.VIS_MODE_GRID
+    assert display.GetRegionNode() is p.fixedVolume
+    ui.gridSpacingSlider.value = 14
+    assert display.GetGridSpacingMm() == pytest.approx(14)
+    click(ui.showGridCheckBox)
+    assert not display.GetVisibility()
+    choose(ui.overlayComboBox, "Moving volume as it was")
+    assert composite().GetForegroundVolumeID() == p.movingVolume.GetID()
+    choose(ui.overlayComboBox, "Nothing")
+    assert composite().GetForegroundVolumeID() is None
+    assert not ui.flickerButton.enabled
+
+
+def test_the_jacobian_has_colours_and_a_legend(done):
+    ui, p = done.ui, done.p
+    choose(ui.overlayComboBox, "Jacobian map (colours)")
+    assert composite().GetForegroundVolumeID() == p.jacobianMap.GetID()
+    ui.jacobianRangeSlider.value = 0.25
+    display = p.jacobianMap.GetDisplayNode()
+    assert (display.GetWindowLevelMin(), display.GetWindowLevelMax()) == pytest.approx((0.75, 1.25))
+    function = display.GetColorNode().GetColorTransferFunction()
+    low, middle, high = ([0.0] * 3 for _ in range(3))
+    for value, colour in ((0.75, low), (1.0, middle), (1.25, high)):
+        function.GetColor(value, colour)
+    assert low[2] > low[0] + 0.3  # blue
+    assert min(middle) > 0.9  # white
+    assert high[0] > high[2] + 0.3  # red
+    legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(p.jacobianMap)
+    assert legend.GetVisibility()
+    choose(ui.overlayComboBox, "Warped volume")
+    assert not legend.GetVisibility()
+
+
+def test_folding_is_outlined_where_there_is_any(done):
+    ui, p = done.ui, done.p
+    click(ui.showFoldingCheckBox)
+    assert ui.statusLabel.text == "Nothing folds: there is no voxel to outline."
+    click(ui.showFoldingCheckBox)
+    slicer.util.arrayFromVolume(p.jacobianMap)[10:13, 8:12, 9:14] = -0.2
+    slicer.util.arrayFromVolumeModified(p.jacobianMap)
+    click(ui.showFoldingCheckBox)
+    node = p.jacobianMap.GetNodeReference("LightweightRegistrationFolding")
+    segment = slicer.vtkOrientedImageData()
+    node.GetBinaryLabelmapRepresentation(node.GetSegmentation().GetNthSegmentID(0), segment)
+    assert vtk.util.numpy_support.vtk_to_numpy(segment.GetPointData().GetScalars()).sum() == 3 * 4 * 5
+    assert node.GetDisplayNode().GetVisibility()
+    click(ui.showFoldingCheckBox)
+    assert not node.GetDisplayNode().GetVisibility()
+    # a run without folding takes the old outline away
+    click(ui.showFoldingCheckBox)
+    click(ui.applyButton)
+    run(done)
+    assert slicer.mrmlScene.GetFirstNodeByName(f"{p.jacobianMap.GetName()} folding") is None
+
+
+def test_flicker_alternates_and_gives_the_fade_back(done):
+    ui = done.ui
+    ui.fadeSlider.value = 0.4
+    click(ui.flickerButton)
+    seen = set()
+    for _ in range(3):
+        done.panel.onFlickerTick()
+        seen.add(composite().GetForegroundOpacity())
+    assert seen == {0.0, 1.0}
+    assert done.panel._flicker.isActive()
+    click(ui.flickerButton)
+    assert not done.panel._flicker.isActive()
+    assert composite().GetForegroundOpacity() == pytest.approx(0.4)
+
+
+def test_the_checkerboard_is_a_hidden_node_that_goes_away(done):
+    ui = done.ui
+    choose(ui.overlayComboBox, "Checkerboard of fixed and warped")
+    node = done.panel._checkerboard
+    assert composite().GetForegroundVolumeID() == node.GetID()
+    assert composite().GetForegroundOpacity() == 1.0
+    assert node.GetHideFromEditors()
+    assert not node.GetSaveWithScene()
+    from LightweightRegistrationLib import views
+
+    fixed, warped = (views._grey(v) for v in (done.p.fixedVolume, done.p.warpedVolume))
+    values = slicer.util.arrayFromVolume(node)
+    assert np.array_equal(values[:8, :8, :8], fixed[:8, :8, :8])  # the first cube of 25 mm
+    assert np.array_equal(values[:8, :8, 9:16], warped[:8, :8, 9:16])
+    choose(ui.overlayComboBox, "Warped volume")
+    assert not slicer.mrmlScene.IsNodePresent(node)
+
+
+def test_opening_the_panel_does_not_touch_the_views(done):
+    from LightweightRegistrationLib import views
+
+    views.show(done.moving, None, 0.1)
+    done.widget.exit()
+    done.widget.enter()
+    done.panel.update()
+    assert composite().GetBackgroundVolumeID() == done.moving.GetID()
+
+
+def test_apply_also_to_brings_points_and_volumes_along(done):
+    ui, p = done.ui, done.p
+    points = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "landmarks")
+    points.AddControlPoint(vtk.vtkVector3d(5, 5, 5))
+    unfold(ui.othersCollapsibleButton)
+    assert not ui.otherButton.enabled
+    choose(ui.otherSelector, "landmarks")
+    choose(ui.directionComboBox, "belongs to the fixed scan: bring it to the moving one")
+    click(ui.otherButton)
+    run(done)
+    assert ui.statusLabel.text == "Created “landmarks on blob 1”."
+    new = slicer.mrmlScene.GetFirstNodeByName("landmarks on blob 1")
+    there = p.transform.GetTransformFromParent().TransformPoint((5.0, 5.0, 5.0))
+    assert new.GetNthControlPointPosition(0) == pytest.approx(there, abs=1e-3)
+    choose(ui.otherSelector, "blob 1")
+    choose(ui.directionComboBox, "belongs to the moving scan: bring it to the fixed one")
+    click(ui.otherButton)
+    run(done)
+    brought = slicer.mrmlScene.GetFirstNodeByName("blob 1 on blob 0")
+    assert np.abs(array(brought) - array(p.warpedVolume)).max() <= 1
+    assert done.said == []
+
+
+def test_a_sequence_runs_from_the_panel_and_can_be_cancelled(chosen):
+    from Testing.slicer_scene import frames
+
+    application.clear()
+    sliceview.add_views()
+    frames(slicer.mrmlScene, 2)
+    ui = chosen.ui
+    choose(ui.fixedSelector, "blob 0")
+    chosen.widget._parameterNode.cascades = 1
+    unfold(ui.sequenceCollapsibleButton)
+    choose(ui.sequenceSelector, "breathing")
+    click(ui.sequenceButton)
+    run(chosen, until=lambda: "frame 2 of 2" in ui.statusLabel.text.lower())
+    click(ui.applyButton)
+    assert ui.statusLabel.text == "Cancelled; nothing was changed."
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSequenceNode") == 1
+    click(ui.sequenceButton)
+    run(chosen)
+    assert ui.statusLabel.text.startswith("Created “breathing on blob 0” with 2 frames")
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSequenceBrowserNode") == 1
+
+
+def test_cleanup_ends_the_process(done):
+    worker = done.panel.logic.worker
+    assert worker.exit_code() is None
+    done.widget.cleanup()
+    assert worker._process is None
+    assert done.widget.Observations == []

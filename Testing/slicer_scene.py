@@ -1,0 +1,130 @@
+"""What tests of the Slicer module share: a clean scene on slicer-core, and comparisons of its nodes with SimpleITK."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def image_of(node: Any, to_world: np.ndarray | None = None) -> sitk.Image:
+    """A volume node as a SimpleITK image in world coordinates."""
+    import slicer
+    from LightweightRegistrationLib import volumes
+
+    if to_world is None:
+        to_world = volumes.parent_to_world(node, "volume") @ volumes.voxel_to_local(node)
+    lps = LPS @ to_world
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image = sitk.GetImageFromArray(slicer.util.arrayFromVolume(node))
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    return image
+
+
+def add_volume(name: str, values: np.ndarray, to_local: np.ndarray | None = None, kind: str = "Scalar") -> Any:
+    """A new volume node (kind "Scalar" or "LabelMap")."""
+    import slicer
+    from LightweightRegistrationLib import volumes
+
+    node = slicer.mrmlScene.AddNewNodeByClass(f"vtkMRML{kind}VolumeNode", name)
+    slicer.util.updateVolumeFromArray(node, values)
+    if to_local is not None:
+        node.SetIJKToRASMatrix(volumes.matrix_of(to_local))
+    node.CreateDefaultDisplayNodes()
+    return node
+
+
+def linear(name: str, matrix: np.ndarray) -> Any:
+    """A new linear transform node, to parent."""
+    import slicer
+    from LightweightRegistrationLib import volumes
+
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", name)
+    node.SetMatrixTransformToParent(volumes.matrix_of(matrix))
+    return node
+
+
+def turned(degrees: float, shift: tuple[float, float, float], axis: int = 2) -> np.ndarray:
+    """A rotation about an axis and a shift, 4x4."""
+    c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    i, j = (a for a in range(3) if a != axis)
+    out = np.eye(4)
+    out[i, i], out[j, j], out[i, j], out[j, i] = c, c, -s, s
+    out[:3, 3] = shift
+    return out
+
+
+def snapshot() -> dict[str, tuple[str, int]]:
+    """Every node's id with its name and modification time, and that of its data: equal means unchanged."""
+    import slicer
+
+    scene = slicer.mrmlScene
+    nodes = [scene.GetNthNode(n) for n in range(scene.GetNumberOfNodes())]
+    found = {}
+    for node in nodes:
+        data = node.GetImageData() if hasattr(node, "GetImageData") else None
+        found[node.GetID()] = (node.GetName(), node.GetMTime(), data.GetMTime() if data is not None else 0)
+    return found
+
+
+def spin(job: Any, until: Any = None, seconds: float = 120.0) -> None:
+    """Poll a job until it is finished, or until something holds."""
+    import time
+
+    end = time.monotonic() + seconds
+    while not job.poll() and not (until is not None and until()):
+        assert time.monotonic() < end, f"still at {job.fraction} {job.message}"
+        time.sleep(0.01)
+
+
+def array(node: Any) -> np.ndarray:
+    """A volume's voxels as floats."""
+    import slicer
+
+    return slicer.util.arrayFromVolume(node).astype(float)
+
+
+def local(node: Any) -> np.ndarray:
+    """4x4 voxel -> RAS mm without parents."""
+    from LightweightRegistrationLib import volumes
+
+    return volumes.voxel_to_local(node)
+
+
+def moved(transform: Any, point: Any) -> tuple[float, float, float]:
+    """Where a transform node takes a world point, from parent (fixed -> moving)."""
+    return transform.GetTransformFromParent().TransformPoint(point)
+
+
+def blobs(count: int = 2) -> list[Any]:
+    """Small volumes of different grids and content: quick to register."""
+    made = []
+    for n in range(count):
+        k, j, i = np.meshgrid(*[np.arange(size) for size in (24 + 2 * n, 26, 28)], indexing="ij")
+        inside = ((k - 12) / 8) ** 2 + ((j - 13 - n) / 9) ** 2 + ((i - 14) / (9 + n)) ** 2 < 1
+        values = np.where(inside, 300 + 20 * np.sin(k + n) * np.cos(j) + 5 * i, 0).astype(np.int16)
+        to_local = turned(10 * n, (-40, -40, -40)) @ np.diag([3.0, 3.0, 3.0 + n, 1.0])
+        made.append(add_volume(f"blob {n}", values, to_local))
+    return made
+
+
+def frames(scene: Any, count: int = 3) -> tuple[Any, Any]:
+    """A fixed volume, and a sequence of volumes that turn and move."""
+    import slicer
+    from LightweightRegistrationLib import volumes
+
+    fixed, moving = blobs()
+    sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode", "breathing")
+    sequence.SetIndexName("time")
+    sequence.SetIndexUnit("s")
+    for n in range(count):
+        frame = slicer.vtkMRMLScalarVolumeNode()
+        frame.SetIJKToRASMatrix(volumes.matrix_of(turned(3 * n, (2.0 * n, 0, 0)) @ local(moving)))
+        slicer.util.updateVolumeFromArray(frame, slicer.util.arrayFromVolume(moving))
+        sequence.SetDataNodeAtValue(frame, str(0.5 * n))
+    return fixed, sequence

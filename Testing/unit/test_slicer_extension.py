@@ -1,0 +1,247 @@
+"""The extension's packaging: lists that equal the tree, descriptions that agree, what may run when Slicer starts."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MODULE = ROOT / "LightweightRegistration"
+SOURCES = sorted([MODULE / "LightweightRegistration.py", *(MODULE / "LightweightRegistrationLib").glob("*.py")])
+CMAKE = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
+
+
+def listed(path: Path, variable: str) -> list[str]:
+    """The files of one list in a CMakeLists.txt."""
+    text = path.read_text(encoding="utf-8").replace("${MODULE_NAME}", "LightweightRegistration")
+    return re.search(rf"set\({variable}\n(.*?)\n  \)", text, re.DOTALL).group(1).split()
+
+
+def in_tree(folder: Path, *, scripts: bool) -> list[str]:
+    files = [
+        p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts and p.name != "CMakeLists.txt"
+    ]
+    return sorted(str(p.relative_to(folder).as_posix()) for p in files if (p.suffix == ".py") == scripts)
+
+
+@pytest.mark.parametrize(
+    ("folder", "prefix"), [(ROOT / "LDRCore", "LDRCORE"), (MODULE, "MODULE")], ids=["LDRCore", "module"]
+)
+def test_every_file_is_listed_once(folder, prefix):
+    for kind, scripts in (("SCRIPTS", True), ("RESOURCES", False)):
+        assert sorted(listed(folder / "CMakeLists.txt", f"{prefix}_PYTHON_{kind}")) == in_tree(folder, scripts=scripts)
+
+
+def extension(name: str) -> str:
+    return re.search(rf'set\(EXTENSION_{name} "([^"]*)"\)', CMAKE).group(1)
+
+
+def test_the_catalogue_entry_keeps_to_the_schema():
+    """Version 1.0.2: these keys, these types, line feeds only."""
+    raw = (ROOT / "LightweightRegistration.json").read_bytes()
+    assert b"\r" not in raw
+    entry = json.loads(raw)
+    kinds = {
+        "$schema": str,
+        "category": str,
+        "scm_url": str,
+        "scm_revision": str,
+        "scm_type": str,
+        "build_dependencies": list,
+        "dicom_support_rule": str,
+        "build_subdirectory": str,
+        "enabled": bool,
+        "tier": int,
+    }
+    assert {"$schema", "category", "scm_url"} <= set(entry) <= set(kinds)
+    for key, value in entry.items():
+        assert type(value) is kinds[key]
+    assert entry["$schema"].endswith("slicer-extension-catalog-entry-schema-v1.0.2.json#")
+    assert entry["category"] == "Registration"
+    assert 1 <= entry["tier"] <= 5
+    assert entry["scm_url"].startswith("https://")
+    repository = entry["scm_url"].rpartition("/")[2].removesuffix(".git")
+    assert repository.startswith("Slicer")  # the catalogue asks for it; the extension's own name must not
+    assert all(isinstance(name, str) for name in entry["build_dependencies"])
+
+
+def test_the_three_descriptions_agree():
+    entry = json.loads((ROOT / "LightweightRegistration.json").read_text(encoding="utf-8"))
+    lines = (ROOT / "LightweightRegistration.s4ext").read_text(encoding="utf-8").splitlines()
+    old = dict(line.partition(" ")[::2] for line in lines if not line.startswith("#"))
+    assert re.search(r"^project\((\w+)\)$", CMAKE, re.MULTILINE).group(1) == "LightweightRegistration"
+    assert old["scmurl"] == entry["scm_url"]
+    assert old["scmrevision"] == entry["scm_revision"]
+    assert old["category"] == entry["category"] == extension("CATEGORY")
+    assert old["depends"].split() == entry["build_dependencies"] == extension("DEPENDS").split()
+    for key, name in (
+        ("homepage", "HOMEPAGE"),
+        ("contributors", "CONTRIBUTORS"),
+        ("iconurl", "ICONURL"),
+        ("description", "DESCRIPTION"),
+        ("screenshoturls", "SCREENSHOTURLS"),
+    ):
+        assert old[key] == extension(name)
+    assert entry["scm_url"] == f"{extension('HOMEPAGE')}.git"
+
+
+def test_pictures_that_the_catalogue_shows_are_in_the_repository():
+    for url in [extension("ICONURL"), *extension("SCREENSHOTURLS").split()]:
+        assert url.startswith("https://raw.githubusercontent.com/")
+        path = ROOT / url.split("/main/")[1]
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert path.stat().st_size < 300_000
+    assert (ROOT / "LICENSE").is_file()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
+def test_files_import_and_run_only_what_slicer_allows_when_it_starts(path):
+    """At file scope: the standard library, slicer, vtk, qt, numpy and the module's own; no call but of decorators."""
+    allowed = {
+        *sys.stdlib_module_names,
+        "slicer",
+        "vtk",
+        "qt",
+        "ctk",
+        "SimpleITK",
+        "numpy",
+        "LightweightRegistrationLib",
+    }
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            assert {alias.name.split(".")[0] for alias in node.names} <= allowed
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level or node.module.split(".")[0] in allowed
+        elif isinstance(node, ast.Expr):
+            assert isinstance(node.value, ast.Constant)  # a docstring
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            calls = [ast.unparse(call.func) for call in ast.walk(node) if isinstance(call, ast.Call)]
+            assert set(calls) <= {
+                "Path",
+                "Path(__file__).with_name",
+                "Path(__file__).resolve",
+                "np.diag",
+                "'.'.join",
+                "map",
+            }
+        else:
+            assert isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.If)), ast.unparse(node)[:80]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
+def test_the_module_holds_no_tensor_code_and_only_the_worker_and_core_reach_the_library(path):
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module.split(".")[0])
+    if path.stem != "worker":
+        assert not names & {"LDRCore", "torch", "SimpleITK"}
+    assert "light_the_torch" not in names
+    assert "pip_install" not in path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """The folder of the modules after CMake installed the extension, with stand-ins for Slicer's macros."""
+    cmake = shutil.which("cmake", path=str(Path(sys.executable).parent)) or shutil.which("cmake")
+    if cmake is None:
+        pytest.skip("needs cmake (make test installs it)")
+    work = tmp_path_factory.mktemp("cmake")
+    source = work / "source"
+    source.mkdir()
+    # no compiler is needed for Python files; Slicer itself asks for one
+    text = CMAKE.replace("project(LightweightRegistration)", "project(LightweightRegistration NONE)")
+    (source / "CMakeLists.txt").write_text(text)
+    for name in ("LDRCore", "LightweightRegistration"):
+        (source / name).symlink_to(ROOT / name)
+    slicer = work / "slicer"
+    slicer.mkdir()
+    (slicer / "SlicerConfig.cmake").write_text(SLICER_CONFIG)
+    (slicer / "UseSlicer.cmake").write_text(USE_SLICER)
+    (slicer / "Nothing.cmake").write_text("")
+    options = [f"-DSlicer_DIR={slicer}", "-DBUILD_TESTING=ON", f"-DCMAKE_INSTALL_PREFIX={work / 'installed'}"]
+    done = subprocess.run(
+        [cmake, "-S", source, "-B", work / "build", *options], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "unit test LightweightRegistration.py" in done.stdout
+    assert "generic tests of LightweightRegistration" in done.stdout
+    subprocess.run([cmake, "--install", work / "build"], capture_output=True, check=True)
+    return work / "installed" / "lib" / "qt-scripted-modules"
+
+
+SLICER_CONFIG = """
+set(Slicer_USE_FILE ${CMAKE_CURRENT_LIST_DIR}/UseSlicer.cmake)
+set(Slicer_EXTENSION_GENERATE_CONFIG ${CMAKE_CURRENT_LIST_DIR}/Nothing.cmake)
+set(Slicer_EXTENSION_CPACK ${CMAKE_CURRENT_LIST_DIR}/Nothing.cmake)
+set(Slicer_QTSCRIPTEDMODULES_LIB_DIR lib/qt-scripted-modules)
+set(Slicer_INSTALL_QTSCRIPTEDMODULES_LIB_DIR lib/qt-scripted-modules)
+"""
+USE_SLICER = """
+function(install_all folder)
+  foreach(file ${ARGN})
+    if(NOT EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/${file})
+      message(FATAL_ERROR "given nonexistent file '${file}'")
+    endif()
+    get_filename_component(place ${file} DIRECTORY)
+    install(FILES ${file} DESTINATION ${folder}/${place})
+  endforeach()
+endfunction()
+function(ctkMacroCompilePythonScript)
+  cmake_parse_arguments(MY "NO_INSTALL_SUBDIR" "TARGET_NAME;DESTINATION_DIR;INSTALL_DIR" "SCRIPTS;RESOURCES" ${ARGN})
+  if(MY_UNPARSED_ARGUMENTS)
+    message(FATAL_ERROR "unknown: ${MY_UNPARSED_ARGUMENTS}")
+  endif()
+  install_all(${MY_INSTALL_DIR} ${MY_SCRIPTS} ${MY_RESOURCES})
+endfunction()
+function(slicerMacroBuildScriptedModule)
+  cmake_parse_arguments(MY "WITH_GENERIC_TESTS" "NAME" "SCRIPTS;RESOURCES" ${ARGN})
+  if(MY_UNPARSED_ARGUMENTS)
+    message(FATAL_ERROR "unknown: ${MY_UNPARSED_ARGUMENTS}")
+  endif()
+  install_all(${Slicer_INSTALL_QTSCRIPTEDMODULES_LIB_DIR} ${MY_SCRIPTS} ${MY_RESOURCES})
+  if(MY_WITH_GENERIC_TESTS)
+    message(STATUS "generic tests of ${MY_NAME}")
+  endif()
+endfunction()
+function(slicer_add_python_unittest)
+  cmake_parse_arguments(MY "" "SCRIPT" "" ${ARGN})
+  message(STATUS "unit test ${MY_SCRIPT}")
+endfunction()
+"""
+
+REGISTER = """
+import sys
+from pathlib import Path
+from Testing.standin import application
+application.MODULE = Path(sys.argv[1])
+module = application.module()
+assert Path(module.__file__).parent == application.MODULE, module.__file__
+from Testing.slicer_scene import blobs
+logic = module.LightweightRegistrationLogic()
+outputs = logic.register(*blobs(), 1)
+assert logic.worker._core == application.MODULE, logic.worker._core
+from LightweightRegistrationLib import sample
+sample.load_pair()
+print(outputs.report["model"], outputs.warped.GetName())
+"""
+
+
+def test_the_installed_extension_registers_with_its_own_library_and_weights(installed):
+    pytest.importorskip("slicer", reason="needs slicer-core (make test installs it)")
+    assert (installed / "LightweightRegistration.py").is_file()
+    assert (installed / "Resources" / "UI" / "LightweightRegistration.ui").is_file()
+    done = subprocess.run(
+        [sys.executable, "-c", REGISTER, installed], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "brain-t1 blob 1 warped to blob 0"
