@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from LDRCore.errors import RegistrationError
-from Training.evaluation import config
+from Training.evaluation import config, peers, systems
+from Training.evaluation.systems import Place
 
 CONFIGS = Path(__file__).parents[2] / "Training" / "configs"
 GOOD = """
@@ -60,6 +61,7 @@ def test_placeholders_and_paths(tmp_path):
         ('root = "{data}/x"', "", "must have the key 'root'"),
         ('kind = "nothing"', 'kind = "magic"', "kind of nothing must be one of .*, got 'magic'"),
         ('kind = "affine"', 'kind = "model"\ncascades = 1', "must have exactly one system of kind 'affine'"),
+        ('kind = "model"', 'kind = "peer"\nmethod = "demons"', "method of mine must be one of .*, got 'demons'"),
         ('name = "mine"', 'name = "nothing"', "must have its own name, got 'nothing' twice"),
         ('reference = "mine"', 'reference = "yours"', "reference must be the name of a system, got 'yours'"),
         ('reference = "mine"', 'measures = ["dice"]', "measures must be some of .*, got 'dice'"),
@@ -94,3 +96,13 @@ def test_the_fixed_pairs_are_forty_of_different_subjects():
     assert all(f != m for f, m, _ in rows)
     assert len({(f, m) for f, m, _ in rows}) == 40
     assert len({s for f, m, _ in rows for s in (f, m)}) == 20
+
+
+def test_every_peer_has_its_settings_and_every_configured_method_exists():
+    assert set(peers.SETTINGS) == set(peers.METHODS)
+    found = config.load(CONFIGS / "evaluate-ixi.toml", {"data": "/data"})
+    methods = [s.method for s in found.systems if s.kind == "peer"]
+    assert set(methods) == set(peers.METHODS)
+    place = Place((), "python", 1)
+    prints = {systems.fingerprint(s, place) for s in found.systems if s.kind == "peer"}
+    assert len(prints) == len(methods)

@@ -15,6 +15,7 @@ from typing import Any
 
 from LDRCore.errors import RegistrationError
 from LDRCore.scoring import FRAMES, MEASURES, PROTOCOLS
+from Training.evaluation.peers import METHODS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -201,6 +202,8 @@ def _system(table: dict[str, Any], path: Path, places: dict[str, str]) -> System
     for key in needed.get(system.kind, ()):
         if not getattr(system, key):
             raise RegistrationError(f"system {system.name} of kind {system.kind} must have the key {key!r}")
+    if system.kind == "peer" and system.method not in METHODS:
+        raise RegistrationError(f"method of {system.name} must be one of {sorted(METHODS)}, got {system.method!r}")
     return dataclasses.replace(system, model=_filled(system.model, places, f"system {system.name}"))
 
 

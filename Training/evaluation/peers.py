@@ -68,6 +68,18 @@ ELASTIX_BSPLINE = f"""{ELASTIX_COMMON}
 """
 
 
+GREEDY_STEPS = ("-m NCC 4x4x4 -n 100x50x10 -ia-image-centers -a -dof 12", "-m NCC 2x2x2 -n 100x50x10 -wp 0")
+SETTINGS = {  # everything that decides a result; rows that were made with other settings are made anew
+    "ants-affine": "Affine, seed 1",
+    "ants-syn": "SyN, seed 1",
+    "greedy-affine": GREEDY_STEPS[0],
+    "greedy": " | ".join(GREEDY_STEPS),
+    "convexadam": f"{GREEDY_STEPS[0]} | convex_adam_pt defaults, float32",
+    "elastix-affine": ELASTIX_AFFINE,
+    "elastix-bspline": ELASTIX_AFFINE + ELASTIX_BSPLINE,
+}
+
+
 class MissingError(Exception):
     """A package or program that a method needs is not installed."""
 
@@ -109,7 +121,7 @@ def _greedy_engine(a: argparse.Namespace) -> tuple:
 
 def _greedy_affine_matrix(engine, fixed, moving, threads: int):
     engine.execute(
-        f"-d 3 -a -dof 12 -threads {threads} -m NCC 4x4x4 -n 100x50x10 -ia-image-centers -i fixed moving -o affine",
+        f"-d 3 -threads {threads} {GREEDY_STEPS[0]} -i fixed moving -o affine",
         fixed=fixed,
         moving=moving,
         affine=None,
@@ -127,7 +139,7 @@ def _greedy(deformable: bool, a: argparse.Namespace) -> dict:
     if deformable:
         start = a.out / "affine.txt"
         engine.execute(
-            f"-d 3 -threads {a.threads} -m NCC 2x2x2 -n 100x50x10 -wp 0 -i fixed moving -it {start} -o warp",
+            f"-d 3 -threads {a.threads} {GREEDY_STEPS[1]} -i fixed moving -it {start} -o warp",
             fixed=fixed,
             moving=moving,
             warp=None,

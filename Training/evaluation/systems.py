@@ -23,10 +23,11 @@ import SimpleITK as sitk
 import LDRCore
 from LDRCore import geometry, inference, preprocess, weights
 from LDRCore.errors import RegistrationError
+from Training.evaluation import peers
 from Training.evaluation.config import System
 from Training.evaluation.datasets import Loaded
 
-PEERS = Path(__file__).with_name("peers.py")
+PEERS = Path(peers.__file__)
 _CHECK_S = 120.0
 
 
@@ -125,12 +126,12 @@ def _missing_peer(method: str, python: str) -> str:
 
 
 def fingerprint(system: System, place: Place) -> str:
-    """A short hash of everything that decides a system's result: its definition, the weights, the peers' script."""
+    """A short hash of everything that decides a system's result: its definition, the weights, the peer's settings."""
     parts = [repr(dataclasses.replace(system, name="", timeout_s=0.0)), place.device]
     if system.kind in ("affine", "model"):
         parts.append(weights.model_info(find_model(system.model, place.models))["sha256"])
     if system.kind == "peer":
-        parts.append(hashlib.sha256(PEERS.read_bytes()).hexdigest())
+        parts.append(peers.SETTINGS.get(system.method, ""))
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:10]
 
 
