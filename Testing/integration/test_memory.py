@@ -12,7 +12,7 @@ from LDRCore import inference, memory, weights
 
 ROOT = Path(__file__).parents[2]
 MEASURE = """
-import resource, sys
+import sys
 import SimpleITK as sitk
 import LDRCore
 from LDRCore import demo, memory
@@ -28,7 +28,9 @@ if jacobian:
     result.jacobian_determinant
 said = memory.needed_bytes(LDRCore.model_info("brain-t1"), images[0].GetSize(), images[0].GetSpacing(),
                            images[1].GetSize(), cascades=cascades, inverse=bool(inverse), jacobian=bool(jacobian))
-print(said, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+# not ru_maxrss, which begins with what the process had that started this one
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(said, int(peak.split()[1]) * 1024)
 """
 
 
