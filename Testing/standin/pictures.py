@@ -67,7 +67,7 @@ def beside(*pictures: Image.Image, gap: int = 12) -> Image.Image:
 
 def save(picture: Image.Image, path: Path) -> None:
     """A small PNG."""
-    picture.quantize(colors=192, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture.save(path, optimize=True)
     print(f"{path} {picture.width} x {picture.height}, {path.stat().st_size // 1000} kB")
 
 
