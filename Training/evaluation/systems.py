@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -23,12 +24,13 @@ import SimpleITK as sitk
 import LDRCore
 from LDRCore import geometry, inference, preprocess, weights
 from LDRCore.errors import RegistrationError
-from Training.evaluation import peers
+from Training.evaluation import memory, peers
 from Training.evaluation.config import System
 from Training.evaluation.datasets import Loaded
 
 PEERS = Path(peers.__file__)
 _CHECK_S = 120.0
+_WATCH_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -201,8 +203,8 @@ def _environment(threads: int) -> dict[str, str]:
     return {**kept, **dict.fromkeys(limits, str(threads))}
 
 
-def call(command: list[str], *, timeout_s: float, threads: int, folder: Path) -> tuple[float, float]:
-    """Run a program to its end: (seconds, peak MB of its largest process).
+def call(command: list[str], *, timeout_s: float, threads: int, folder: Path) -> tuple[float, float | None]:
+    """Run a program to its end: (seconds, peak MB of its largest process, None where that cannot be seen).
 
     Raises:
         RegistrationError: it failed (with the last line that it printed), took too long, or is not there.
@@ -216,30 +218,56 @@ def call(command: list[str], *, timeout_s: float, threads: int, folder: Path) ->
             )
     except OSError as error:
         raise RegistrationError(f"the command must be a program that runs, got {command[0]} ({error})") from None
-    late = threading.Event()
-
-    def stop() -> None:
-        late.set()
-        os.killpg(process.pid, signal.SIGKILL)
-
-    timer = threading.Timer(timeout_s, stop)
-    timer.start()
+    watch = _Watch(process.pid, timeout_s)
     try:
-        _, status, usage = os.wait4(process.pid, 0)
+        process.wait()
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         raise
     finally:
-        timer.cancel()
-    process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - began
-    if late.is_set():
+        seconds = time.perf_counter() - began
+        watch.end()
+    if watch.stopped:
         raise RegistrationError(f"took longer than {timeout_s:g} seconds and was stopped")
     if process.returncode:
         lines = [x for x in log.read_text(errors="replace").splitlines() if x.strip()]
         raise RegistrationError(f"ended with code {process.returncode}: {lines[-1].strip() if lines else 'no output'}")
-    return seconds, usage.ru_maxrss / 1024
+    return seconds, watch.peak_mb
+
+
+class _Watch(threading.Thread):
+    """Looks at a session of processes now and then: its largest memory so far, and whether its time is over."""
+
+    def __init__(self, session: int, timeout_s: float) -> None:
+        super().__init__(daemon=True)
+        self.peak_mb: float | None = None
+        self.stopped = False
+        self._session, self._deadline, self._over = session, time.monotonic() + timeout_s, threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        while not self._over.wait(_WATCH_S):
+            if time.monotonic() > self._deadline:
+                self.stopped = True
+                os.killpg(self._session, signal.SIGKILL)
+                return
+            found = [m for pid in _processes(self._session) if (m := memory.peak_mb(pid)) is not None]
+            self.peak_mb = max([*found, self.peak_mb or 0.0]) if found else self.peak_mb
+
+    def end(self) -> None:
+        self._over.set()
+        self.join()
+
+
+def _processes(session: int) -> list[str]:
+    """Process numbers of a session, where the system has /proc."""
+    members = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, IndexError):
+            if int(stat.read_text().rsplit(")", 1)[1].split()[3]) == session:
+                members.append(stat.parent.name)
+    return members
 
 
 def _run_peer(system: System, files: tuple[Path, Path], out: Path, place: Place) -> Outcome:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
 import signal
 import sys
 import traceback
@@ -41,7 +40,7 @@ def _limit_threads(threads: int) -> None:
 def perform(task: Task, cache: dict[Any, Loaded]) -> dict[str, Any]:
     """One row; whatever goes wrong is in its `message`."""
     from LDRCore import scoring
-    from Training.evaluation import datasets, systems
+    from Training.evaluation import datasets, memory, systems
 
     try:
         key = (task.data, task.pair)
@@ -54,7 +53,7 @@ def perform(task: Task, cache: dict[Any, Loaded]) -> dict[str, Any]:
             "seconds": round(outcome.seconds, 4),
             "seconds_io": round(outcome.seconds_io, 4),
             "peak_mb": outcome.peak_mb and round(outcome.peak_mb, 1),
-            "process_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+            "process_mb": round(memory.peak_mb() or 0.0, 1),
             "initial": outcome.initial,
             "versions": outcome.versions,
         }
