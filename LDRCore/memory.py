@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 MAX_WORKING_VOXELS = 5_000_000  # as inference.MAX_VOXELS
-_BASE, _JACOBIAN_SLABS = 400e6, 200e6  # Python, torch and the weights; what the Jacobian map takes at any size
+BASE = 400e6  # Python, the weights and a CPU build of torch (a CUDA build takes about a gigabyte more)
+_JACOBIAN_SLABS = 200e6  # what the Jacobian map takes at any size
 # bytes a voxel at the peak, measured on CPU runs of 0.3 to 17 million voxels
 _NATIVE, _JACOBIAN, _WORKING, _CASCADE, _REFINED, _INVERSE = 12.0, 15.0, 60.0, 6.0, 40.0, 380.0
 
@@ -37,7 +38,7 @@ def needed_bytes(
         fixed, moving = fixed * n, moving * m
         working *= (n * s + 2 * settings["margin_mm"]) / settings["spacing_mm"]
     working = min(working, MAX_WORKING_VOXELS)
-    peak = _BASE + _NATIVE * (fixed + moving) + (_WORKING + _CASCADE * cascades) * working
+    peak = BASE + _NATIVE * (fixed + moving) + (_WORKING + _CASCADE * cascades) * working
     if refine_steps:
         peak += _REFINED * working
     if inverse:

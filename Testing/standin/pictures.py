@@ -66,8 +66,10 @@ def beside(*pictures: Image.Image, gap: int = 12) -> Image.Image:
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """A small PNG."""
-    picture.save(path, optimize=True)
+    """A small PNG: all colours where they matter, a palette where the picture is mostly grey."""
+    saturation = np.asarray(picture.convert("HSV"))[..., 1]
+    grey = (saturation > 60).mean() < 0.1
+    (picture.quantize(colors=192, dither=Image.Dither.NONE) if grey else picture).save(path, optimize=True)
     print(f"{path} {picture.width} x {picture.height}, {path.stat().st_size // 1000} kB")
 
 
