@@ -19,7 +19,7 @@ def _overlap(found: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarr
     if found.shape != truth.shape:
         raise ValueError(f"label maps must have one shape, got {found.shape} and {truth.shape}")
     x, y = (np.asarray(a).astype(np.int64).ravel() for a in (found, truth))
-    size = int(max(x.max(), y.max())) + 1
+    size = int(max(np.max(x), np.max(y))) + 1
     in_truth = np.bincount(y, minlength=size)
     labels = np.flatnonzero(in_truth)
     labels = labels[labels != 0]
