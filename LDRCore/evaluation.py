@@ -17,23 +17,7 @@ from LDRCore import geometry, images, learn2reg, scoring
 from LDRCore.errors import RegistrationError
 from LDRCore.scoring import Truth
 
-NUMBERS = (
-    "dice_mean",
-    "jaccard_mean",
-    "hd95_mm",
-    "surface_mm",
-    "structures_lost",
-    "tre_mm",
-    "tre_max_mm",
-    "landmarks",
-    "folding_count",
-    "folding_fraction",
-    "sdlogj",
-    "sdlogj_learn2reg",
-    "non_diffeomorphic_voxels",
-    "ndv_percent",
-    "seconds",
-)
+NUMBERS = (*scoring.NUMBERS, "seconds")
 _BEFORE = ("overlap", "landmarks")  # what is also measured before registration and with the affine part alone
 
 

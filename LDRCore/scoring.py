@@ -17,6 +17,22 @@ from LDRCore.errors import RegistrationError
 from LDRCore.images import ImageLike
 
 MEASURES = ("overlap", "surface", "landmarks", "regularity", "ndv")
+NUMBERS = (  # what `score` can find of a pair, one number each, in the order of columns
+    "dice_mean",
+    "jaccard_mean",
+    "hd95_mm",
+    "surface_mm",
+    "structures_lost",
+    "tre_mm",
+    "tre_max_mm",
+    "landmarks",
+    "folding_count",
+    "folding_fraction",
+    "sdlogj",
+    "sdlogj_learn2reg",
+    "non_diffeomorphic_voxels",
+    "ndv_percent",
+)
 PROTOCOLS = ("nearest", "linear-threshold")
 MAX_LABEL = 65535
 _MASK_VALUE, _MASK_THRESHOLD = 255.0, 128.0  # of the linear-threshold protocol

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from LDRCore import hdf5
+from LDRCore import hdf5, weights
 from Training.config import ConfigError, as_dict, option
 
 
@@ -157,6 +157,13 @@ def save_atomically(state: Any, path: Path) -> None:
     except (OSError, RuntimeError) as error:
         part.unlink(missing_ok=True)
         raise OSError(f"no checkpoint could be written to {path} ({error}); the one before is untouched") from None
+
+
+def is_checkpoint(source: str) -> bool:
+    """Whether a user's text names a checkpoint of `Run`; otherwise a model (a name, or a file with a card)."""
+    path = Path(source)
+    model = source in weights.list_models() or path.suffix == ".json" or path.with_suffix(".json").exists()
+    return not model and (path.suffix == ".pt" or path.is_file())
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -53,9 +53,8 @@ def stem_of(source: str | None) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     """
     if source is None:
         return {}, {}, {}, None
-    path = Path(source)
-    if path.suffix == ".pt" and not path.with_suffix(".json").exists():
-        found = engine.read_checkpoint(path)
+    if engine.is_checkpoint(source):
+        found = engine.read_checkpoint(Path(source))
         facts = found["facts"]
         state = {f"stem.{k}": v for k, v in found["model"].items()}
         return state, {"stem": facts["stem"]}, facts["working_grid"], run_facts(found)

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from LDRCore import geometry, weights
+from LDRCore import geometry, spatial, weights
 from LDRCore.models import registry
 from LDRCore.teacher_store import TeacherStoreWriter
 from Training import config, engine
@@ -63,7 +63,7 @@ def teacher_of(s: ExtractSettings, source: PairSource, points: tuple[int, int, i
         except (ImportError, AttributeError) as error:
             raise ConfigError(f"teacher must be importable as module:function, got {s.teacher!r} ({error})") from None
         return s.teacher, lambda f, m: from_network(function, source, f, m, points)
-    if path.suffix == ".pt" and not path.with_suffix(".json").exists():
+    if engine.is_checkpoint(s.teacher):
         state = engine.read_checkpoint(path)
         model = registry.build_cascade(state["facts"]["architecture"])
         model.load_state_dict(state["model"])
@@ -82,8 +82,6 @@ def teacher_of(s: ExtractSettings, source: PairSource, points: tuple[int, int, i
 @torch.no_grad()
 def from_network(function, source: PairSource, fixed: int, moving: int, points: tuple[int, int, int]) -> torch.Tensor:
     """What (moving, fixed) -> displacement gives on the canonical window, as it is stored."""
-    from LDRCore import spatial
-
     sample = source.make(fixed, moving, np.random.default_rng(0), plain=True)
     displacement = function(sample.moving, sample.fixed)
     if displacement.ndim != 5 or displacement.shape[:2] != (1, 3):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from LDRCore import losses, spatial
+from LDRCore import losses, spatial, weights
 from LDRCore.models import registry
 from LDRCore.models.cascade import Cascade, CascadeOutput
 from Training import engine
@@ -107,18 +108,10 @@ def load_networks(model: Cascade, source: str) -> None:
     Raises:
         ConfigError: no such source, or networks of another layout.
     """
-    from LDRCore import weights
-
-    if source in weights.list_models() or source.endswith(".json"):
-        state = weights.load_model(source).cascade.state_dict()
+    if engine.is_checkpoint(source):
+        state = engine.read_checkpoint(Path(source))["model"]
     else:
-        from pathlib import Path
-
-        path = Path(source)
-        if path.with_suffix(".json").exists():
-            state = weights.load_model(path).cascade.state_dict()
-        else:
-            state = engine.read_checkpoint(path)["model"]
+        state = weights.load_model(source).cascade.state_dict()
     last = max((int(k.split(".")[1]) for k in state if k.startswith("networks.")), default=-1)
     try:
         for k, network in enumerate(model.networks):

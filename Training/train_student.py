@@ -157,7 +157,7 @@ def check_teacher(teacher: TeacherStore, s: StudentSettings) -> None:
 def from_card(given: dict[str, Any]) -> dict[str, Any]:
     """What `init` already fixes when it names a model: its architecture and working grid."""
     source, found = given.get("init"), defaults(given)
-    if not source or (source not in weights.list_models() and not Path(source).with_suffix(".json").exists()):
+    if not source or engine.is_checkpoint(source):
         return found
     card = weights.model_info(source)
     network = card["architecture"]["network"]

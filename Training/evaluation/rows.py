@@ -9,29 +9,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from LDRCore import scoring
 from LDRCore.errors import RegistrationError
 
-NUMBERS = (
-    "dice_mean",
-    "jaccard_mean",
-    "hd95_mm",
-    "surface_mm",
-    "structures_lost",
-    "tre_mm",
-    "tre_max_mm",
-    "landmarks",
-    "folding_count",
-    "folding_fraction",
-    "sdlogj",
-    "sdlogj_learn2reg",
-    "non_diffeomorphic_voxels",
-    "ndv_percent",
-    "seconds",
-    "seconds_io",
-    "peak_mb",
-    "threads",
-    "workers",
-)
+NUMBERS = (*scoring.NUMBERS, "seconds", "seconds_io", "peak_mb", "threads", "workers")
 TEXTS = ("dataset", "pair", "system", "id", "status", "message", "device", "initial", "versions")
 COLUMNS = (*TEXTS, *NUMBERS, "structures")
 _PER_STRUCTURE = ("dice", "jaccard", "hd95_mm", "surface_mm")
