@@ -14,14 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from LDRCore import geometry, refine, spatial
+from LDRCore import geometry, refine, sampling, spatial
 from LDRCore.geometry import Grid
 from LDRCore.preprocess import PreparedImage, Volume
 from LDRCore.weights import Model
 
 MAX_VOXELS = 5_000_000  # of a working grid; content that needs more is looked at more coarsely
 TAPER_CELLS = 6  # the field fades to zero over so many cells outside the working grid
-_SLAB_VOXELS = 300_000  # of a native image warped at once: temporaries stay in the cache
 
 
 @dataclass
@@ -147,105 +146,40 @@ def fade_out(displacement: torch.Tensor, cells: int) -> torch.Tensor:
 
 @torch.no_grad()
 def warp_native(
-    moving: Volume, fixed_shape: tuple[int, int, int], fixed_to_lps: np.ndarray, dense: DenseField, outside: float
+    moving: Volume,
+    fixed_shape: tuple[int, int, int],
+    fixed_to_lps: np.ndarray,
+    dense: DenseField,
+    outside: float,
+    dtype: np.dtype | type = np.float32,
+    progress: Callable[[float], None] | None = None,
 ) -> np.ndarray:
     """Sample the moving image once, linearly, at ``A (x + u(x))`` for every voxel x of the fixed grid, in slabs.
 
     The edge rule is ITK's: up to half a voxel beyond the last voxel centre the edge value holds, then `outside`.
+    Beside the two images only a few slices are in memory. Integers are rounded; those of 8 and 16 bits cannot
+    wrap around, as no value lies outside the moving image's range (float32 holds larger ones up to 2^24 exactly).
 
     Returns:
-        (D, H, W) float32.
+        (D, H, W) of `dtype`.
     """
     to_index = np.linalg.inv(moving.to_lps) @ dense.affine_lps
-    to_field = np.linalg.inv(dense.grid.to_lps) @ fixed_to_lps
-    image_points = _NormalisedLattice(to_index @ fixed_to_lps, fixed_shape, moving.data)
-    # u in the moving image's normalised units, so that one sampling of the small field is all that is needed
     turn = torch.from_numpy(to_index[:3, :3] @ dense.grid.to_lps[:3, :3]).to(dense.displacement_vox)
-    turn = (turn * image_points.scale[:, None]).flip(0)
-    field = _LatticeField(torch.einsum("rc,bcdhw->brdhw", turn, dense.displacement_vox), to_field, fixed_shape)
-    edge = 1 + 0.5 * image_points.scale.flip(0)  # half a voxel beyond the last centre
-    depth, height, width = fixed_shape
-    slab = max(1, _SLAB_VOXELS // (height * width))
-    result = torch.empty(fixed_shape)
-    for start in range(0, depth, slab):
-        stop = min(start + slab, depth)
-        where = image_points.slab(start, stop)
-        where += field.slab(start, stop)
-        values = _grid_sample(moving.data, where)[0, 0]
-        beyond = (where.abs() > edge).any(-1)[0]
-        result[start:stop] = values.masked_fill_(beyond, outside).cpu()
-    return result.numpy()
-
-
-class _NormalisedLattice:
-    """The points of a lattice in the normalised (x, y, z) coordinates that torch samples an image at, slab by slab."""
-
-    def __init__(self, matrix: np.ndarray, shape: tuple[int, int, int], image: torch.Tensor) -> None:
-        """`matrix` (4x4) takes a lattice index to an index of `image`; `scale` is 2 / (n - 1) along its axes."""
-        size = np.array(image.shape[2:], dtype=float)
-        scale = 2 / np.maximum(size - 1, 1)
-        rows = (np.diag(scale) @ matrix[:3])[::-1]
-        rows[:, 3] -= 1
-
-        def tensor(values: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(np.ascontiguousarray(values)).to(device=image.device, dtype=torch.float32)
-
-        self.scale = tensor(scale)
-        _, height, width = shape
-        self._down = tensor(rows[:, 0])
-        j = torch.arange(height, device=image.device, dtype=torch.float32)[:, None, None]
-        i = torch.arange(width, device=image.device, dtype=torch.float32)[None, :, None]
-        self._plane = tensor(rows[:, 3]) + j * tensor(rows[:, 1]) + i * tensor(rows[:, 2])
-
-    def slab(self, start: int, stop: int) -> torch.Tensor:
-        """(1, stop - start, H, W, 3)."""
-        k = torch.arange(start, stop, device=self._plane.device, dtype=torch.float32)
-        return (self._plane + k[:, None, None, None] * self._down)[None]
-
-
-class _LatticeField:
-    """A coarse vector field at the points of a lattice, slab by slab.
-
-    Where the two grids' axes are parallel (also permuted or flipped) linear interpolation is done axis by axis, which
-    is the same and faster; otherwise point by point.
-    """
-
-    def __init__(self, field: torch.Tensor, matrix: np.ndarray, shape: tuple[int, int, int]) -> None:
-        """`field` is (1, 3, d, h, w); `matrix` (4x4) takes a lattice index to a field index."""
-        self._oblique: _NormalisedLattice | None = None
-        self._field = field
-        main = np.abs(matrix[:3, :3]).argmax(0)  # the field axis that each lattice axis runs along
-        stray = matrix[:3, :3].copy()
-        stray[main, range(3)] = 0
-        if len(set(main.tolist())) < 3 or (np.abs(stray) @ np.array(shape)).max() > 1e-4:
-            self._oblique = _NormalisedLattice(matrix, shape, field)
-            return
-        values = field[0].permute(*(1 + main).tolist(), 0)
-        rates, offsets = matrix[main, range(3)], matrix[main, 3]
-        for axis in (2, 1):
-            values = self._along(values, axis, rates[axis] * np.arange(shape[axis]) + offsets[axis])
-        self._planes, self._rate, self._offset = values, rates[0], offsets[0]
-
-    @staticmethod
-    def _along(values: torch.Tensor, axis: int, position: np.ndarray) -> torch.Tensor:
-        """Linear interpolation along one axis at positions (voxels), the edge value held outside."""
-        position = position.clip(0, values.shape[axis] - 1)
-        low = np.minimum(np.floor(position), values.shape[axis] - 2).astype(np.int64)
-        view = [1, 1, 1, 1]
-        view[axis] = -1
-        index = torch.from_numpy(low).to(values.device)
-        weight = torch.from_numpy(position - low).to(values).view(view)
-        return torch.lerp(values.index_select(axis, index), values.index_select(axis, index + 1), weight)
-
-    def slab(self, start: int, stop: int) -> torch.Tensor:
-        """(1, stop - start, H, W, 3)."""
-        if self._oblique is not None:
-            return _grid_sample(self._field, self._oblique.slab(start, stop)).permute(0, 2, 3, 4, 1)
-        return self._along(self._planes, 0, self._rate * np.arange(start, stop) + self._offset)[None]
-
-
-def _grid_sample(image: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.grid_sample(image, where, padding_mode="border", align_corners=True)
+    result = np.empty(fixed_shape, dtype)
+    slabs = sampling.slabs_on_lattice(
+        moving.data[0, 0],
+        fixed_shape,
+        to_index @ fixed_to_lps,
+        torch.einsum("rc,cdhw->rdhw", turn, dense.displacement_vox[0]),
+        np.linalg.inv(dense.grid.to_lps) @ fixed_to_lps,
+        padding="half",
+        outside=outside,
+    )
+    for start, stop, values in slabs:
+        result[start:stop] = (values.round_() if np.issubdtype(dtype, np.integer) else values).cpu().numpy()
+        if progress is not None:
+            progress(stop / fixed_shape[0])
+    return result
 
 
 @torch.no_grad()

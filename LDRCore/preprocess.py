@@ -14,7 +14,7 @@ import SimpleITK as sitk
 import torch
 import torch.nn.functional as F
 
-from LDRCore import geometry, spatial
+from LDRCore import geometry, sampling
 
 _SAMPLE_VOXELS = 100_000
 FOREGROUND_LEVEL = 0.15  # of the normalised range; below it lies air or a removed background
@@ -86,9 +86,8 @@ class Volume:
     def on(self, grid: geometry.Grid, transform_lps: np.ndarray | None = None) -> torch.Tensor:
         """Sampled linearly at the grid's points mapped by a 4x4 (LPS -> LPS), 0 outside: (1, 1, *grid.shape)."""
         mapped = grid.to_lps if transform_lps is None else transform_lps @ grid.to_lps
-        matrix = (np.linalg.inv(self.to_lps) @ mapped)[:3]
-        tensor = torch.from_numpy(matrix).to(device=self.data.device, dtype=torch.float32)
-        return spatial.sample(self.data, spatial.affine_coordinates(tensor, grid.shape))
+        matrix = np.linalg.inv(self.to_lps) @ mapped
+        return sampling.on_lattice(self.data[0, 0], grid.shape, matrix)[None, None]
 
 
 @dataclass

@@ -111,6 +111,10 @@ def register(
         if progress is not None:
             progress(0.5 + 0.2 * fraction, "refining")
 
+    def warping(fraction: float) -> None:
+        if progress is not None:
+            progress(0.7 + 0.15 * fraction, "warping the moving image")
+
     dense = inference.estimate_dense(loaded, f, m, matrix, cascades, refine_steps, refining)
 
     clock.start("warp", 0.7, "warping the moving image")
@@ -123,8 +127,11 @@ def register(
     if bent is None:
         outside = float(sitk.GetArrayViewFromImage(moving_image).min())
         shape = fixed_image.GetSize()[::-1]
-        values = inference.warp_native(m.native, shape, geometry.index_to_lps(fixed_image), dense, outside)
-        warped = _as_image(values, moving_image, fixed_image)
+        dtype = sitk.GetArrayViewFromImage(moving_image).dtype
+        to_lps = geometry.index_to_lps(fixed_image)
+        values = inference.warp_native(m.native, shape, to_lps, dense, outside, dtype, warping)
+        warped = sitk.GetImageFromArray(values)
+        warped.CopyInformation(fixed_image)
     else:
         warped = warp_image(moving_image, transform, fixed_image)
 
@@ -221,18 +228,6 @@ def _after(last: sitk.Transform, first: sitk.Transform) -> sitk.CompositeTransfo
         else:
             composite.AddTransform(transform)
     return composite
-
-
-def _as_image(values: np.ndarray, like: sitk.Image, grid: sitk.Image) -> sitk.Image:
-    """Float values in another image's pixel type on a grid (integers rounded, never wrapped around)."""
-    dtype = sitk.GetArrayViewFromImage(like).dtype
-    if np.issubdtype(dtype, np.integer):
-        np.rint(values, out=values)
-        limits = np.iinfo(dtype)
-        values = np.clip(values, limits.min, limits.max)
-    image = sitk.GetImageFromArray(values.astype(dtype))
-    image.CopyInformation(grid)
-    return image
 
 
 def warp_image(

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+
+from LDRCore import sampling
 
 _INTERPOLATIONS = {"linear": "bilinear", "nearest": "nearest"}  # torch calls trilinear sampling "bilinear"
 _PADDINGS = ("zeros", "border")
@@ -61,6 +64,9 @@ def sample(
     if image.ndim != 5:
         raise ValueError(f"image must have shape (B, C, D, H, W), got {tuple(image.shape)}")
     _check_displacement(coordinates_vox, "coordinates_vox")
+    if interpolation == "linear" and sampling.can_take(coordinates_vox[0, 0].numel(), image, coordinates_vox):
+        where = coordinates_vox.expand(image.shape[0], -1, -1, -1, -1)
+        return torch.stack([sampling.at_points(i, w, padding) for i, w in zip(image, where, strict=True)])
     # grid_sample wants (x, y, z) = (W, H, D) in [-1, 1]
     size = torch.tensor(image.shape[2:], dtype=coordinates_vox.dtype, device=coordinates_vox.device)
     scale = (2.0 / (size - 1).clamp(min=1)).view(1, 3, 1, 1, 1)
@@ -158,6 +164,29 @@ def upsample(displacement: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         device=displacement.device,
     ).view(1, 3, 1, 1, 1)
     return F.interpolate(displacement * factor, size=tuple(shape), mode="trilinear", align_corners=True)
+
+
+def warp_by_coarse(image: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
+    """Pull an image through a displacement on a coarser grid with the same corners: ``warp(image, upsample(u))``.
+
+    Without gradients on a CPU this is one pass, and the displacement is never whole at the image's size.
+
+    Args:
+        image: (B, C, D, H, W).
+        displacement: (B, 3, d, h, w) in voxels of its own grid.
+
+    Returns:
+        (B, C, D, H, W), zero outside the image.
+    """
+    _check_displacement(displacement)
+    shape, coarse = tuple(image.shape[2:]), tuple(displacement.shape[2:])
+    if image.shape[1] != 1 or not sampling.can_take(image[0, 0].numel(), image, displacement):
+        return warp(image, upsample(displacement, shape))
+    ratio = [(n - 1) / max(m - 1, 1) for n, m in zip(shape, coarse, strict=True)]
+    to_field = np.diag([*(1 / r if r else 1.0 for r in ratio), 1.0])
+    scaled = displacement * torch.tensor(ratio).view(3, 1, 1, 1)
+    pairs = zip(image[:, 0], scaled, strict=True)
+    return torch.stack([sampling.on_lattice(i, shape, np.eye(4), u, to_field) for i, u in pairs])[:, None]
 
 
 def integrate(velocity: torch.Tensor, steps: int = 7) -> torch.Tensor:

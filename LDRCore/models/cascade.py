@@ -140,5 +140,4 @@ class Cascade(nn.Module):
         return output
 
     def _warp(self, moving: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-        full = spatial.upsample(total.detach() if self.detach_images else total, moving.shape[2:])
-        return spatial.warp(moving, full)
+        return spatial.warp_by_coarse(moving, total.detach() if self.detach_images else total)

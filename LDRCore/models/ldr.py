@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 
+from LDRCore.models import cpu_layout
 from LDRCore.models.blocks import DenseNetwork, check_pair, initialise_flow
 
 
@@ -45,12 +48,23 @@ class LDR(DenseNetwork):
     def predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         """See `DenseNetwork.predict`."""
         check_pair(moving, fixed, self.multiple)
-        features = torch.cat((moving, fixed), dim=1)
-        skips = []
-        for layer in self.encoder:
-            features = torch.relu(layer(features))
+        fast = cpu_layout.can_take(moving)
+        relu = torch.relu_ if fast else torch.relu
+        features = torch.empty(0)
+        skips: list[torch.Tensor] = []
+        for level, layer in enumerate(self.encoder):
+            if level:
+                features = layer(features)
+            elif fast:
+                features = cpu_layout.convolve_pair(cast(nn.Conv3d, layer), moving, fixed)
+            else:
+                features = layer(torch.cat((moving, fixed), dim=1))
+            features = relu(features)
             skips.append(features)
         features = skips.pop()
-        for layer in self.decoder:
-            features = torch.cat((torch.relu(layer(features)), skips.pop()), dim=1)
-        return self.flow(features)
+        for layer in self.decoder[:-1]:
+            features = torch.cat((relu(layer(features)), skips.pop()), dim=1)
+        features = relu(self.decoder[-1](features))
+        if fast and isinstance(self.flow, nn.Conv3d):
+            return cpu_layout.convolve_parts(self.flow, features, skips.pop())
+        return self.flow(torch.cat((features, skips.pop()), dim=1))

@@ -17,7 +17,8 @@ SCRIPTS = sorted((ROOT / "Training").rglob("*.py"))
 ALLOWED = {
     "LDRCore.errors": set(),
     "LDRCore.memory": set(),
-    "LDRCore.spatial": set(),
+    "LDRCore.sampling": set(),
+    "LDRCore.spatial": {"LDRCore.sampling"},
     "LDRCore.losses": {"LDRCore.spatial"},
     "LDRCore.metrics": set(),
     "LDRCore.surface": set(),
@@ -34,7 +35,7 @@ ALLOWED = {
         "LDRCore.metrics",
         "LDRCore.surface",
     },
-    "LDRCore.preprocess": {"LDRCore.geometry", "LDRCore.spatial"},
+    "LDRCore.preprocess": {"LDRCore.geometry", "LDRCore.sampling"},
 }
 MODELS = {"LDRCore.spatial", "LDRCore.losses"}
 

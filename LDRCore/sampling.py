@@ -1,0 +1,321 @@
+"""Linear sampling at many points without gradients: as fast as plain torch allows, with bounded memory.
+
+On a CPU torch's sampler of volumes takes one point after the other, while its sampler of pictures uses the vector
+units but shares only whole batch entries out between threads. So a volume is looked up here as a tall picture, its
+slices one below the other, two neighbouring slices at once (a view; nothing is copied), with one batch entry a thread,
+and slab by slab, so that what is in between stays in the cache. The results are those of torch's sampler of volumes to
+within the rounding of coordinates (some 1e-3 voxel at most); where gradients are needed `spatial.sample` is the way.
+
+Coordinates are voxels of the sampled image along tensor axes; nothing here knows millimetres.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+SLAB_POINTS = 1 << 18  # looked up at once: about 10 MB of temporaries
+PADDINGS = ("zeros", "border", "half")
+_WORTH_POINTS = 1 << 15  # fewer are not worth the preparation
+
+
+def can_take(count: int, *tensors: torch.Tensor) -> bool:
+    """Whether sampling at `count` points belongs here: many, float32 on a CPU, and nobody wants a gradient."""
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return count >= _WORTH_POINTS and not wanted and all(_is_plain(t) for t in tensors)
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32
+
+
+class Sampler:
+    """An image made ready to be looked up at slabs of points.
+
+    What lies outside: "border" the nearest voxel's value; "zeros" a fall to zero within one voxel of the last centre,
+    as torch has it; "half" ITK's rule, the nearest voxel's value up to half a voxel from the last centre and then
+    `outside`.
+    """
+
+    def __init__(self, image: torch.Tensor, padding: str = "border", outside: float = 0.0) -> None:
+        """`image` is (C, D, H, W) float32."""
+        if padding not in PADDINGS:
+            raise ValueError(f"padding must be one of {PADDINGS}, got {padding!r}")
+        self._margin = int(padding == "zeros")  # a shell of zeros whose edge value is then what lies outside
+        self.image = F.pad(image, (1,) * 6) if self._margin else image.contiguous()
+        self.padding, self.outside = padding, outside
+        self._last = [float(n - 1) for n in image.shape[:0:-1]]  # x, y, z
+        self._parts = torch.get_num_threads() if image.device.type == "cpu" else 1
+        self._buffer = torch.empty(0)
+
+    def points(self, count: int) -> torch.Tensor:
+        """Room for the (x, y, z) coordinates of `count` points, (3, count), to be filled and given to `look_up`."""
+        room = -(-count // self._parts) * self._parts  # every thread gets as many
+        if self._buffer.numel() != 3 * room:
+            self._buffer = torch.empty(3, room, device=self.image.device)
+        return self._buffer[:, :count]
+
+    def look_up(self, count: int) -> torch.Tensor:
+        """(C, count) values at the points that `points` gave room for; their coordinates are overwritten."""
+        where = self._buffer
+        where[:, count:] = where[:, count - 1 : count]
+        ends = [(float(low), float(high)) for low, high in (axis.aminmax() for axis in where)]
+        beyond = self._beyond(where, ends) if self.padding == "half" else None
+        values = self._on_cpu(where, *ends[2]) if where.device.type == "cpu" else self._elsewhere(where)
+        if beyond is not None:
+            values.masked_fill_(beyond, self.outside)
+        return values[:, :count]
+
+    def _beyond(self, where: torch.Tensor, ends: list[tuple[float, float]]) -> torch.Tensor | None:
+        """Which points lie more than half a voxel beyond the last voxel centres, (n,); None if none does."""
+        found: torch.Tensor | None = None
+        for axis, last, (lowest, highest) in zip(where, self._last, ends, strict=True):
+            for limit, some, test in ((-0.5, lowest < -0.5, torch.lt), (last + 0.5, highest > last + 0.5, torch.gt)):
+                if some:
+                    found = test(axis, limit) if found is None else found.logical_or_(test(axis, limit))
+        return found
+
+    def _elsewhere(self, where: torch.Tensor) -> torch.Tensor:
+        """(C, n) by torch's sampler of volumes. Overwrites `where`."""
+        for axis, size in zip(where, self.image.shape[:0:-1], strict=True):
+            scale = 2 / max(size - 1, 1)
+            axis.mul_(scale).add_(self._margin * scale - 1)
+        grid = where.T[None, None, None]
+        return F.grid_sample(self.image[None], grid, padding_mode="border", align_corners=True)[0].flatten(1)
+
+    def _on_cpu(self, where: torch.Tensor, z_lowest: float, z_highest: float) -> torch.Tensor:
+        """(C, n) at points moved to the nearest point inside. Overwrites `where`; every operation counts here."""
+        x, y, z = where
+        margin = self._margin
+        channels, depth, height, width = self.image.shape
+        top = float(np.nextafter(np.float32(depth - 1), np.float32(0))) - margin  # so that there is a slice above
+        first, last = (int(np.floor(min(max(e, -margin), top))) + margin for e in (z_lowest, z_highest))
+        below = z.clamp_(-margin, top).floor()
+        z.sub_(below)  # from here on the weight of the slice above
+        # the slices first..last as one picture, slice under slice; rows do not mix, as y ends at the last row
+        rows = (last - first + 1) * height
+        scale = 2 / max(rows - 1, 1)
+        below.mul_(height * scale).add_(((margin - first) * height + margin) * scale - 1)
+        torch.add(below, y.clamp_(-margin, height - 1 - margin), alpha=scale, out=y)
+        scale = 2 / max(width - 1, 1)
+        x.mul_(scale).add_(margin * scale - 1)
+        parts = where.view(3, self._parts, -1)
+        grid = parts[:2].permute(1, 2, 0)[:, None]
+        next_slice = height * width if depth > 1 else 0
+        found = torch.empty(channels, *parts.shape[1:])
+        for channel in range(channels):
+            plane = self.image[channel, first]
+            both = plane.as_strided((self._parts, 2, rows, width), (0, next_slice, width, 1), plane.storage_offset())
+            values = F.grid_sample(both, grid, padding_mode="border", align_corners=True)
+            torch.lerp(values[:, 0, 0], values[:, 1, 0], parts[2], out=found[channel])
+        return found.flatten(1)
+
+
+def _slab_points(device: torch.device) -> int:
+    return SLAB_POINTS if device.type == "cpu" else 64 * SLAB_POINTS
+
+
+def at_points(image: torch.Tensor, coordinates: torch.Tensor, padding: str = "zeros") -> torch.Tensor:
+    """Sample an image at given points.
+
+    Args:
+        image: (C, D, H, W) float32.
+        coordinates: (3, ...), voxels of `image`, component c along its tensor axis c.
+        padding: see `Sampler`.
+
+    Returns:
+        (C, ...).
+    """
+    sampler = Sampler(image, padding)
+    flat = coordinates.reshape(3, -1)
+    result = torch.empty(image.shape[0], flat.shape[1], device=image.device)
+    slab = _slab_points(image.device)
+    for start in range(0, flat.shape[1], slab):
+        some = flat[:, start : start + slab]
+        count = some.shape[1]
+        where = sampler.points(count)
+        for axis in range(3):
+            where[2 - axis] = some[axis]
+        result[:, start : start + count] = sampler.look_up(count)
+    return result.view(-1, *coordinates.shape[1:])
+
+
+def on_lattice(
+    image: torch.Tensor,
+    shape: Sequence[int],
+    matrix: np.ndarray,
+    displacement: torch.Tensor | None = None,
+    to_field: np.ndarray | None = None,
+) -> torch.Tensor:
+    """All slabs of `slabs_on_lattice` with padding "zeros" together, (D', H', W') float32."""
+    result = torch.empty(tuple(shape), device=image.device)
+    for start, stop, values in slabs_on_lattice(image, shape, matrix, displacement, to_field):
+        result[start:stop] = values
+    return result
+
+
+def slabs_on_lattice(
+    image: torch.Tensor,
+    shape: Sequence[int],
+    matrix: np.ndarray,
+    displacement: torch.Tensor | None = None,
+    to_field: np.ndarray | None = None,
+    *,
+    padding: str = "zeros",
+    outside: float = 0.0,
+) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """Sample an image at ``M x + u(F x)`` for every index x of a lattice, u interpolated linearly on the way.
+
+    One pass: neither the coordinates nor the field at the lattice's size are ever whole in memory.
+
+    Args:
+        image: (D, H, W) float32.
+        shape: (D', H', W') of the lattice.
+        matrix: M, 3x4 or 4x4, lattice index -> image index (tensor-axis order).
+        displacement: u, (3, d, h, w), in voxels of `image`, continued at its edge value outside its grid.
+        to_field: F, 4x4, lattice index -> index of `displacement`.
+        padding, outside: see `Sampler`.
+
+    Yields:
+        (start, stop, values): slices start to stop of the lattice, (stop - start, H', W') float32.
+    """
+    sampler = Sampler(image[None], padding, outside)
+    points: _Affine | _AlongAxes | _Oblique
+    if displacement is None or to_field is None:
+        points = _Affine(matrix, shape, image.device)
+    elif _axes_of(to_field, shape) is None:
+        points = _Oblique(matrix, displacement, to_field, shape)
+    else:
+        points = _AlongAxes(matrix, displacement, to_field, shape)
+    depth, height, width = shape
+    slab = max(1, _slab_points(image.device) // (height * width))
+    for start in range(0, depth, slab):
+        stop = min(start + slab, depth)
+        count = (stop - start) * height * width
+        points.write(start, stop, sampler.points(count).view(3, stop - start, height, width))
+        yield start, stop, sampler.look_up(count).view(stop - start, height, width)
+
+
+def _xyz(matrix: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Rows of an index matrix in the order (x, y, z), (3, 4)."""
+    return torch.from_numpy(np.ascontiguousarray(matrix[:3][::-1])).to(device=device, dtype=torch.float32)
+
+
+class _Affine:
+    """The points ``M x`` of a lattice's slices."""
+
+    def __init__(self, matrix: np.ndarray, shape: Sequence[int], device: torch.device) -> None:
+        rows = _xyz(matrix, device)
+        j = torch.arange(shape[1], device=device, dtype=torch.float32)[:, None]
+        i = torch.arange(shape[2], device=device, dtype=torch.float32)[None, :]
+        self.plane = torch.stack([r[3] + j * r[1] + i * r[2] for r in rows])
+        self._down = rows[:, 0]
+
+    def down(self, start: int, stop: int) -> torch.Tensor:
+        """What slices start..stop add to `plane`, (3, stop - start, 1, 1)."""
+        k = torch.arange(start, stop, device=self.plane.device, dtype=torch.float32)
+        return (self._down[:, None] * k)[:, :, None, None]
+
+    def write(self, start: int, stop: int, where: torch.Tensor) -> None:
+        torch.add(self.plane[:, None], self.down(start, stop), out=where)
+
+
+class _Oblique:
+    """The points ``M x + u(F x)`` where the axes of the lattice and of the field are not parallel."""
+
+    def __init__(
+        self, matrix: np.ndarray, displacement: torch.Tensor, to_field: np.ndarray, shape: Sequence[int]
+    ) -> None:
+        self._affine = _Affine(matrix, shape, displacement.device)
+        self._in_field = _Affine(to_field, shape, displacement.device)
+        self._field = Sampler(displacement.flip(0))
+
+    def write(self, start: int, stop: int, where: torch.Tensor) -> None:
+        count = where[0].numel()
+        self._in_field.write(start, stop, self._field.points(count).view_as(where))
+        self._affine.write(start, stop, where)
+        where += self._field.look_up(count).view_as(where)
+
+
+class _AlongAxes:
+    """The points ``M x + u(F x)`` where the field's axes are the lattice's, also permuted or flipped.
+
+    Linear interpolation is done axis by axis, which is the same and faster: x for the whole small field, y for those
+    of its slices that lie about a slab, z for the slab.
+    """
+
+    def __init__(
+        self, matrix: np.ndarray, displacement: torch.Tensor, to_field: np.ndarray, shape: Sequence[int]
+    ) -> None:
+        affine = _Affine(matrix, shape, displacement.device)
+        axes = _axes_of(to_field, shape)
+        assert axes is not None
+        values = displacement.flip(0).permute(0, *(1 + a for a in axes))
+        lines = []
+        for n, axis, rate, offset in zip(shape, axes, to_field[axes, range(3)], to_field[axes, 3], strict=True):
+            last = displacement.shape[1 + axis] - 1
+            asked = rate * np.arange(n) + offset
+            position = asked.clip(0, last)
+            low = np.minimum(np.floor(position), max(last - 1, 0)).astype(np.int64)
+            lines.append(_Line(low, np.minimum(low + 1, last), position - low, (asked - position) / rate))
+        self._z, y, x = lines
+        across = np.zeros((values.shape[3], shape[2]), dtype=np.float32)
+        columns = np.arange(shape[2])
+        across[x.low, columns] = 1 - x.weight
+        across[x.high, columns] += x.weight
+        self._values = values @ torch.from_numpy(across).to(values.device)  # (3, d, h, W)
+        self._y = [torch.from_numpy(a).to(values.device) for a in (y.low, y.high, y.weight[:, None])]
+        self._y[2] = self._y[2].float()
+        self._plane, self._down = affine.plane, affine.down(0, 2)[:, 1]
+        self._rate, self._offset = float(to_field[axes[0], 0]), float(to_field[axes[0], 3])
+        self._slices: dict[int, torch.Tensor] = {}
+
+    def _slice(self, index: int) -> torch.Tensor:
+        """The points at the place of the field's slice `index`, between which `write` has only to interpolate."""
+        if index not in self._slices:
+            low, high, weight = self._y
+            rows = self._values[:, index]
+            found = torch.lerp(rows.index_select(1, low), rows.index_select(1, high), weight)
+            if len(self._slices) > 1:
+                del self._slices[next(iter(self._slices))]
+            found += self._plane
+            found += self._down * ((index - self._offset) / self._rate)
+            self._slices[index] = found
+        return self._slices[index]
+
+    def write(self, start: int, stop: int, where: torch.Tensor) -> None:
+        for n, k in enumerate(range(start, stop)):
+            low, high = self._slice(int(self._z.low[k])), self._slice(int(self._z.high[k]))
+            torch.lerp(low, high, float(self._z.weight[k]), out=where[:, n])
+            if self._z.excess[k]:
+                where[:, n] += self._down * float(self._z.excess[k])
+
+
+@dataclass(frozen=True)
+class _Line:
+    """Linear interpolation along one axis of a field, for every lattice voxel along it.
+
+    Attributes:
+        low, high: neighbours in the field.
+        weight: of the higher one.
+        excess: how many lattice voxels the point lies beyond the field's last voxel.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    weight: np.ndarray
+    excess: np.ndarray
+
+
+def _axes_of(to_field: np.ndarray, shape: Sequence[int]) -> list[int] | None:
+    """The field axis that each lattice axis runs along; None if they are oblique to each other."""
+    main = np.abs(to_field[:3, :3]).argmax(0)
+    stray = to_field[:3, :3].copy()
+    stray[main, range(3)] = 0
+    if len(set(main.tolist())) < 3 or (np.abs(stray) @ np.array(shape)).max() > 1e-4:
+        return None
+    return [int(a) for a in main]

@@ -1,0 +1,146 @@
+"""Fast sampling gives what torch's sampler of volumes gives in double precision, wherever the points lie."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from LDRCore import sampling, spatial
+from LDRCore.models import cpu_layout
+from LDRCore.models.ldr import LDR
+
+TOLERANCE = 2e-4  # images here change by less than 0.2 a voxel: some 1e-3 voxel
+
+
+def smooth(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Noise (C, D, H, W) of low frequency, 0 to 1."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, shape[0], *(max(1, n // 6) for n in shape[1:]), generator=generator)
+    return F.interpolate(coarse, size=shape[1:], mode="trilinear", align_corners=True)[0]
+
+
+def exact(image: torch.Tensor, coordinates: torch.Tensor, padding: str) -> torch.Tensor:
+    """torch's own, in float64: image (C, D, H, W), coordinates (3, n).
+
+    Along an axis of one voxel torch ignores the coordinate, so there the zeros about the image are made by hand.
+    """
+    if padding == "zeros" and 1 in image.shape:
+        return exact(F.pad(image, (1,) * 6), coordinates + 1, "border")
+    size = torch.tensor(image.shape[1:], dtype=torch.float64)[:, None]
+    normalised = (2 * coordinates.double() / (size - 1).clamp_min(1) - 1).flip(0).T[None, None, None]
+    found = F.grid_sample(image[None].double(), normalised, padding_mode=padding, align_corners=True)
+    return found[0].flatten(1)
+
+
+def scattered(shape: tuple[int, ...], count: int, seed: int = 0) -> torch.Tensor:
+    """Points inside, on the faces, just outside and far away, (3, count)."""
+    generator = torch.Generator().manual_seed(seed)
+    size = torch.tensor(shape)[:, None]
+    points = (torch.rand(3, count, generator=generator) * 1.4 - 0.2) * size
+    points[:, : count // 4] = points[:, : count // 4].round()
+    points[:, 0], points[:, 1], points[:, 2] = -1e4, 1e4, size[:, 0] - 1
+    return points
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+@pytest.mark.parametrize("shape", [(23, 31, 42), (40, 7, 9), (1, 30, 20), (20, 1, 30), (20, 30, 1), (2, 2, 2)])
+def test_points_anywhere(shape, padding, threads, monkeypatch):
+    monkeypatch.setattr(sampling, "SLAB_POINTS", 1000)  # several slabs, the last one short
+    image = smooth(2, *shape)
+    points = scattered(shape, 4321)
+    found = sampling.at_points(image, points, padding)
+    assert found.shape == (2, 4321)
+    assert float((found - exact(image, points, padding)).abs().max()) < 5 * TOLERANCE
+
+
+def test_itks_edge_rule():
+    image = torch.full((1, 6, 7, 8), 3.0)
+    where = torch.tensor([[-0.6, 2, 2], [-0.4, 2, 2], [5.4, 2, 2], [5.6, 2, 2], [2, 6.6, 2], [2, 2, 7.4], [2, 2, 7.6]])
+    sampler = sampling.Sampler(image, "half", -7.0)
+    sampler.points(7)[:] = where.T.flip(0)
+    assert sampler.look_up(7)[0].tolist() == [-7, 3, 3, -7, -7, 3, -7]
+
+
+def test_unknown_padding():
+    with pytest.raises(ValueError, match="padding must be one of"):
+        sampling.Sampler(torch.zeros(1, 2, 2, 2), "mirror")
+
+
+def turned(degrees: float) -> np.ndarray:
+    a = np.deg2rad(degrees)
+    matrix = np.eye(4)
+    matrix[:2, :2] = [[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]
+    return matrix
+
+
+FLIPPED_AND_PERMUTED = np.array([[0, 0, 0.3, 1.0], [-0.4, 0, 0, 9.0], [0, 0.35, 0, 0.5], [0, 0, 0, 1]])
+PARALLEL = np.array([[0.4, 0, 0, -1.5], [0, 0.3, 0, 0.7], [0, 0, 0.5, -2.0], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    "to_field",
+    [PARALLEL, FLIPPED_AND_PERMUTED, turned(20) @ PARALLEL],
+    ids=["parallel, field smaller than the lattice", "flipped and permuted", "oblique"],
+)
+def test_a_lattice_through_a_coarse_field(to_field, threads, monkeypatch):
+    monkeypatch.setattr(sampling, "SLAB_POINTS", 2000)
+    shape = (25, 31, 36)
+    image = smooth(1, 40, 35, 33)
+    field = 6 * (smooth(3, 10, 11, 13, seed=1) - 0.5)
+    matrix = turned(7) @ np.diag([1.3, 0.9, 0.8, 1])
+    index = spatial.identity_grid(shape, dtype=torch.float64)[0].flatten(1)
+    ones = torch.cat((index, torch.ones(1, index.shape[1])))
+    at_field, at_image = (torch.from_numpy(m[:3]) @ ones for m in (to_field, matrix))
+    expected = exact(image, at_image + exact(field, at_field, "border"), "zeros").view(shape)
+    found = sampling.on_lattice(image[0], shape, matrix, field, to_field)
+    assert float((found - expected).abs().max()) < 5 * TOLERANCE
+
+
+def test_slabs_follow_one_another_and_cover_the_lattice(monkeypatch):
+    monkeypatch.setattr(sampling, "SLAB_POINTS", 3 * 9 * 8)
+    seen = [
+        (a, b, tuple(v.shape)) for a, b, v in sampling.slabs_on_lattice(smooth(1, 5, 6, 7)[0], (10, 9, 8), np.eye(4))
+    ]
+    assert seen == [(0, 3, (3, 9, 8)), (3, 6, (3, 9, 8)), (6, 9, (3, 9, 8)), (9, 10, (1, 9, 8))]
+
+
+def test_warping_by_a_coarse_field_is_warping_by_the_upsampled_one():
+    image = smooth(2, 48, 40, 44)[:, None]
+    field = 3 * (smooth(6, 24, 20, 22, seed=3) - 0.5).view(2, 3, 24, 20, 22)
+    expected = spatial.warp(image.double(), spatial.upsample(field, (48, 40, 44)).double())
+    assert float((spatial.warp_by_coarse(image, field) - expected).abs().max()) < 5 * TOLERANCE
+
+
+def test_gradients_still_flow():
+    image = smooth(1, 48, 40, 44)[None]
+    field = torch.zeros(1, 3, 24, 20, 22, requires_grad=True)
+    spatial.warp_by_coarse(image, field).sum().backward()
+    assert float(field.grad.abs().max()) > 0
+    with torch.no_grad():  # the same call where nobody wants them
+        assert spatial.warp_by_coarse(image, field).shape == image.shape
+
+
+@pytest.mark.parametrize("head", ["half", "deconv"])
+def test_ldr_rearranged_for_a_cpu_is_the_same_network(head):
+    torch.manual_seed(0)
+    network = LDR(head=head).to(memory_format=torch.channels_last_3d)
+    torch.nn.init.normal_(network.flow.weight, 0, 0.1)
+    torch.nn.init.normal_(network.flow.bias)
+    moving, fixed = torch.rand(2, 1, 32, 48, 16), torch.rand(2, 1, 32, 48, 16)
+    plain = network.predict(moving, fixed)
+    assert plain.requires_grad
+    with torch.no_grad():
+        assert cpu_layout.can_take(moving)
+        rearranged = network.predict(moving, fixed)
+    assert not torch.equal(plain, torch.zeros_like(plain))
+    assert torch.allclose(plain, rearranged, atol=1e-5)
