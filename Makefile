@@ -9,7 +9,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint tables clean
+.PHONY: demo test lint tables peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ldr demo --out demo-output
@@ -37,8 +37,14 @@ tables: $(VENV)/.installed-evaluate
 	$(BIN)/python -m Training.evaluate $(CHOICE) --workers $(WORKERS) || test $$? -eq 1
 	$(BIN)/python -m Training.report $(CHOICE)
 
+# Other registration programs in a Python of their own (their packages conflict): ANTs, greedy, convexAdam. elastix is
+# the program of that name, from the system's packages. Then: LDR_PEER_PYTHON=$(PEERS)/bin/python make test
+PEERS := .venv-peers
+
+peers: $(PEERS)/.installed
+
 clean:
-	rm -rf $(VENV) demo-output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) demo-output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.created:
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else f"Python must be 3.10 to 3.13, got {v[0]}.{v[1]}: set PYTHON")'
@@ -60,4 +66,10 @@ $(VENV)/.installed-evaluate: $(VENV)/.installed
 
 $(VENV)/.installed-lint: $(VENV)/.installed
 	$(PIP) --editable '.[lint]'
+	touch $@
+
+$(PEERS)/.installed: constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(subst $(BIN),$(PEERS)/bin,$(if $(HAS_GPU),$(PIP) torch,$(PIP) "torch==$(TORCH)+cpu" 2>/dev/null || $(PIP) torch))
+	$(subst $(BIN),$(PEERS)/bin,$(PIP)) antspyx picsl_greedy convexAdam SimpleITK
 	touch $@

@@ -20,13 +20,14 @@ import torch.nn.functional as F
 
 SLAB_POINTS = 1 << 18  # looked up at once: about 10 MB of temporaries
 PADDINGS = ("zeros", "border", "half")
+ENABLED = True  # False: torch's own sampler everywhere, to compare with
 _WORTH_POINTS = 1 << 15  # fewer are not worth the preparation
 
 
 def can_take(count: int, *tensors: torch.Tensor) -> bool:
     """Whether sampling at `count` points belongs here: many, float32 on a CPU, and nobody wants a gradient."""
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    return count >= _WORTH_POINTS and not wanted and all(_is_plain(t) for t in tensors)
+    return ENABLED and count >= _WORTH_POINTS and not wanted and all(_is_plain(t) for t in tensors)
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

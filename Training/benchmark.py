@@ -1,12 +1,14 @@
-r"""Time everything against everything in one run: networks alone, registration end to end, other programs.
+r"""Time everything against everything in one run: networks, warps, cascades, registration end to end, other programs.
 
     python -m Training.benchmark --peer-python PYTHON --out runs/benchmark.json
 
 Absolute seconds differ from machine to machine and from minute to minute, so everything that is compared is timed here
-in turn, round after round, and printed as median (smallest to largest) with its ratio to a reference: the network
-"ldr" among networks, one cascade of it among registrations. End to end means `register()` from images in memory to the
-warped image, warm; other programs: their own affine and deformable registration, images in memory. Networks that have
-no weights yet run with random ones, which cost the same time.
+in turn, round after round, and printed as median (smallest to largest) with its ratio to a reference, the light one of
+each part. A network's time also stands over its lower bound: its multiply-adds at the rate of this machine's fastest
+convolutions, or its memory traffic, whichever is longer. Cascades go from two images to the composed field, stem and
+all warps included; "torch's sampler" means that this package's own sampling is switched off. End to end means
+`register()` from images in memory to the warped image, warm; other programs: their own affine and deformable
+registration, images in memory. Networks that have no weights yet run with random ones, which cost the same time.
 """
 
 from __future__ import annotations
@@ -30,10 +32,10 @@ import SimpleITK as sitk
 import torch
 from tqdm import tqdm
 
-from LDRCore import demo, images, registration, scoring, weights
+from LDRCore import demo, images, preprocess, registration, sampling, scoring, spatial, weights
 from LDRCore.errors import RegistrationError
 from LDRCore.models import registry
-from Training.evaluation import systems
+from Training.evaluation import limits, systems
 from Training.evaluation.config import System
 from Training.evaluation.datasets import Loaded
 from Training.evaluation.peers import METHODS
@@ -47,7 +49,8 @@ CASCADES = {  # architectures that are timed end to end beside the models that s
     "VoxelMorph": {"stem": "affine-vtn", "network": "voxelmorph", "cascades": 1},
 }
 PEERS = ("ants-syn", "elastix-bspline", "greedy")
-PARTS = ("networks", "register", "peers")
+PARTS = ("networks", "warps", "cascades", "register", "peers")
+REFERENCES = {"networks": "ldr", "warps": "image by a field", "cascades": "{model} 3-cas", "register": "{model} 1-cas"}
 VOXELMORPH = Path(__file__).parent / "evaluation" / "voxelmorph_timing.py"
 
 
@@ -62,6 +65,7 @@ class Item:
         rounds: how many count at most, after none that does not (programs that start anew each time), or None for all.
         seconds: of every finished round.
         problem: why it could not be timed, or "".
+        bound: seconds below which it cannot come on this machine, where that is known.
     """
 
     group: tuple[str, str, int]
@@ -70,12 +74,26 @@ class Item:
     rounds: int | None = None
     seconds: list[float] = field(default_factory=list)
     problem: str = ""
+    bound: float | None = None
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def _by_torchs_sampler(action: Callable[[], object]) -> float:
+    sampling.ENABLED = False
+    try:
+        return _seconds(action)
+    finally:
+        sampling.ENABLED = True
 
 
 def _predict(network: Any, pair: list[torch.Tensor]) -> float:
-    began = time.perf_counter()
-    network.predict(*pair)
-    return time.perf_counter() - began
+    with torch.no_grad():
+        return _seconds(lambda: network.predict(*pair))
 
 
 def _with_threads(threads: int, once: Callable[[], float]) -> Callable[[], float]:
@@ -93,11 +111,79 @@ def networks(threads: list[int]) -> Iterator[Item]:
     built = {name: registry.build_network(name) for name in sorted(registry.DENSE)}
     built["ldr (head=half)"] = registry.build_network("ldr", head="half")
     every: dict[str, Any] = {**built, **{name: registry.build_stem(name) for name in sorted(registry.STEMS)}}
+    ceilings = {}
+    for n in threads:
+        torch.set_num_threads(n)
+        ceilings[n] = limits.convolution_rate(), limits.bandwidth()
+        rate, traffic = ceilings[n][0] * 2 / 1e9, ceilings[n][1] / 1e9
+        print(
+            f"{n} threads at best: {rate:.0f} GFLOP/s of convolutions, {traffic:.1f} GB/s of copying", file=sys.stderr
+        )
     for name, network in every.items():
         network.eval().requires_grad_(False).to(memory_format=torch.channels_last_3d)
         for n in threads:
             once = _with_threads(n, partial(_predict, network, pair))
-            yield Item(("networks", f"{NETWORK_SIZE}^3", n), name, once)
+            bound = limits.lower_bound(network, NETWORK_SIZE, *ceilings[n])
+            yield Item(("networks", f"{NETWORK_SIZE}^3", n), name, once, bound=bound)
+
+
+def normalised(image: sitk.Image) -> torch.Tensor:
+    """(1, 1, N, N, N), 0 to 1, N = `NETWORK_SIZE`: as networks see it."""
+    tensor = preprocess.to_tensor(image)
+    tensor = preprocess.normalise(tensor, *preprocess.intensity_range(tensor))
+    return torch.nn.functional.interpolate(tensor, [NETWORK_SIZE] * 3, mode="trilinear")
+
+
+def warps(pair: Loaded, threads: list[int]) -> Iterator[Item]:
+    """An image warped by a smooth field of some voxels, at full size and at half of it, here and by torch's sampler."""
+    image = normalised(pair.moving)
+    shape = tuple(image.shape[2:])
+    torch.manual_seed(0)
+    half = spatial.upsample(2 * torch.randn(1, 3, 5, 5, 5), [n // 2 for n in shape])
+    full = spatial.upsample(half, shape)
+    where = spatial.identity_grid(shape) + full
+    last = torch.tensor(shape).view(1, 3, 1, 1, 1) - 1
+    grid = (2 * where / last - 1).flip(1).permute(0, 2, 3, 4, 1).contiguous()
+
+    def torchs() -> torch.Tensor:
+        return torch.nn.functional.grid_sample(image, grid, align_corners=True)
+
+    actions = {
+        "image by a field": partial(_seconds, lambda: spatial.warp(image, full)),
+        "image by a field, torch's sampler": partial(_by_torchs_sampler, lambda: spatial.warp(image, full)),
+        "torch grid_sample alone, coordinates given": partial(_seconds, torchs),
+        "image by a field of half size": partial(_seconds, lambda: spatial.warp_by_coarse(image, half)),
+        "image by a field of half size, torch's sampler": partial(
+            _by_torchs_sampler, lambda: spatial.warp_by_coarse(image, half)
+        ),
+        "field by a field, half size": partial(_seconds, lambda: spatial.compose(half, half)),
+        "field by a field, half size, torch's sampler": partial(
+            _by_torchs_sampler, lambda: spatial.compose(half, half)
+        ),
+    }
+    for name, once in actions.items():
+        for n in threads:
+            yield Item(("warps", f"{NETWORK_SIZE}^3", n), name, _with_threads(n, once))
+
+
+def cascades(pair: Loaded, threads: list[int]) -> Iterator[Item]:
+    """From two images to the composed field: stem, networks, and all warps between them."""
+    images_01 = normalised(pair.moving), normalised(pair.fixed)
+
+    def once(cascade: Any, count: int, how: Callable[[Callable[[], object]], float]) -> float:
+        with torch.no_grad():
+            return how(lambda: cascade(*images_01, count))
+
+    shipped = weights.list_models()[0]
+    built = {shipped: weights.load_model(shipped, "cpu").cascade}
+    built |= {name: registry.build_cascade(architecture) for name, architecture in CASCADES.items()}
+    for name, cascade in built.items():
+        cascade.eval().requires_grad_(False).to(memory_format=torch.channels_last_3d)
+        for count in range(1, len(cascade) + 1):
+            for label, how in (("", _seconds), (", torch's sampler", _by_torchs_sampler)):
+                for n in threads:
+                    timed = _with_threads(n, partial(once, cascade, count, how))
+                    yield Item(("cascades", f"{NETWORK_SIZE}^3", n), f"{name} {count}-cas{label}", timed)
 
 
 def sized_pair(fixed: str, moving: str, size: str) -> Loaded:
@@ -198,11 +284,11 @@ def measure(items: list[Item], repeats: int) -> None:
 
 def reference(part: str) -> str:
     """The name that others of a part are compared with."""
-    return "ldr" if part == "networks" else f"{weights.list_models()[0]} 1-cas"
+    return REFERENCES[part].replace("{model}", weights.list_models()[0])
 
 
 def results(items: list[Item]) -> list[dict[str, Any]]:
-    """Median, smallest, largest and the ratio of medians to the reference of the same group."""
+    """Median, smallest, largest, the ratio of medians to the reference of the same group, and to the lower bound."""
     medians = {(i.group, i.name): statistics.median(i.seconds) for i in items if i.seconds}
     found = []
     for item in items:
@@ -212,6 +298,7 @@ def results(items: list[Item]) -> list[dict[str, Any]]:
             median = statistics.median(item.seconds)
             row |= {"runs": len(item.seconds), "median_s": median}
             row |= {"min_s": min(item.seconds), "max_s": max(item.seconds), "ratio": median / base if base else None}
+            row |= {"over_bound": median / item.bound if item.bound else None}
         else:
             row["problem"] = item.problem or "not timed"
         found.append(row)
@@ -237,7 +324,8 @@ def _cell(row: dict[str, Any]) -> str:
     if "median_s" not in row:
         return row["problem"]
     ratio = f", x {row['ratio']:.2f}" if row["ratio"] else ""
-    return f"{row['median_s']:.3f} ({row['min_s']:.3f} to {row['max_s']:.3f}){ratio}"
+    bound = f", {row['over_bound']:.1f} of its bound" if row.get("over_bound") else ""
+    return f"{row['median_s']:.3f} ({row['min_s']:.3f} to {row['max_s']:.3f}){ratio}{bound}"
 
 
 def main(given: list[str] | None = None) -> int:
@@ -265,6 +353,10 @@ def main(given: list[str] | None = None) -> int:
             items: list[Item] = []
             if "networks" in chosen["parts"]:
                 items += networks(threads)
+            if "warps" in chosen["parts"]:
+                items += warps(next(iter(pairs.values())), threads)
+            if "cascades" in chosen["parts"]:
+                items += cascades(next(iter(pairs.values())), threads)
             if "register" in chosen["parts"]:
                 items += registrations(pairs, threads, Path(folder))
             if "peers" in chosen["parts"]:

@@ -96,7 +96,7 @@ class Cascade(nn.Module):
             with torch.autocast(fixed.device.type, self.precision, enabled=self.precision != torch.float32):
                 matrix, translation = self.stem.predict(moving, fixed)
             affine = matrix.float(), translation.float()
-            start = spatial.affine_to_displacement(*affine, fixed.shape[2:])
+            start = self._on_field_grid(*affine, fixed.shape[2:])
         output = self.dense(moving, fixed, n_cascades, start=start)
         output.affine = affine
         return output
@@ -113,15 +113,14 @@ class Cascade(nn.Module):
 
         Args:
             moving, fixed, n_cascades: as in `forward`.
-            start: displacement (B, 3, D, H, W) on the input grid that comes before the first network.
+            start: displacement on the field grid, in its voxels, that comes before the first network.
         """
         count = len(self) if n_cascades is None else n_cascades
         if not 1 <= count <= len(self):
             raise ValueError(f"n_cascades must be 1 to {len(self)}, got {count}")
         total, warped = None, moving
         if start is not None:
-            warped = spatial.warp(moving, start)
-            total = spatial.upsample(start, self.field_shape(fixed.shape[2:]))
+            warped, total = self._warp(moving, start), start
         output = CascadeOutput(displacement=torch.empty(0))
         for k in range(count):
             network = self.networks[k]
@@ -138,6 +137,13 @@ class Cascade(nn.Module):
         assert total is not None
         output.displacement = total
         return output
+
+    def _on_field_grid(self, matrix: torch.Tensor, translation: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        """The displacement of an affine map about the input grid's centre, (B, 3, d, h, w) on the field grid."""
+        coarse = self.field_shape(shape)
+        ratio = [(n - 1) / max(m - 1, 1) for n, m in zip(shape, coarse, strict=True)]
+        scale = torch.tensor(ratio, dtype=matrix.dtype, device=matrix.device)
+        return spatial.affine_to_displacement(matrix * scale / scale[:, None], translation / scale, coarse)
 
     def _warp(self, moving: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         return spatial.warp_by_coarse(moving, total.detach() if self.detach_images else total)

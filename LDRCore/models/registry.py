@@ -102,11 +102,18 @@ def build_cascade(architecture: dict[str, Any]) -> Cascade:
 
 @dataclass(frozen=True)
 class Cost:
-    """Size and arithmetic of one network: number of parameters, multiply-adds for one pair of `shape`."""
+    """Size and arithmetic of one network for one pair of `shape`.
+
+    Attributes:
+        parameters: their number.
+        multiply_adds: of convolutions and linear layers.
+        values: numbers that these layers must at least read and write, inputs and results once each.
+    """
 
     parameters: int
     multiply_adds: int
     shape: tuple[int, int, int]
+    values: int = 0
 
 
 def cost(network: DenseNetwork | AffineStem, shape: tuple[int, int, int] = (128, 128, 128)) -> Cost:
@@ -116,10 +123,12 @@ def cost(network: DenseNetwork | AffineStem, shape: tuple[int, int, int] = (128,
         network: a dense network or a stem.
         shape: (D, H, W) of the pair.
     """
-    total = 0
+    total = values = 0
 
     def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        nonlocal total
+        nonlocal total, values
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d | nn.Linear):
+            values += inputs[0].numel() + output.numel() + module.weight.numel()
         if isinstance(module, nn.Conv3d):
             total += output.numel() * (module.in_channels // module.groups) * math.prod(module.kernel_size)
         elif isinstance(module, nn.ConvTranspose3d):
@@ -135,4 +144,4 @@ def cost(network: DenseNetwork | AffineStem, shape: tuple[int, int, int] = (128,
         shapes_only.predict(image, image)
     for hook in hooks:
         hook.remove()
-    return Cost(parameters, total, shape)
+    return Cost(parameters, total, shape, values)

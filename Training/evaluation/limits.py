@@ -1,0 +1,49 @@
+"""What this machine can do at best: convolutions and memory. A network cannot be faster than both allow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from LDRCore.models import registry
+from LDRCore.models.affine import AffineStem
+from LDRCore.models.blocks import DenseNetwork
+
+_COPY_VALUES = 1 << 26  # 256 MB, far more than any cache
+_REPEATS = 7
+
+
+def _fastest(action: Callable[[], object]) -> float:
+    times = []
+    for _ in range(_REPEATS + 1):
+        began = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
+
+
+@torch.no_grad()
+def convolution_rate() -> float:
+    """Multiply-adds a second of float32 convolutions with many channels, the best of some shapes, current threads."""
+    best = 0.0
+    for channels, size in ((32, 48), (64, 32), (128, 24)):
+        image = torch.rand(1, channels, size, size, size).to(memory_format=torch.channels_last_3d)
+        weight = torch.rand(channels, channels, 3, 3, 3).to(memory_format=torch.channels_last_3d)
+        seconds = _fastest(lambda image=image, weight=weight: F.conv3d(image, weight, padding=1))  # type: ignore[misc]
+        best = max(best, image.numel() * channels * 27 / seconds)
+    return best
+
+
+def bandwidth() -> float:
+    """Bytes a second read and written by copying, current threads."""
+    source, target = torch.rand(_COPY_VALUES), torch.empty(_COPY_VALUES)
+    return 2 * source.numel() * 4 / _fastest(lambda: target.copy_(source))
+
+
+def lower_bound(network: DenseNetwork | AffineStem, size: int, rate: float, bytes_per_second: float) -> float:
+    """Seconds below which `network` cannot come at size^3: the larger of arithmetic and memory traffic, float32."""
+    cost = registry.cost(network, (size, size, size))
+    return max(cost.multiply_adds / rate, 4 * cost.values / bytes_per_second)
