@@ -1,9 +1,8 @@
-"""The one path from two prepared images to a transform, and from a transform to a warped image. Torch, no files.
+"""The one path from two prepared images to a transform. Torch, no files.
 
 Stage 1, affine: the stem looks at 4 mm images on a cube about the fixed image's centre, several times, each time at
 what is left over. Stage 2, dense: the networks look at a working grid that covers the fixed image's content, with the
-moving image already behind the affine map. Stage 3: the moving image is sampled once, from the original, on the fixed
-image's own grid.
+moving image already behind the affine map. What follows on the fixed image's own grid is `native`.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from LDRCore import geometry, refine, sampling, spatial
+from LDRCore import geometry, refine, spatial
 from LDRCore.geometry import Grid
-from LDRCore.preprocess import PreparedImage, Volume
+from LDRCore.preprocess import PreparedImage
 from LDRCore.weights import Model
 
 MAX_VOXELS = 5_000_000  # of a working grid; content that needs more is looked at more coarsely
@@ -142,44 +141,6 @@ def fade_out(displacement: torch.Tensor, cells: int) -> torch.Tensor:
         view[axis] = n
         padded = padded * line.view(view)
     return padded
-
-
-@torch.no_grad()
-def warp_native(
-    moving: Volume,
-    fixed_shape: tuple[int, int, int],
-    fixed_to_lps: np.ndarray,
-    dense: DenseField,
-    outside: float,
-    dtype: np.dtype | type = np.float32,
-    progress: Callable[[float], None] | None = None,
-) -> np.ndarray:
-    """Sample the moving image once, linearly, at ``A (x + u(x))`` for every voxel x of the fixed grid, in slabs.
-
-    The edge rule is ITK's: up to half a voxel beyond the last voxel centre the edge value holds, then `outside`.
-    Beside the two images only a few slices are in memory. Integers are rounded; those of 8 and 16 bits cannot
-    wrap around, as no value lies outside the moving image's range (float32 holds larger ones up to 2^24 exactly).
-
-    Returns:
-        (D, H, W) of `dtype`.
-    """
-    to_index = np.linalg.inv(moving.to_lps) @ dense.affine_lps
-    turn = torch.from_numpy(to_index[:3, :3] @ dense.grid.to_lps[:3, :3]).to(dense.displacement_vox)
-    result = np.empty(fixed_shape, dtype)
-    slabs = sampling.slabs_on_lattice(
-        moving.data[0, 0],
-        fixed_shape,
-        to_index @ fixed_to_lps,
-        torch.einsum("rc,cdhw->rdhw", turn, dense.displacement_vox[0]),
-        np.linalg.inv(dense.grid.to_lps) @ fixed_to_lps,
-        padding="half",
-        outside=outside,
-    )
-    for start, stop, values in slabs:
-        result[start:stop] = (values.round_() if np.issubdtype(dtype, np.integer) else values).cpu().numpy()
-        if progress is not None:
-            progress(stop / fixed_shape[0])
-    return result
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def register(
     began_s = time.perf_counter()
     import torch
 
-    from LDRCore import inference, inversion, preprocess, report, weights
+    from LDRCore import inference, inversion, native, preprocess, report, weights
 
     clock = report.Clock(progress, began_s)
     clock.start("read", 0.0, "reading images")
@@ -129,7 +130,7 @@ def register(
         shape = fixed_image.GetSize()[::-1]
         dtype = sitk.GetArrayViewFromImage(moving_image).dtype
         to_lps = geometry.index_to_lps(fixed_image)
-        values = inference.warp_native(m.native, shape, to_lps, dense, outside, dtype, warping)
+        values = native.warp(m.native, shape, to_lps, dense, outside, dtype, warping)
         warped = sitk.GetImageFromArray(values)
         warped.CopyInformation(fixed_image)
     else:
@@ -177,7 +178,11 @@ def register(
     if residual_mm is not None:
         facts["inverse_residual_mm"] = round(residual_mm, 5)
     facts["times_s"] = clock.finish()
-    return RegistrationResult(warped, transform, affine_part, inverse_transform, facts)
+    jacobian: Callable[[], np.ndarray] | None = None
+    if bent is None:
+        shape, to_lps = fixed_image.GetSize()[::-1], geometry.index_to_lps(fixed_image)
+        jacobian = partial(native.jacobian_determinant, shape, to_lps, dense)
+    return RegistrationResult(warped, transform, affine_part, inverse_transform, facts, jacobian)
 
 
 def _device(device: str) -> str:

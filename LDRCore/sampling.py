@@ -185,13 +185,7 @@ def slabs_on_lattice(
         (start, stop, values): slices start to stop of the lattice, (stop - start, H', W') float32.
     """
     sampler = Sampler(image[None], padding, outside)
-    points: _Affine | _AlongAxes | _Oblique
-    if displacement is None or to_field is None:
-        points = _Affine(matrix, shape, image.device)
-    elif _axes_of(to_field, shape) is None:
-        points = _Oblique(matrix, displacement, to_field, shape)
-    else:
-        points = _AlongAxes(matrix, displacement, to_field, shape)
+    points = _points(matrix, displacement, to_field, shape, image.device)
     depth, height, width = shape
     slab = max(1, _slab_points(image.device) // (height * width))
     for start in range(0, depth, slab):
@@ -199,6 +193,42 @@ def slabs_on_lattice(
         count = (stop - start) * height * width
         points.write(start, stop, sampler.points(count).view(3, stop - start, height, width))
         yield start, stop, sampler.look_up(count).view(stop - start, height, width)
+
+
+def points_on_lattice(
+    shape: Sequence[int], matrix: np.ndarray, displacement: torch.Tensor, to_field: np.ndarray, halo: int = 0
+) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """The points ``M x + u(F x)`` themselves, for every index x of a lattice; arguments as in `slabs_on_lattice`.
+
+    Args:
+        halo: so many slices more on either side of each slab, as far as the lattice has them.
+
+    Yields:
+        (start, stop, points): of slices start to stop, (3, slices, H', W'), component c of M's row c.
+    """
+    points = _points(matrix[[2, 1, 0]], displacement.flip(0), to_field, shape, displacement.device)
+    depth, height, width = shape
+    slab = max(4 * halo, _slab_points(displacement.device) // (height * width), 1)
+    for start in range(0, depth, slab):
+        stop = min(start + slab, depth)
+        low, high = max(start - halo, 0), min(stop + halo, depth)
+        where = torch.empty(3, high - low, height, width, device=displacement.device)
+        points.write(low, high, where)
+        yield start, stop, where
+
+
+def _points(
+    matrix: np.ndarray,
+    displacement: torch.Tensor | None,
+    to_field: np.ndarray | None,
+    shape: Sequence[int],
+    device: torch.device,
+) -> _Affine | _AlongAxes | _Oblique:
+    if displacement is None or to_field is None:
+        return _Affine(matrix, shape, device)
+    if _axes_of(to_field, shape) is None:
+        return _Oblique(matrix, displacement, to_field, shape)
+    return _AlongAxes(matrix, displacement, to_field, shape)
 
 
 def _xyz(matrix: np.ndarray, device: torch.device) -> torch.Tensor:
