@@ -80,7 +80,9 @@ def test_a_missing_file_is_named(tmp_path):
         config.load(tmp_path / "none.toml", {})
 
 
-@pytest.mark.parametrize("name", ["evaluate-ixi.toml", "evaluate-paper.toml", "evaluate-card.toml"])
+@pytest.mark.parametrize(
+    "name", ["evaluate-ixi.toml", "evaluate-paper.toml", "evaluate-card.toml", "evaluate-refine.toml"]
+)
 def test_the_configurations_that_ship_can_be_read(name):
     found = config.load(CONFIGS / name, {"data": "/data", "model": "m.pt"})
     assert found.systems[0].kind == "nothing"
