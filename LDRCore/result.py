@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,20 @@ class RegistrationResult:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
         try:
-            sitk.WriteImage(self.warped, str(part / "warped.nii.gz"), useCompression=True)
-            sitk.WriteTransform(self.transform, str(part / "transform.h5"))
-            if self.inverse_transform is not None:
-                sitk.WriteTransform(self.inverse_transform, str(part / "inverse_transform.h5"))
-            sitk.WriteImage(self.displacement_field, str(part / "displacement_field.nii.gz"), useCompression=True)
-            sitk.WriteImage(self.jacobian_determinant, str(part / "jacobian_determinant.nii.gz"), useCompression=True)
+            with ThreadPoolExecutor() as pool:  # compressing takes most of the time, on one core a file
+                writes = [
+                    pool.submit(sitk.WriteImage, image(), str(part / name), True)
+                    for name, image in (
+                        ("displacement_field.nii.gz", lambda: self.displacement_field),
+                        ("jacobian_determinant.nii.gz", lambda: self.jacobian_determinant),
+                        ("warped.nii.gz", lambda: self.warped),
+                    )
+                ]
+                sitk.WriteTransform(self.transform, str(part / "transform.h5"))
+                if self.inverse_transform is not None:
+                    sitk.WriteTransform(self.inverse_transform, str(part / "inverse_transform.h5"))
+                for write in writes:
+                    write.result()
             (part / "report.json").write_text(json.dumps(self.report, indent=1) + "\n", encoding="utf-8")
             if extra is not None:
                 extra(part)
