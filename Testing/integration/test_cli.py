@@ -100,7 +100,7 @@ def test_warp_points_invert_jacobian(demo_run, demo_pair, tmp_path, capsys):
     np.testing.assert_allclose(
         sitk.GetArrayFromImage(sitk.ReadImage(str(out))),
         sitk.GetArrayFromImage(sitk.ReadImage(str(demo_run / "jacobian_determinant.nii.gz"))),
-        atol=2e-4,
+        atol=1e-3,  # straight from the dense field, or through ITK
     )
 
 
