@@ -27,11 +27,16 @@ def examine() -> tuple[dict[str, Any], list[str]]:
         return facts, problems
     import torch
 
-    from LDRCore import weights
+    from LDRCore import precision, weights
 
     facts["torch"] = torch.__version__
     facts["threads"] = torch.get_num_threads()
     facts["gpu"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none (the CPU is used)"
+    try:
+        used = precision.of_convolutions("cuda" if torch.cuda.is_available() else "cpu")
+        facts["precision of convolutions"] = str(used).removeprefix("torch.")
+    except RegistrationError as error:
+        problems.append(str(error))
     names = weights.list_models()
     for name in names:
         try:

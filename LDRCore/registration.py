@@ -167,6 +167,7 @@ def register(
         "warnings": report.warnings(loaded.card, f, m, similarity),
         "device": device,
         "threads": torch.get_num_threads(),
+        "precision": str(loaded.cascade.precision).removeprefix("torch."),
         "versions": {
             "LDRCore": __version__,
             "torch": torch.__version__,

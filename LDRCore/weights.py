@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from LDRCore.errors import RegistrationError
 
 if TYPE_CHECKING:
+    import torch
+
     from LDRCore.models.cascade import Cascade
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -31,7 +33,7 @@ class Model:
     Attributes:
         name: the card's name.
         card: the whole card.
-        cascade: stem and networks in eval mode, float32.
+        cascade: stem and networks in eval mode; weights float32, convolutions as `precision.of_convolutions` says.
         device: where it lives.
     """
 
@@ -108,13 +110,17 @@ def load_model(name_or_path: str | os.PathLike[str], device: str = "cpu") -> Mod
         device: "cpu", "cuda", "cuda:1" ...
 
     Raises:
-        RegistrationError: unknown model, damaged weights, or weights that do not fit the card.
+        RegistrationError: unknown model, damaged weights, weights that do not fit the card, or an LDR_PRECISION that
+            is none.
     """
-    return _load(os.fspath(name_or_path), device, model_info(name_or_path)["sha256"])
+    from LDRCore import precision
+
+    convolutions = precision.of_convolutions(device)
+    return _load(os.fspath(name_or_path), device, model_info(name_or_path)["sha256"], convolutions)
 
 
 @functools.lru_cache(maxsize=4)
-def _load(name_or_path: str, device: str, sha256: str) -> Model:
+def _load(name_or_path: str, device: str, sha256: str, convolutions: torch.dtype) -> Model:
     """`sha256` is only a key: a model that was replaced on disk is loaded anew."""
     import torch
 
@@ -137,6 +143,7 @@ def _load(name_or_path: str, device: str, sha256: str) -> Model:
         ) from None
     cascade.eval().requires_grad_(False)
     cascade.to(device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    cascade.precision = convolutions
     return Model(card["name"], card, cascade, device)
 
 

@@ -6,9 +6,10 @@ Absolute seconds differ from machine to machine and from minute to minute, so ev
 in turn, round after round, and printed as median (smallest to largest) with its ratio to a reference, the light one of
 each part. A network's time also stands over its lower bound: its multiply-adds at the rate of this machine's fastest
 convolutions, or its memory traffic, whichever is longer. Cascades go from two images to the composed field, stem and
-all warps included; "torch's sampler" means that this package's own sampling is switched off. End to end means
-`register()` from images in memory to the warped image, warm; other programs: their own affine and deformable
-registration, images in memory. Networks that have no weights yet run with random ones, which cost the same time.
+all warps included. "torch's sampler" means that this package's own sampling is switched off, "plainly in torch" that
+half precision is as well. End to end means `register()` from images in memory to the warped image, warm; other
+programs: their own affine and deformable registration, images in memory. Networks that have no weights yet run with
+random ones, which cost the same time.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import SimpleITK as sitk
 import torch
 from tqdm import tqdm
 
-from LDRCore import demo, images, preprocess, registration, sampling, scoring, spatial, weights
+from LDRCore import demo, images, precision, preprocess, registration, sampling, scoring, spatial, weights
 from LDRCore.errors import RegistrationError
 from LDRCore.models import registry
 from Training.evaluation import limits, systems
@@ -170,9 +171,10 @@ def cascades(pair: Loaded, threads: list[int]) -> Iterator[Item]:
     """From two images to the composed field: stem, networks, and all warps between them."""
     images_01 = normalised(pair.moving), normalised(pair.fixed)
 
-    def once(cascade: Any, count: int, how: Callable[[Callable[[], object]], float]) -> float:
+    def once(cascade: Any, count: int, plainly: bool) -> float:
+        cascade.precision = torch.float32 if plainly else precision.of_convolutions("cpu")
         with torch.no_grad():
-            return how(lambda: cascade(*images_01, count))
+            return (_by_torchs_sampler if plainly else _seconds)(lambda: cascade(*images_01, count))
 
     shipped = weights.list_models()[0]
     built = {shipped: weights.load_model(shipped, "cpu").cascade}
@@ -180,9 +182,9 @@ def cascades(pair: Loaded, threads: list[int]) -> Iterator[Item]:
     for name, cascade in built.items():
         cascade.eval().requires_grad_(False).to(memory_format=torch.channels_last_3d)
         for count in range(1, len(cascade) + 1):
-            for label, how in (("", _seconds), (", torch's sampler", _by_torchs_sampler)):
+            for label, plainly in (("", False), (", plainly in torch", True)):
                 for n in threads:
-                    timed = _with_threads(n, partial(once, cascade, count, how))
+                    timed = _with_threads(n, partial(once, cascade, count, plainly))
                     yield Item(("cascades", f"{NETWORK_SIZE}^3", n), f"{name} {count}-cas{label}", timed)
 
 

@@ -22,7 +22,9 @@ def can_take(tensor: torch.Tensor) -> bool:
 def convolve_pair(layer: nn.Conv3d, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
     """A 4x4x4, stride 2, padding 1 convolution of two images (B, 1, D, H, W): ``layer(cat((moving, fixed), 1))``."""
     batch, _, depth, height, width = moving.shape
-    rows = torch.empty(batch, depth, height, width + 2, 2)
+    half = torch.is_autocast_enabled("cpu")  # written in the precision of the convolution, not copied for it
+    dtype = torch.get_autocast_dtype("cpu") if half else moving.dtype
+    rows = torch.empty(batch, depth, height, width + 2, 2, dtype=dtype)
     rows[..., 0, :] = rows[..., -1, :] = 0
     rows[..., 1:-1, 0], rows[..., 1:-1, 1] = moving[:, 0], fixed[:, 0]
     pairs = rows.view(batch, depth, height, width // 2 + 1, 4).permute(0, 4, 1, 2, 3)

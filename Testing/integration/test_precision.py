@@ -1,0 +1,66 @@
+"""Half-precision convolutions change a registration less than anyone can see, and only where a device has them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+import LDRCore
+from LDRCore import RegistrationError, precision, weights
+from LDRCore.doctor import examine
+
+MEAN_MM, LARGEST_MM = 0.05, 0.5
+
+
+def displacement_mm(pair, monkeypatch, name: str) -> np.ndarray:
+    monkeypatch.setenv(precision.VARIABLE, name)
+    result = LDRCore.register(pair["fixed"], pair["moving"], cascades=3)
+    assert result.report["precision"] == name
+    dense = result.transform.GetNthTransform(1)
+    dense = dense if dense.GetName() == "DisplacementFieldTransform" else result.transform.GetNthTransform(0)
+    field = sitk.DisplacementFieldTransform(dense).GetDisplacementField()
+    return sitk.GetArrayFromImage(field)
+
+
+def test_bfloat16_stays_within_the_stated_tolerance(demo_pair, monkeypatch):
+    # emulated where the processor has no such instructions: slow, the same numbers
+    single = displacement_mm(demo_pair, monkeypatch, "float32")
+    half = displacement_mm(demo_pair, monkeypatch, "bfloat16")
+    assert np.abs(single).max() > 3
+    off = np.linalg.norm(single - half, axis=-1)
+    assert 0 < off.mean() < MEAN_MM
+    assert off.max() < LARGEST_MM
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_float16_on_a_gpu_stays_within_the_stated_tolerance(demo_pair, monkeypatch):
+    single = displacement_mm(demo_pair, monkeypatch, "float32")
+    half = displacement_mm(demo_pair, monkeypatch, "float16")
+    off = np.linalg.norm(single - half, axis=-1)
+    assert off.mean() < MEAN_MM
+    assert off.max() < LARGEST_MM
+
+
+@pytest.mark.parametrize(("instructions", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_processor_decides(monkeypatch, instructions, expected):
+    monkeypatch.delenv(precision.VARIABLE, raising=False)
+    monkeypatch.setattr(precision, "cpu_multiplies_bfloat16", lambda: instructions)
+    assert precision.of_convolutions("cpu") == expected
+    model = weights.load_model("brain-t1")
+    assert model.cascade.precision == expected
+    assert all(p.dtype == torch.float32 for p in model.cascade.parameters())
+
+
+def test_a_torch_without_these_checks_means_single_precision(monkeypatch):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+    assert not precision.cpu_multiplies_bfloat16()
+
+
+def test_another_word_is_refused_in_one_sentence(demo_pair, monkeypatch):
+    monkeypatch.setenv(precision.VARIABLE, "half")
+    with pytest.raises(RegistrationError, match=r"LDR_PRECISION must be one of .*, got 'half'"):
+        LDRCore.register(demo_pair["fixed"], demo_pair["moving"])
+    assert any("LDR_PRECISION" in problem for problem in examine()[1])
