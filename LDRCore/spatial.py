@@ -9,6 +9,7 @@ All functions are differentiable unless they say otherwise.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -164,6 +165,34 @@ def upsample(displacement: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         device=displacement.device,
     ).view(1, 3, 1, 1, 1)
     return F.interpolate(displacement * factor, size=tuple(shape), mode="trilinear", align_corners=True)
+
+
+def shrink(image: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """An image on a coarser grid with the same corners, averaged over boxes of the coarser grid's voxels.
+
+    Args:
+        image: (B, C, D, H, W).
+        shape: (d, h, w), no larger.
+
+    Returns:
+        (B, C, d, h, w).
+    """
+    if tuple(image.shape[2:]) == tuple(shape):
+        return image
+    down, across, along = (_box_average(n, m).to(image) for n, m in zip(image.shape[2:], shape, strict=True))
+    image = across @ (image @ along.T)
+    return (down @ image.flatten(3)).view(*image.shape[:2], *shape)
+
+
+@lru_cache(maxsize=32)
+def _box_average(n: int, m: int) -> torch.Tensor:
+    """(m, n): each of m points between the same corners averages a box as wide as their distance, cut at the border."""
+    width = (n - 1) / (m - 1)
+    middle = torch.linspace(0, n - 1, m, dtype=torch.float64)[:, None]
+    voxel = torch.arange(n, dtype=torch.float64)[None]
+    high = torch.minimum(middle + width / 2, voxel + 0.5)
+    weights = (high - torch.maximum(middle - width / 2, voxel - 0.5)).clamp_min(0)
+    return weights / weights.sum(1, keepdim=True)
 
 
 def warp_by_coarse(image: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:

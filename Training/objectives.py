@@ -32,6 +32,10 @@ class ModelSettings:
 
     network: str = option("ldr", "dense network, a name of LDRCore.models.registry.DENSE")
     options: tuple[str, ...] = option((), 'its options, as in ["head=half"] or ["width=0.5"]')
+    coarse_cascades: int = option(0, "the first so many cascades look at images averaged to half their size,")
+    coarse_options: tuple[str, ...] = option(
+        (), 'with these options, so that all fields share a grid, as ["head=deconv"]'
+    )
     cascades: int = option(3, "how often the network is applied, each time with weights of its own")
     multiplier: float | None = option(None, "factor on every network's displacement; none: 1 / cascades")
     affine: str | None = option(None, "affine stem trained along with the networks (a name of STEMS)")
@@ -54,10 +58,16 @@ class ModelSettings:
             raise ConfigError("similarity none needs dice > 0 (labels then drive the training), got dice = 0")
         if self.cascades < 1:
             raise ConfigError(f"cascades must be at least 1, got {self.cascades}")
+        if not 0 <= self.coarse_cascades <= self.cascades:
+            raise ConfigError(f"coarse_cascades must be 0 to {self.cascades} (cascades), got {self.coarse_cascades}")
 
     def architecture(self) -> dict[str, Any]:
         """The model card's `architecture` entry."""
-        entry: dict[str, Any] = {"network": {"name": self.network, **parse_options(self.options)}}
+        network = {"name": self.network, **parse_options(self.options)}
+        entry: dict[str, Any] = {"network": network}
+        if self.coarse_cascades:
+            coarse = {"name": self.network, **parse_options(self.coarse_options), "image_stride": 2}
+            entry["network"] = [coarse] * self.coarse_cascades + [network] * (self.cascades - self.coarse_cascades)
         entry |= {"cascades": self.cascades, "multiplier": self.multiplier}
         if self.affine:
             entry["stem"] = {"name": self.affine, **parse_options(self.affine_options)}

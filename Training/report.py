@@ -21,6 +21,7 @@ from typing import Any
 
 from LDRCore import weights
 from LDRCore.errors import RegistrationError
+from LDRCore.models import registry
 from Training import evaluate
 from Training.evaluation import config, costs, datasets, figures, systems, tables
 from Training.evaluation.config import System
@@ -167,13 +168,14 @@ def recipes(found: Found) -> Grid:
                 seen.add(listed.name)
                 card = weights.model_info(systems.find_model(system.model, plan.place.models))
                 recipe = card.get("recipe", {}).get("cascades", {})
-                network = card["architecture"]["network"]
+                stages = registry.networks_of(card["architecture"])
+                networks = [", ".join(str(v) for v in (name, *options.values())) for name, _, options in stages]
                 about = card.get("data", {})
                 grid.append(
                     [
                         listed.name,
                         card["name"],
-                        network if isinstance(network, str) else ", ".join(f"{v}" for v in network.values()),
+                        "; ".join(dict.fromkeys(networks)),
                         str(recipe.get("teacher") or "none"),
                         "; ".join(str(about[k]) for k in ("name", "labels") if about.get(k)),
                     ]

@@ -22,6 +22,7 @@ import torch
 
 from LDRCore import losses, weights
 from LDRCore.aldk import CT, MRI, ALDKSettings, ALDKStep
+from LDRCore.models import registry
 from LDRCore.models.cascade import Cascade
 from LDRCore.models.discriminator import Discriminator
 from LDRCore.teacher_store import TeacherStore
@@ -160,11 +161,16 @@ def from_card(given: dict[str, Any]) -> dict[str, Any]:
     if not source or engine.is_checkpoint(source):
         return found
     card = weights.model_info(source)
-    network = card["architecture"]["network"]
-    network = {"name": network} if isinstance(network, str) else network
+    stages = registry.networks_of(card["architecture"])
+
+    def as_options(options: dict[str, Any]) -> tuple[str, ...]:
+        return tuple(f"{k}={v}" for k, v in options.items())
+
     found |= {
-        "network": network["name"],
-        "options": tuple(f"{k}={v}" for k, v in network.items() if k != "name"),
+        "network": stages[-1][0],
+        "options": as_options(stages[-1][2]),
+        "coarse_cascades": sum(stride > 1 for _, stride, _ in stages),
+        "coarse_options": as_options(stages[0][2]),
         "cascades": card["architecture"]["cascades"],
         "multiplier": card["architecture"].get("multiplier"),
         "spacing_mm": card["working_grid"]["spacing_mm"],

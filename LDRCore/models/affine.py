@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from LDRCore import spatial
+from LDRCore.models import cpu_layout
 from LDRCore.models.blocks import check_pair
 
 
@@ -54,9 +55,17 @@ class AffineLDR(AffineStem):
     def predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `AffineStem.predict`."""
         check_pair(moving, fixed, self.multiple)
-        features = torch.cat((moving, fixed), dim=1)
-        for layer in self.encoder:
-            features = F.leaky_relu(layer(features), 0.1)
+        fast = cpu_layout.can_take(moving)
+        features = torch.empty(0) if fast else torch.cat((moving, fixed), dim=1)
+        for level, layer in enumerate(self.encoder):
+            assert isinstance(layer, nn.Conv3d)
+            if not fast:
+                features = layer(features)
+            elif level:
+                features = cpu_layout.convolve(features, layer.weight, layer.bias, (2, 2, 2), (1, 1, 1))
+            else:
+                features = cpu_layout.convolve_pair(layer, moving, fixed)
+            features = F.leaky_relu(features, 0.1)
         features = F.adaptive_avg_pool3d(features, self.pool).flatten(1)
         matrix = torch.eye(3, device=features.device, dtype=features.dtype) + self.matrix(features).view(-1, 3, 3)
         return matrix, self.translation(features) * (max(fixed.shape[2:]) / 2)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from LDRCore import spatial
 from LDRCore.models.affine import AffineStem
 from LDRCore.models.blocks import DenseNetwork
+
+# the moving and the fixed image at the sizes that stages look at, averaged once
+Pyramid = dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass
@@ -38,7 +43,8 @@ class Cascade(nn.Module):
     A cascade trained with n networks runs with any 1..n of them.
 
     Where every network predicts at half resolution, composing happens there and only the sampling coordinates
-    of the image are brought to full size.
+    of the image are brought to full size. A stage may look at both images averaged to half their size: the first ones
+    then cost an eighth. All fields live on one grid, whatever size of image they were predicted from.
     """
 
     def __init__(
@@ -46,6 +52,8 @@ class Cascade(nn.Module):
         networks: Sequence[DenseNetwork],
         stem: AffineStem | None = None,
         *,
+        image_strides: Sequence[int] | None = None,
+        stem_stride: int = 1,
         multiplier: float | None = None,
         detach_images: bool = False,
         precision: torch.dtype = torch.float32,
@@ -55,6 +63,9 @@ class Cascade(nn.Module):
         Args:
             networks: the dense networks, first stage first.
             stem: affine stage in front of them.
+            image_strides: for each network 1 or more: the images it sees have so many times fewer voxels along an
+                axis; 1 for all by default. Times the network's `field_stride` it must be the same for all.
+            stem_stride: the same for the stem.
             multiplier: factor on every network's displacement; 1 / n by default (release: flow multiplier).
             detach_images: no gradient from a stage's input image to the stages before it (cheaper training; the
                 composition stays differentiable).
@@ -63,16 +74,21 @@ class Cascade(nn.Module):
         super().__init__()
         if not networks:
             raise ValueError("a cascade needs at least one dense network, got none")
-        strides = {network.field_stride for network in networks}
+        self.image_strides = tuple(image_strides) if image_strides else (1,) * len(networks)
+        if len(self.image_strides) != len(networks) or min(self.image_strides) < 1:
+            raise ValueError(f"image_strides must be {len(networks)} numbers from 1, got {self.image_strides}")
+        pairs = zip(networks, self.image_strides, strict=True)
+        strides = {network.field_stride * stride for network, stride in pairs}
         if len(strides) > 1:
-            raise ValueError(f"all networks of a cascade must share one field_stride, got {sorted(strides)}")
+            raise ValueError(f"all fields of a cascade must share one grid, got strides of {sorted(strides)}")
         self.stem = stem
+        self.stem_stride = stem_stride
         self.networks = nn.ModuleList(networks)
         self.multiplier = 1.0 / len(networks) if multiplier is None else multiplier
         self.detach_images = detach_images
         self.precision = precision
         self.field_stride: int = strides.pop()
-        self.multiple: int = max(network.multiple for network in networks)
+        self.multiple: int = math.lcm(*self.image_strides, stem_stride, *(network.multiple for network in networks))
 
     def __len__(self) -> int:
         return len(self.networks)
@@ -92,12 +108,16 @@ class Cascade(nn.Module):
             ValueError: n_cascades outside 1..len(self), or a grid that the networks cannot take.
         """
         affine, start = None, None
+        seen: Pyramid = {}
         if self.stem is not None:
+            shape = tuple(n // self.stem_stride for n in fixed.shape[2:])
+            seen[shape] = spatial.shrink(moving, shape), spatial.shrink(fixed, shape)
             with torch.autocast(fixed.device.type, self.precision, enabled=self.precision != torch.float32):
-                matrix, translation = self.stem.predict(moving, fixed)
-            affine = matrix.float(), translation.float()
-            start = self._on_field_grid(*affine, fixed.shape[2:])
-        output = self.dense(moving, fixed, n_cascades, start=start)
+                matrix, translation = self.stem.predict(*seen[shape])
+            affine = _on_grid(matrix.float(), translation.float(), shape, fixed.shape[2:])
+            field_shape = self.field_shape(fixed.shape[2:])
+            start = spatial.affine_to_displacement(*_on_grid(*affine, fixed.shape[2:], field_shape), field_shape)
+        output = self._dense(moving, fixed, n_cascades, start, seen)
         output.affine = affine
         return output
 
@@ -115,35 +135,57 @@ class Cascade(nn.Module):
             moving, fixed, n_cascades: as in `forward`.
             start: displacement on the field grid, in its voxels, that comes before the first network.
         """
+        return self._dense(moving, fixed, n_cascades, start, {})
+
+    def _dense(
+        self,
+        moving: torch.Tensor,
+        fixed: torch.Tensor,
+        n_cascades: int | None,
+        start: torch.Tensor | None,
+        seen: Pyramid,
+    ) -> CascadeOutput:
         count = len(self) if n_cascades is None else n_cascades
         if not 1 <= count <= len(self):
             raise ValueError(f"n_cascades must be 1 to {len(self)}, got {count}")
-        total, warped = None, moving
-        if start is not None:
-            warped, total = self._warp(moving, start), start
+        total = start
         output = CascadeOutput(displacement=torch.empty(0))
-        for k in range(count):
-            network = self.networks[k]
+        for network, stride in zip(self.networks[:count], self.image_strides, strict=False):
             assert isinstance(network, DenseNetwork)
-            source = warped.detach() if self.detach_images else warped
-            with torch.autocast(fixed.device.type, self.precision, enabled=self.precision != torch.float32):
-                increment = network.predict(source, fixed)
+            shape = tuple(n // stride for n in fixed.shape[2:])
+            if shape not in seen:
+                seen[shape] = spatial.shrink(moving, shape), spatial.shrink(fixed, shape)
+            source, target = seen[shape]
+            if total is not None:
+                source = self._warp(source, total)
+            increment = self._predict(network, source.detach() if self.detach_images else source, target)
             increment = increment.float() * self.multiplier
             total = increment if total is None else spatial.compose(total, increment)
             output.increments.append(increment)
             output.composed.append(total)
-            if k + 1 < count:
-                warped = self._warp(moving, total)
         assert total is not None
         output.displacement = total
         return output
 
-    def _on_field_grid(self, matrix: torch.Tensor, translation: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-        """The displacement of an affine map about the input grid's centre, (B, 3, d, h, w) on the field grid."""
-        coarse = self.field_shape(shape)
-        ratio = [(n - 1) / max(m - 1, 1) for n, m in zip(shape, coarse, strict=True)]
-        scale = torch.tensor(ratio, dtype=matrix.dtype, device=matrix.device)
-        return spatial.affine_to_displacement(matrix * scale / scale[:, None], translation / scale, coarse)
+    def _predict(self, network: DenseNetwork, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+        """The network's displacement; images whose size it cannot take are continued by zeros, and it is cut again."""
+        short = [-n % network.multiple for n in fixed.shape[2:]]
+        if any(short):
+            padding = [p for n in reversed(short) for p in (0, n)]
+            moving, fixed = F.pad(moving, padding), F.pad(fixed, padding)
+        with torch.autocast(fixed.device.type, self.precision, enabled=self.precision != torch.float32):
+            found = network.predict(moving, fixed)
+        d, h, w = (n - s // network.field_stride for n, s in zip(found.shape[2:], short, strict=True))
+        return found[..., :d, :h, :w]
 
     def _warp(self, moving: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         return spatial.warp_by_coarse(moving, total.detach() if self.detach_images else total)
+
+
+def _on_grid(
+    matrix: torch.Tensor, translation: torch.Tensor, shape: Sequence[int], other: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """An affine map about the centre of a grid, on another grid with the same corners: (A, b) in its voxels."""
+    ratio = [(m - 1) / max(n - 1, 1) for n, m in zip(shape, other, strict=True)]
+    scale = torch.tensor(ratio, dtype=matrix.dtype, device=matrix.device)
+    return matrix * scale[:, None] / scale, translation * scale

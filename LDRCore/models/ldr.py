@@ -67,4 +67,6 @@ class LDR(DenseNetwork):
         features = relu(self.decoder[-1](features))
         if fast and isinstance(self.flow, nn.Conv3d):
             return cpu_layout.convolve_parts(self.flow, features, skips.pop())
+        if fast and isinstance(self.flow, nn.ConvTranspose3d):
+            return cpu_layout.transpose_parts(self.flow, features, skips.pop())
         return self.flow(torch.cat((features, skips.pop()), dim=1))

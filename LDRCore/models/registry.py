@@ -84,20 +84,42 @@ def build_cascade(architecture: dict[str, Any]) -> Cascade:
     """A cascade from a model card's `architecture` entry.
 
     Keys: `network` and optionally `stem`, each a name or {"name": ..., options}; `cascades`; optional `multiplier`.
+    `network` may be a list, one entry a cascade. With the options stands `image_stride`, see `Cascade`.
+
+    Raises:
+        ValueError: unknown names, or a list shorter than `cascades`.
     """
-
-    def split(entry: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        if isinstance(entry, str):
-            return entry, {}
-        return entry["name"], {k: v for k, v in entry.items() if k != "name"}
-
-    name, options = split(architecture["network"])
-    networks = [build_network(name, **options) for _ in range(architecture["cascades"])]
-    stem = None
+    stages = networks_of(architecture)
+    networks = [build_network(name, **options) for name, _, options in stages]
+    stem, stem_stride = None, 1
     if architecture.get("stem"):
-        stem_name, stem_options = split(architecture["stem"])
-        stem = build_stem(stem_name, **stem_options)
-    return Cascade(networks, stem, multiplier=architecture.get("multiplier"))
+        name, stem_stride, options = _entry(architecture["stem"])
+        stem = build_stem(name, **options)
+    return Cascade(
+        networks,
+        stem,
+        image_strides=[stride for _, stride, _ in stages],
+        stem_stride=stem_stride,
+        multiplier=architecture.get("multiplier"),
+    )
+
+
+def networks_of(architecture: dict[str, Any]) -> list[tuple[str, int, dict[str, Any]]]:
+    """(name, image stride, options) of every cascade of a model card's `architecture` entry.
+
+    Raises:
+        ValueError: a list of networks that is shorter than `cascades`.
+    """
+    network, cascades = architecture["network"], architecture["cascades"]
+    entries = network if isinstance(network, list) else [network] * cascades
+    if len(entries) < cascades:
+        raise ValueError(f"network must be one entry, or one for each of {cascades} cascades, got {len(entries)}")
+    return [_entry(e) for e in entries[:cascades]]
+
+
+def _entry(entry: str | dict[str, Any]) -> tuple[str, int, dict[str, Any]]:
+    options: dict[str, Any] = {"name": entry} if isinstance(entry, str) else dict(entry)
+    return options.pop("name"), options.pop("image_stride", 1), options
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,45 @@ def test_the_stem_comes_first():
     assert output.displacement[0, :, 9, 9, 9].tolist() == pytest.approx([2.5, 1.5, 1.5], abs=1e-4)
 
 
+def test_stages_that_look_at_smaller_images_share_the_field_grid():
+    """Half-size images with a full-size head, and full-size images with a half-size head."""
+    coarse, fine = Shift((1.0, 0, 0)), Shift((0, 2.0, 0), stride=2)
+    moving, fixed = torch.rand(1, 1, *SHAPE), torch.rand(1, 1, *SHAPE)
+    output = Cascade([coarse, fine], image_strides=[2, 1], multiplier=1.0)(moving, fixed)
+    half = tuple(n // 2 for n in SHAPE)
+    assert output.displacement.shape[2:] == half
+    assert output.displacement[0, :, 3, 3, 3].tolist() == pytest.approx([1.0, 2.0, 0])
+    # 24 is no multiple of 16: the network sees the image continued by zeros, and its field is cut again
+    assert coarse.seen[0].shape[2:] == (16, 32, 16)
+    assert torch.equal(coarse.seen[0][0, 0, :, :24], spatial.shrink(moving, half)[0, 0])
+    assert not coarse.seen[0][0, 0, :, 24:].any()
+    expected = spatial.warp(moving, spatial.upsample(output.composed[0], SHAPE))
+    assert torch.allclose(fine.seen[0], expected, atol=1e-3)
+
+
+def test_a_stem_that_looks_at_smaller_images_gives_the_map_on_the_input_grid():
+    stem = AffineLDR()
+    torch.nn.init.zeros_(stem.translation.weight)
+    torch.nn.init.constant_(stem.translation.bias, 1 / 8)  # of half the longest axis, 32 / 2: 2 voxels of 16 x 32 x 16
+    torch.nn.init.zeros_(stem.matrix.weight)
+    shape = (32, 64, 32)
+    cascade = Cascade([Shift((0.0, 0, 0))], stem, stem_stride=2)
+    output = cascade(torch.rand(1, 1, *shape), torch.rand(1, 1, *shape))
+    ratio = [(n - 1) / (n / 2 - 1) for n in shape]
+    assert output.affine[1][0].tolist() == pytest.approx([2 * r for r in ratio], rel=1e-5)
+    assert output.displacement[0, :, 9, 9, 9].tolist() == pytest.approx([2 * r for r in ratio], rel=1e-4)
+
+
+def test_an_architecture_may_name_every_network():
+    coarse, fine = {"name": "ldr", "image_stride": 2}, {"name": "ldr", "head": "half"}
+    architecture = {"stem": {"name": "affine-ldr", "image_stride": 2}, "network": [coarse, fine], "cascades": 2}
+    cascade = registry.build_cascade(architecture)
+    assert (cascade.image_strides, cascade.stem_stride, cascade.field_stride) == ((2, 1), 2, 2)
+    assert len(registry.build_cascade({**architecture, "cascades": 1})) == 1
+    with pytest.raises(ValueError, match="one for each of 3 cascades, got 2"):
+        registry.build_cascade({**architecture, "cascades": 3})
+
+
 def test_gradients_reach_every_parameter():
     networks = [LDR("half"), LDR("half")]
     for network in networks:
@@ -175,7 +214,8 @@ def test_gradients_reach_every_parameter():
         (lambda: LDR()(torch.rand(1, 1, 30, 32, 32), torch.rand(1, 1, 30, 32, 32)), "multiple of 16, got"),
         (lambda: LDR()(torch.rand(1, 1, 32, 32, 32), torch.rand(1, 2, 32, 32, 32)), r"\(B, 1, D, H, W\)"),
         (lambda: Cascade([]), "at least one"),
-        (lambda: Cascade([LDR(), LDR("half")]), "one field_stride"),
+        (lambda: Cascade([LDR()], image_strides=[1, 1]), r"1 numbers from 1, got \(1, 1\)"),
+        (lambda: Cascade([LDR(), LDR("half")]), r"must share one grid, got strides of \[1, 2\]"),
         (
             lambda: Cascade([Shift((0, 0, 0))])(torch.rand(1, 1, *SHAPE), torch.rand(1, 1, *SHAPE), n_cascades=2),
             "1 to 1, got 2",

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from LDRCore import sampling, spatial
 from LDRCore.models import cpu_layout
+from LDRCore.models.affine import AffineLDR
 from LDRCore.models.ldr import LDR
 
 TOLERANCE = 2e-4  # images here change by less than 0.2 a voxel: some 1e-3 voxel
@@ -143,4 +144,19 @@ def test_ldr_rearranged_for_a_cpu_is_the_same_network(head):
         assert cpu_layout.can_take(moving)
         rearranged = network.predict(moving, fixed)
     assert not torch.equal(plain, torch.zeros_like(plain))
+    assert plain.shape == rearranged.shape
     assert torch.allclose(plain, rearranged, atol=1e-5)
+
+
+def test_the_stem_rearranged_for_a_cpu_is_the_same_network():
+    torch.manual_seed(0)
+    stem = AffineLDR().to(memory_format=torch.channels_last_3d)
+    for head in (stem.matrix, stem.translation):
+        torch.nn.init.normal_(head.weight, 0, 0.1)
+    moving, fixed = torch.rand(2, 1, 48, 32, 64), torch.rand(2, 1, 48, 32, 64)
+    plain = stem.predict(moving, fixed)
+    with torch.no_grad():
+        rearranged = stem.predict(moving, fixed)
+    assert not torch.allclose(plain[0], torch.eye(3), atol=1e-3)
+    for a, b in zip(plain, rearranged, strict=True):
+        assert torch.allclose(a, b, atol=1e-4)

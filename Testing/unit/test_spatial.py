@@ -91,6 +91,25 @@ def test_upsample_of_an_affine_field_is_that_affine_field():
     assert torch.allclose(spatial.upsample(coarse_field, fine), fine_field, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(10, 11, 12), (5, 12, 7)])
+def test_shrink_keeps_corners_and_linear_images(shape):
+    """Corners coincide, so a ramp stays a ramp to a fraction of a voxel, except where boxes are cut at the border."""
+    k, j, i = torch.meshgrid(*[torch.arange(float(n)) for n in (20, 24, 22)], indexing="ij")
+    ramp = (2 * k - j + 0.5 * i)[None, None]
+    found = spatial.shrink(ramp, shape)
+    ratio = [(n - 1) / (m - 1) for n, m in zip((20, 24, 22), shape, strict=True)]
+    d, h, w = torch.meshgrid(*[torch.arange(m) * r for m, r in zip(shape, ratio, strict=True)], indexing="ij")
+    inner = (slice(1, -1),) * 3
+    assert torch.allclose(found[0, 0][inner], (2 * d - h + 0.5 * w).float()[inner], atol=0.1)
+    assert spatial.shrink(torch.ones(2, 3, 20, 24, 22), shape).sub(1).abs().max() < 1e-5
+
+
+def test_shrink_averages_noise_and_leaves_the_same_size_alone():
+    noise = torch.randn(1, 1, 32, 32, 32)
+    assert 0.2 < float(spatial.shrink(noise, (16, 16, 16)).std()) < 8**-0.5  # of eight voxels or a few more
+    assert spatial.shrink(noise, (32, 32, 32)) is noise
+
+
 def test_affine_to_displacement_turns_about_the_centre():
     quarter = torch.tensor([[[0.0, -1, 0], [1, 0, 0], [0, 0, 1]]])
     displacement = spatial.affine_to_displacement(quarter, torch.zeros(1, 3), (5, 5, 5))

@@ -56,8 +56,8 @@ def size_of(
     if cascade.stem is not None:
         stem = registry.cost(cascade.stem, stem_shape)
         parameters, adds = stem.parameters, stem.multiply_adds * stem_passes
-    for network in cascade.networks:
-        dense = registry.cost(network)  # type: ignore[arg-type]
+    for network, stride in zip(cascade.networks, cascade.image_strides, strict=True):
+        dense = registry.cost(network, (128 // stride,) * 3)  # type: ignore[arg-type]
         parameters, adds = parameters + dense.parameters, adds + dense.multiply_adds
     return Size(parameters, adds)
 
