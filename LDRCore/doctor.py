@@ -27,9 +27,10 @@ def examine() -> tuple[dict[str, Any], list[str]]:
         return facts, problems
     import torch
 
-    from LDRCore import precision, weights
+    from LDRCore import precision, sampling, weights
 
     facts["torch"] = torch.__version__
+    facts["sampling"] = "compiled loops (numba)" if sampling.compiled() else "torch alone (slower: no numba)"
     facts["threads"] = torch.get_num_threads()
     facts["gpu"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none (the CPU is used)"
     try:

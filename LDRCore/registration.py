@@ -70,7 +70,7 @@ def register(
     began_s = time.perf_counter()
     import torch
 
-    from LDRCore import inference, inversion, native, preprocess, report, weights
+    from LDRCore import inference, inversion, native, preprocess, report, sampling, weights
 
     clock = report.Clock(progress, began_s)
     clock.start("read", 0.0, "reading images")
@@ -167,6 +167,7 @@ def register(
         "warnings": report.warnings(loaded.card, f, m, similarity),
         "device": device,
         "threads": torch.get_num_threads(),
+        "compiled_sampling": sampling.compiled() is not None,
         "precision": str(loaded.cascade.precision).removeprefix("torch."),
         "versions": {
             "LDRCore": __version__,

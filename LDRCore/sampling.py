@@ -5,14 +5,18 @@ units but shares only whole batch entries out between threads. So a volume is lo
 slices one below the other, two neighbouring slices at once (a view; nothing is copied), with one batch entry a thread,
 and slab by slab, so that what is in between stays in the cache. The results are those of torch's sampler of volumes to
 within the rounding of coordinates (some 1e-3 voxel at most); where gradients are needed `spatial.sample` is the way.
+Where numba is installed its compiled loops (`kernels`) take over on a CPU; LDR_NUMBA=0 in the environment forbids it.
 
 Coordinates are voxels of the sampled image along tensor axes; nothing here knows millimetres.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +26,24 @@ SLAB_POINTS = 1 << 18  # looked up at once: about 10 MB of temporaries
 PADDINGS = ("zeros", "border", "half")
 ENABLED = True  # False: torch's own sampler everywhere, to compare with
 _WORTH_POINTS = 1 << 15  # fewer are not worth the preparation
+VARIABLE = "LDR_NUMBA"
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from LDRCore.kernels import Lattice
+
+
+@functools.lru_cache(maxsize=1)
+def compiled() -> ModuleType | None:
+    """The compiled loops; None without numba, where it does not run here, or if it is forbidden."""
+    if os.environ.get(VARIABLE) == "0":
+        return None
+    try:
+        from LDRCore import kernels
+    except Exception:  # an optional package that is broken must not break a registration
+        return None
+    return kernels
 
 
 def can_take(count: int, *tensors: torch.Tensor) -> bool:
@@ -131,8 +153,10 @@ def at_points(image: torch.Tensor, coordinates: torch.Tensor, padding: str = "ze
     Returns:
         (C, ...).
     """
-    sampler = Sampler(image, padding)
     flat = coordinates.reshape(3, -1)
+    if _is_plain(image) and (loops := compiled()):
+        return loops.at_points(image, flat, padding).view(-1, *coordinates.shape[1:])
+    sampler = Sampler(image, padding)
     result = torch.empty(image.shape[0], flat.shape[1], device=image.device)
     slab = _slab_points(image.device)
     for start in range(0, flat.shape[1], slab):
@@ -145,6 +169,37 @@ def at_points(image: torch.Tensor, coordinates: torch.Tensor, padding: str = "ze
     return result.view(-1, *coordinates.shape[1:])
 
 
+def displaced(
+    image: torch.Tensor, displacement: torch.Tensor, padding: str = "zeros", *, add: bool = False
+) -> torch.Tensor | None:
+    """``image(x + u(x))`` in one pass, with `add` plus ``u(x)``; None where there are no compiled loops.
+
+    Args:
+        image: (C, D, H, W) float32; C = 3 with `add`.
+        displacement: u, (3, D, H, W), voxels.
+        padding: "zeros" or "border".
+    """
+    loops = compiled()
+    return loops.displaced(image, displacement, padding, add) if loops else None
+
+
+def averaged(image: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """An image (D, H, W) with each axis replaced by weighted sums along it.
+
+    Args:
+        image: float32.
+        weights: for each axis (n', n), mostly zeros: row m holds what the n voxels add to the m-th of n'.
+
+    Returns:
+        (D', H', W').
+    """
+    if _is_plain(image) and not torch.is_grad_enabled() and (loops := compiled()):
+        return loops.averaged(image, weights)
+    down, across, along = weights
+    image = across @ (image @ along.T)
+    return (down @ image.flatten(1)).view(down.shape[0], *image.shape[1:])
+
+
 def on_lattice(
     image: torch.Tensor,
     shape: Sequence[int],
@@ -154,9 +209,30 @@ def on_lattice(
 ) -> torch.Tensor:
     """All slabs of `slabs_on_lattice` with padding "zeros" together, (D', H', W') float32."""
     result = torch.empty(tuple(shape), device=image.device)
+    if lattice := _compiled_lattice(image, shape, matrix, displacement, to_field):
+        lattice.write(0, result)
+        return result
     for start, stop, values in slabs_on_lattice(image, shape, matrix, displacement, to_field):
         result[start:stop] = values
     return result
+
+
+def _compiled_lattice(
+    image: torch.Tensor,
+    shape: Sequence[int],
+    matrix: np.ndarray,
+    displacement: torch.Tensor | None,
+    to_field: np.ndarray | None,
+    padding: str = "zeros",
+    outside: float = 0.0,
+) -> Lattice | None:
+    """The compiled loops over a lattice; None where there are none."""
+    if not _is_plain(image) or not (loops := compiled()):
+        return None
+    if displacement is None or to_field is None or not (axes := _axes_of(to_field, shape)):
+        return loops.Lattice(image, matrix, displacement, to_field, padding=padding, outside=outside)
+    lines = [(n.low, n.high, n.weight) for n in _lines(displacement, to_field, shape, axes)]
+    return loops.Lattice(image, matrix, displacement, to_field, axes, lines, padding, outside)
 
 
 def slabs_on_lattice(
@@ -184,10 +260,16 @@ def slabs_on_lattice(
     Yields:
         (start, stop, values): slices start to stop of the lattice, (stop - start, H', W') float32.
     """
-    sampler = Sampler(image[None], padding, outside)
-    points = _points(matrix, displacement, to_field, shape, image.device)
     depth, height, width = shape
     slab = max(1, _slab_points(image.device) // (height * width))
+    if lattice := _compiled_lattice(image, shape, matrix, displacement, to_field, padding, outside):
+        for start in range(0, depth, slab):
+            values = torch.empty(min(slab, depth - start), height, width)
+            lattice.write(start, values)
+            yield start, start + len(values), values
+        return
+    sampler = Sampler(image[None], padding, outside)
+    points = _points(matrix, displacement, to_field, shape, image.device)
     for start in range(0, depth, slab):
         stop = min(start + slab, depth)
         count = (stop - start) * height * width
@@ -286,14 +368,7 @@ class _AlongAxes:
         axes = _axes_of(to_field, shape)
         assert axes is not None
         values = displacement.flip(0).permute(0, *(1 + a for a in axes))
-        lines = []
-        for n, axis, rate, offset in zip(shape, axes, to_field[axes, range(3)], to_field[axes, 3], strict=True):
-            last = displacement.shape[1 + axis] - 1
-            asked = rate * np.arange(n) + offset
-            position = asked.clip(0, last)
-            low = np.minimum(np.floor(position), max(last - 1, 0)).astype(np.int64)
-            lines.append(_Line(low, np.minimum(low + 1, last), position - low, (asked - position) / rate))
-        self._z, y, x = lines
+        self._z, y, x = _lines(displacement, to_field, shape, axes)
         across = np.zeros((values.shape[3], shape[2]), dtype=np.float32)
         columns = np.arange(shape[2])
         across[x.low, columns] = 1 - x.weight
@@ -340,6 +415,18 @@ class _Line:
     high: np.ndarray
     weight: np.ndarray
     excess: np.ndarray
+
+
+def _lines(displacement: torch.Tensor, to_field: np.ndarray, shape: Sequence[int], axes: list[int]) -> list[_Line]:
+    """How a lattice lies in a field that it runs along, axis by axis."""
+    lines = []
+    for n, axis, rate, offset in zip(shape, axes, to_field[axes, range(3)], to_field[axes, 3], strict=True):
+        last = displacement.shape[1 + axis] - 1
+        asked = rate * np.arange(n) + offset
+        position = asked.clip(0, last)
+        low = np.minimum(np.floor(position), max(last - 1, 0)).astype(np.int64)
+        lines.append(_Line(low, np.minimum(low + 1, last), position - low, (asked - position) / rate))
+    return lines
 
 
 def _axes_of(to_field: np.ndarray, shape: Sequence[int]) -> list[int] | None:

@@ -67,7 +67,7 @@ def sample(
     _check_displacement(coordinates_vox, "coordinates_vox")
     if interpolation == "linear" and sampling.can_take(coordinates_vox[0, 0].numel(), image, coordinates_vox):
         where = coordinates_vox.expand(image.shape[0], -1, -1, -1, -1)
-        return torch.stack([sampling.at_points(i, w, padding) for i, w in zip(image, where, strict=True)])
+        return _batch([sampling.at_points(i, w, padding) for i, w in zip(image, where, strict=True)])
     # grid_sample wants (x, y, z) = (W, H, D) in [-1, 1]
     size = torch.tensor(image.shape[2:], dtype=coordinates_vox.dtype, device=coordinates_vox.device)
     scale = (2.0 / (size - 1).clamp(min=1)).view(1, 3, 1, 1, 1)
@@ -125,8 +125,26 @@ def warp(
             "image and displacement must share one grid, "
             f"got {tuple(image.shape[2:])} and {tuple(displacement.shape[2:])}"
         )
+    if interpolation == "linear" and image.shape[0] == displacement.shape[0] and padding in _PADDINGS:
+        found = _displaced(image, displacement, padding)
+        if found is not None:
+            return found
     grid = identity_grid(displacement.shape[2:], device=displacement.device, dtype=displacement.dtype)
     return sample(image, grid + displacement, interpolation=interpolation, padding=padding)
+
+
+def _displaced(image: torch.Tensor, displacement: torch.Tensor, padding: str, add: bool = False) -> torch.Tensor | None:
+    """`sampling.displaced` for batches; None where it is of no use."""
+    if not sampling.can_take(displacement[0, 0].numel(), image, displacement):
+        return None
+    pairs = zip(image, displacement, strict=True)
+    found = [f for i, u in pairs if (f := sampling.displaced(i, u, padding, add=add)) is not None]
+    return _batch(found) if found else None
+
+
+def _batch(entries: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Tensors as one batch; a single one is not copied."""
+    return entries[0][None] if len(entries) == 1 else torch.stack(list(entries))
 
 
 def compose(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -140,6 +158,8 @@ def compose(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         second: u2, of the same shape.
     """
     _check_displacement(first, "first")
+    if first.shape == second.shape and (found := _displaced(first, second, "border", add=True)) is not None:
+        return found
     return second + warp(first, second, padding="border")
 
 
@@ -179,9 +199,9 @@ def shrink(image: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """
     if tuple(image.shape[2:]) == tuple(shape):
         return image
-    down, across, along = (_box_average(n, m).to(image) for n, m in zip(image.shape[2:], shape, strict=True))
-    image = across @ (image @ along.T)
-    return (down @ image.flatten(3)).view(*image.shape[:2], *shape)
+    weights = [_box_average(n, m).to(image) for n, m in zip(image.shape[2:], shape, strict=True)]
+    found = [sampling.averaged(channel, weights) for entry in image for channel in entry]
+    return _batch(found).view(*image.shape[:2], *shape)
 
 
 @lru_cache(maxsize=32)
@@ -215,7 +235,7 @@ def warp_by_coarse(image: torch.Tensor, displacement: torch.Tensor) -> torch.Ten
     to_field = np.diag([*(1 / r if r else 1.0 for r in ratio), 1.0])
     scaled = displacement * torch.tensor(ratio).view(3, 1, 1, 1)
     pairs = zip(image[:, 0], scaled, strict=True)
-    return torch.stack([sampling.on_lattice(i, shape, np.eye(4), u, to_field) for i, u in pairs])[:, None]
+    return _batch([sampling.on_lattice(i, shape, np.eye(4), u, to_field) for i, u in pairs])[:, None]
 
 
 def integrate(velocity: torch.Tensor, steps: int = 7) -> torch.Tensor:

@@ -31,7 +31,7 @@ class ModelSettings:
     """Keys that say what is trained and on which loss."""
 
     network: str = option("ldr", "dense network, a name of LDRCore.models.registry.DENSE")
-    options: tuple[str, ...] = option((), 'its options, as in ["head=half"] or ["width=0.5"]')
+    options: tuple[str, ...] = option((), 'its options, as in ["head=half", "channels=8x32x64x128"]')
     coarse_cascades: int = option(0, "the first so many cascades look at images averaged to half their size,")
     coarse_options: tuple[str, ...] = option(
         (), 'with these options, so that all fields share a grid, as ["head=deconv"]'
@@ -85,11 +85,26 @@ def parse_options(options: tuple[str, ...]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f'options must look like "name=value", got {text!r}')
-        try:
-            found[name] = float(value) if "." in value else int(value)
-        except ValueError:
-            found[name] = value
+        found[name] = _parse(value)
     return found
+
+
+def _parse(value: str) -> Any:
+    """A number, numbers like "8x32x64x128", or the text itself."""
+    try:
+        numbers = tuple(float(part) if "." in part else int(part) for part in value.split("x"))
+    except ValueError:
+        return value
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
+def write_options(options: dict[str, Any]) -> tuple[str, ...]:
+    """The texts from which `parse_options` makes these options."""
+
+    def text(value: Any) -> str:
+        return "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+    return tuple(f"{name}={text(value)}" for name, value in options.items())
 
 
 def build(settings: ModelSettings, run: engine.RunSettings, shape: tuple[int, int, int]) -> Cascade:

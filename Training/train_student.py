@@ -162,15 +162,11 @@ def from_card(given: dict[str, Any]) -> dict[str, Any]:
         return found
     card = weights.model_info(source)
     stages = registry.networks_of(card["architecture"])
-
-    def as_options(options: dict[str, Any]) -> tuple[str, ...]:
-        return tuple(f"{k}={v}" for k, v in options.items())
-
     found |= {
         "network": stages[-1][0],
-        "options": as_options(stages[-1][2]),
+        "options": objectives.write_options(stages[-1][2]),
         "coarse_cascades": sum(stride > 1 for _, stride, _ in stages),
-        "coarse_options": as_options(stages[0][2]),
+        "coarse_options": objectives.write_options(stages[0][2]),
         "cascades": card["architecture"]["cascades"],
         "multiplier": card["architecture"].get("multiplier"),
         "spacing_mm": card["working_grid"]["spacing_mm"],

@@ -62,7 +62,7 @@ class AffineLDR(AffineStem):
             if not fast:
                 features = layer(features)
             elif level:
-                features = cpu_layout.convolve(features, layer.weight, layer.bias, (2, 2, 2), (1, 1, 1))
+                features = cpu_layout.convolve_half(layer, features)
             else:
                 features = cpu_layout.convolve_pair(layer, moving, fixed)
             features = F.leaky_relu(features, 0.1)

@@ -1,4 +1,4 @@
-"""The first and the last layer of LDR, rearranged for a CPU: the same sums, without gradients.
+"""Layers of LDR rearranged for a CPU: the same sums, without gradients.
 
 Convolutions of channels-last volumes work on blocks of 8 channels; two images in and three components out leave most
 of a block empty. Neighbouring voxels, seen as channels of one, fill it better. Along a row that is, with channels
@@ -6,6 +6,11 @@ last, only another view of the same memory.
 """
 
 from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,80 +30,176 @@ def convolve(
     bias: torch.Tensor | None,
     stride: tuple[int, int, int] = (1, 1, 1),
     padding: tuple[int, int, int] = (0, 0, 0),
+    *,
+    relu: bool = False,
 ) -> torch.Tensor:
-    """A convolution by oneDNN wherever torch has it.
+    """A convolution, with `relu` rectified, by oneDNN wherever it runs.
 
     For small kernels and images torch chooses an implementation of its own by a rule that was made for pictures; for
     volumes it is many times slower.
     """
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-        image, weight, bias = image.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    image, weight = image.contiguous(memory_format=_LAST), weight.contiguous(memory_format=_LAST)
-    if torch.backends.mkldnn.is_available() and image.dtype != torch.float16:
-        return torch.mkldnn_convolution(image, weight, bias, padding, stride, (1, 1, 1), 1)
-    return F.conv3d(image, weight, bias, stride=stride, padding=padding)
+    image = image.to(_precision(image.dtype)).contiguous(memory_format=_LAST)
+    weight, bias = weight.to(image.dtype), None if bias is None else bias.to(image.dtype)
+    if not onednn_takes(image.dtype):
+        found = F.conv3d(image, weight, bias, stride=stride, padding=padding)
+    elif relu and _pointwise() is not None:
+        return _pointwise()(image, weight, bias, padding, stride, (1, 1, 1), 1, "relu", [], "")
+    else:
+        found = torch.mkldnn_convolution(image, weight, bias, padding, stride, (1, 1, 1), 1)
+    return found.relu_() if relu else found
 
 
-def convolve_pair(layer: nn.Conv3d, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-    """A 3x3x3 or 4x4x4, stride 2, padding 1 convolution of two images (B, 1, D, H, W).
+def _precision(given: torch.dtype) -> torch.dtype:
+    """What convolutions compute in here: that of autocast where it is on."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else given
+
+
+_Weights = tuple[torch.Tensor, torch.Tensor | None]  # of a convolution: weight and bias
+_prepared: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[object, _Weights]]] = weakref.WeakKeyDictionary()
+
+
+def prepare(layer: nn.Conv3d | nn.ConvTranspose3d, form: str, make: Callable[[], _Weights]) -> _Weights:
+    """A layer's weights in another form, channels last and in the precision of convolutions, kept until they change."""
+    dtype = _precision(layer.weight.dtype)
+    own = (layer.weight, *(() if layer.bias is None else (layer.bias,)))
+    now = dtype, *((w.data_ptr(), w._version) for w in own)
+    forms = _prepared.setdefault(layer, {})
+    if form not in forms or forms[form][0] != now:
+        weight, bias = make()
+        made = weight.to(dtype).contiguous(memory_format=_LAST), None if bias is None else bias.to(dtype).contiguous()
+        forms[form] = now, made
+    return forms[form][1]
+
+
+def bias_of(layer: nn.Conv3d | nn.ConvTranspose3d, repeats: int = 1) -> torch.Tensor:
+    """A layer's bias, `repeats` times; zeros where it has none."""
+    bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.out_channels)
+    return bias.repeat(repeats)
+
+
+@functools.lru_cache
+def onednn_takes(dtype: torch.dtype) -> bool:
+    """Whether oneDNN convolves in this precision on this processor; it refuses bfloat16 on those without AVX-512."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
+
+
+@functools.lru_cache
+def _pointwise() -> Any:
+    """OneDNN's convolution with a function of its result, which torch's compiler uses; None where torch lacks it."""
+    return getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+
+
+def convolve_half(layer: nn.Conv3d, features: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
+    """A stride 2, padding 1 convolution: ``layer(features)``, with `relu` rectified."""
+    weights = prepare(layer, "as it is", lambda: (layer.weight, bias_of(layer)))
+    return convolve(features, *weights, (2, 2, 2), (1, 1, 1), relu=relu)
+
+
+def convolve_pair(layer: nn.Conv3d, moving: torch.Tensor, fixed: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
+    """A 3x3x3 or 4x4x4, stride 2, padding 1 convolution of two images (B, 1, D, H, W), with `relu` rectified.
 
     ``layer(torch.cat((moving, fixed), 1))``
     """
     batch, _, depth, height, width = moving.shape
-    half = torch.is_autocast_enabled("cpu")  # written in the precision of the convolution, not copied for it
-    dtype = torch.get_autocast_dtype("cpu") if half else moving.dtype
-    rows = torch.empty(batch, depth, height, width + 2, 2, dtype=dtype)
+    # written in the precision of the convolution, not copied for it
+    rows = torch.empty(batch, depth, height, width + 2, 2, dtype=_precision(moving.dtype))
     rows[..., 0, :] = rows[..., -1, :] = 0
     rows[..., 1:-1, 0], rows[..., 1:-1, 1] = moving[:, 0], fixed[:, 0]
     pairs = rows.view(batch, depth, height, width // 2 + 1, 4).permute(0, 4, 1, 2, 3)
-    weight = F.pad(layer.weight, (0, layer.kernel_size[2] % 2))  # four voxels of a row, seen as two pairs
-    weight = weight.unflatten(4, (2, 2)).permute(0, 5, 1, 2, 3, 4).flatten(1, 2)
-    return convolve(pairs, weight, layer.bias, stride=(2, 2, 1), padding=(1, 1, 0))
+
+    def make() -> _Weights:
+        weight = F.pad(layer.weight, (0, layer.kernel_size[2] % 2))  # four voxels of a row, seen as two pairs
+        return weight.unflatten(4, (2, 2)).permute(0, 5, 1, 2, 3, 4).flatten(1, 2), bias_of(layer)
+
+    return convolve(pairs, *prepare(layer, "pairs", make), stride=(2, 2, 1), padding=(1, 1, 0), relu=relu)
 
 
-def convolve_parts(layer: nn.Conv3d, *parts: torch.Tensor) -> torch.Tensor:
-    """A 3x3x3, padding 1 convolution to few channels of features that lie apart: ``layer(cat(parts, 1))``."""
-    total: torch.Tensor | None = None
-    used = 0
-    for part in parts:
-        share = layer.weight[:, used : used + part.shape[1]]
-        used += part.shape[1]
-        # outputs of two voxels side by side, from the four columns about them
-        weight = torch.cat((F.pad(share, (0, 1)), F.pad(share, (1, 0))))
-        bias = layer.bias.repeat(2) if total is None and layer.bias is not None else None
-        found = convolve(part, weight, bias, stride=(1, 1, 2), padding=(1, 1, 1))
-        total = found if total is None else total.add_(found)
-    assert total is not None
-    batch, _, depth, height, half = total.shape
-    return total.permute(0, 2, 3, 4, 1).reshape(batch, depth, height, 2 * half, -1).permute(0, 4, 1, 2, 3)
+def transposed_gaps(layer: nn.ConvTranspose3d, features: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
+    """A 4x4x4, stride 2, padding 1 transposed convolution, its result left where it is computed: by gaps.
 
+    Each output is a sum over 2x2x2 inputs, and eight outputs lie about the same inputs: in the gap between them. Gap g
+    of an axis holds the outputs 2 g (parity 0) and 2 g - 1 (parity 1); what lies outside of the result is zero.
 
-def transpose_parts(layer: nn.ConvTranspose3d, *parts: torch.Tensor) -> torch.Tensor:
-    """A 4x4x4, stride 2, padding 1 transposed convolution to few channels of features that lie apart.
+    Args:
+        layer: to c channels.
+        features: (B, channels, D, H, W).
+        relu: rectify.
 
-    Each of its outputs is a sum over 2x2x2 inputs; the eight outputs that lie about the same inputs are computed as
-    channels of one 2x2x2 convolution.
+    Returns:
+        (B, 8 c, D + 1, H + 1, W + 1), parities of the three axes slowest, then channels; `from_gaps` puts it in order.
     """
-    total: torch.Tensor | None = None
-    used = 0
-    for part in parts:
-        share = layer.weight[used : used + part.shape[1]].flip(2, 3, 4)  # (in, out, 4, 4, 4)
-        used += part.shape[1]
+
+    def make() -> _Weights:
         # tap t of the output at parity p is number 2 t + p: the same voxels, seen from the gap between them
-        taps = share.unflatten(4, (2, 2)).unflatten(3, (2, 2)).unflatten(2, (2, 2))  # (in, out, t, p, t, p, t, p)
-        weight = taps.permute(3, 5, 7, 1, 0, 2, 4, 6).flatten(0, 3)
-        found = convolve(part, weight, None, padding=(1, 1, 1))
-        total = found if total is None else total.add_(found)
-    assert total is not None
-    batch, _, depth, height, width = total.shape
-    outputs = layer.out_channels
-    gaps = total.view(batch, 2, 2, 2, outputs, depth, height, width)
-    result = torch.empty(
-        batch, outputs, 2 * (depth - 1), 2 * (height - 1), 2 * (width - 1), dtype=total.dtype, device=total.device
-    )
+        taps = _by_twos(layer.weight.flip(2, 3, 4))  # (in, out, t, p, t, p, t, p)
+        return taps.permute(3, 5, 7, 1, 0, 2, 4, 6).flatten(0, 3), bias_of(layer, 8)
+
+    found = convolve(features, *prepare(layer, "gaps", make), padding=(1, 1, 1), relu=relu)
+    parities = found.unflatten(1, (2, 2, 2, -1))
+    for axis in range(3):
+        for parity, end in ((1, 0), (0, -1)):
+            parities.select(axis + 5, end).select(axis + 1, parity).zero_()
+    return found
+
+
+def from_gaps(gaps: torch.Tensor, result: torch.Tensor | None = None) -> torch.Tensor:
+    """(B, c, 2 D, 2 H, 2 W) in order, from `transposed_gaps`; written into `result` where given."""
+    parities = gaps.unflatten(1, (2, 2, 2, -1))
+    batch, _, _, _, channels, *shape = parities.shape
+    depth, height, width = (n - 1 for n in shape)
+    if result is None:
+        result = torch.empty(batch, channels, 2 * depth, 2 * height, 2 * width, dtype=gaps.dtype)
     for p in range(8):
         a, b, c = p >> 2, p >> 1 & 1, p & 1
-        piece = gaps[:, a, b, c, :, a : a + depth - 1, b : b + height - 1, c : c + width - 1]
+        piece = parities[:, a, b, c, :, a : a + depth, b : b + height, c : c + width]
         result[..., a::2, b::2, c::2] = piece
-    return result if layer.bias is None else result.add_(layer.bias.view(-1, 1, 1, 1).to(result.dtype))
+    return result
+
+
+def convolve_gaps(layer: nn.Conv3d, gaps: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+    """A 3x3x3, padding 1 convolution to few channels of ``cat((from_gaps(gaps), skip), 1)``, neither put together.
+
+    Blocks of 2x2x2 outputs are computed as channels of one: they see two gaps along each axis, four voxels of `skip`.
+    """
+    c = gaps.shape[1] // 8
+
+    def of_skip() -> _Weights:
+        # output r of a block sees the voxels -1 + s (s = 0 ... 3) of the block by the weights s - r
+        return torch.cat([F.pad(layer.weight[:, c:], _shifts(r)) for r in _PARITIES]), bias_of(layer, 8)
+
+    def of_gaps() -> _Weights:
+        # and these voxels are, gap by gap, parity 1 and parity 0
+        voxels = _by_twos(torch.cat([F.pad(layer.weight[:, :c], _shifts(r)) for r in _PARITIES]))
+        return voxels.flip(3, 5, 7).permute(0, 3, 5, 7, 1, 2, 4, 6).flatten(1, 4), None
+
+    found = convolve(skip, *prepare(layer, "skip", of_skip), (2, 2, 2), (1, 1, 1))
+    found += convolve(gaps, *prepare(layer, "flow of gaps", of_gaps))
+    batch, _, depth, height, width = found.shape
+    blocks = found.unflatten(1, (2, 2, 2, -1)).permute(0, 4, 5, 1, 6, 2, 7, 3)
+    return blocks.reshape(batch, -1, 2 * depth, 2 * height, 2 * width)
+
+
+_PARITIES = [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)]
+
+
+def _by_twos(weight: torch.Tensor) -> torch.Tensor:
+    """(a, b, 4, 4, 4) as (a, b, 2, 2, 2, 2, 2, 2), each axis split."""
+    return weight.unflatten(4, (2, 2)).unflatten(3, (2, 2)).unflatten(2, (2, 2))
+
+
+def _shifts(parities: tuple[int, int, int]) -> list[int]:
+    """Padding (last axis first) that brings three weights to their places among four."""
+    return [p for r in reversed(parities) for p in (r, 1 - r)]
+
+
+def join_gaps(gaps: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+    """``cat((from_gaps(gaps), skip), 1)``, channels last."""
+    c = gaps.shape[1] // 8
+    joined = torch.empty(skip.shape[0], c + skip.shape[1], *skip.shape[2:], dtype=gaps.dtype, memory_format=_LAST)
+    from_gaps(gaps, joined[:, :c])
+    joined[:, c:] = skip
+    return joined

@@ -48,25 +48,28 @@ class LDR(DenseNetwork):
     def predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         """See `DenseNetwork.predict`."""
         check_pair(moving, fixed, self.multiple)
-        fast = cpu_layout.can_take(moving)
-        relu = torch.relu_ if fast else torch.relu
-        features = torch.empty(0)
+        if cpu_layout.can_take(moving):
+            return self._predict_on_cpu(moving, fixed)
+        features = torch.cat((moving, fixed), dim=1)
         skips: list[torch.Tensor] = []
-        for level, layer in enumerate(self.encoder):
-            if level:
-                features = layer(features)
-            elif fast:
-                features = cpu_layout.convolve_pair(cast(nn.Conv3d, layer), moving, fixed)
-            else:
-                features = layer(torch.cat((moving, fixed), dim=1))
-            features = relu(features)
+        for layer in self.encoder:
+            features = torch.relu(layer(features))
             skips.append(features)
         features = skips.pop()
+        for layer in self.decoder:
+            features = torch.cat((torch.relu(layer(features)), skips.pop()), dim=1)
+        return self.flow(features)
+
+    def _predict_on_cpu(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+        """The same, layers arranged as `cpu_layout` says."""
+        encoder = [cast(nn.Conv3d, layer) for layer in self.encoder]
+        skips = [cpu_layout.convolve_pair(encoder[0], moving, fixed, relu=True)]
+        for convolution in encoder[1:]:
+            skips.append(cpu_layout.convolve_half(convolution, skips[-1], relu=True))
+        features = skips.pop()
         for layer in self.decoder[:-1]:
-            features = torch.cat((relu(layer(features)), skips.pop()), dim=1)
-        features = relu(self.decoder[-1](features))
-        if fast and isinstance(self.flow, nn.Conv3d):
-            return cpu_layout.convolve_parts(self.flow, features, skips.pop())
-        if fast and isinstance(self.flow, nn.ConvTranspose3d):
-            return cpu_layout.transpose_parts(self.flow, features, skips.pop())
-        return self.flow(torch.cat((features, skips.pop()), dim=1))
+            features = torch.cat((layer(features).relu_(), skips.pop()), dim=1)
+        gaps = cpu_layout.transposed_gaps(cast(nn.ConvTranspose3d, self.decoder[-1]), features, relu=True)
+        if isinstance(self.flow, nn.Conv3d):
+            return cpu_layout.convolve_gaps(self.flow, gaps, skips.pop())
+        return cpu_layout.from_gaps(cpu_layout.transposed_gaps(self.flow, cpu_layout.join_gaps(gaps, skips.pop())))

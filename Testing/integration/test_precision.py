@@ -10,6 +10,7 @@ import torch
 import LDRCore
 from LDRCore import RegistrationError, precision, weights
 from LDRCore.doctor import examine
+from LDRCore.models import cpu_layout
 
 MEAN_MM, LARGEST_MM = 0.05, 0.5
 
@@ -64,3 +65,19 @@ def test_another_word_is_refused_in_one_sentence(demo_pair, monkeypatch):
     with pytest.raises(RegistrationError, match=r"LDR_PRECISION must be one of .*, got 'half'"):
         LDRCore.register(demo_pair["fixed"], demo_pair["moving"])
     assert any("LDR_PRECISION" in problem for problem in examine()[1])
+
+
+def test_a_processor_whose_onednn_refuses_bfloat16_still_convolves(monkeypatch):
+    torch.manual_seed(0)
+    layer = torch.nn.Conv3d(1, 16, 4, stride=2, padding=1)
+    moving, fixed = torch.rand(2, 1, 1, 16, 16, 16)
+    pair = torch.nn.Conv3d(2, 16, 4, stride=2, padding=1)
+    found = []
+    for takes in (cpu_layout.onednn_takes, lambda dtype: dtype == torch.float32):
+        monkeypatch.setattr(cpu_layout, "onednn_takes", takes)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            found.append(cpu_layout.convolve_pair(pair, moving, fixed, relu=True))
+            found.append(cpu_layout.convolve_half(layer, moving))
+    assert all(f.dtype == torch.bfloat16 for f in found)
+    assert torch.allclose(found[0].float(), found[2].float(), atol=0.02)
+    assert torch.allclose(found[1].float(), found[3].float(), atol=0.02)

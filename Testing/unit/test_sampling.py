@@ -45,6 +45,16 @@ def scattered(shape: tuple[int, ...], count: int, seed: int = 0) -> torch.Tensor
     return points
 
 
+@pytest.fixture(params=["torch alone", "numba"], autouse=True)
+def loops(request, monkeypatch):
+    if request.param == "numba":
+        if sampling.compiled() is None:
+            pytest.skip("needs the package numba (pip install 'LDRCore[fast]')")
+    else:
+        monkeypatch.setattr(sampling, "compiled", lambda: None)
+    return request.param
+
+
 @pytest.fixture(params=[1, 2, 3])
 def threads(request):
     before = torch.get_num_threads()
@@ -70,6 +80,28 @@ def test_itks_edge_rule():
     sampler = sampling.Sampler(image, "half", -7.0)
     sampler.points(7)[:] = where.T.flip(0)
     assert sampler.look_up(7)[0].tolist() == [-7, 3, 3, -7, -7, 3, -7]
+
+
+def test_itks_edge_rule_on_a_lattice():
+    image = torch.full((6, 7, 8), 3.0)
+    matrix = np.diag([1, 1, 0.1, 1])
+    matrix[2, 3] = -0.75
+    ((_, _, values),) = sampling.slabs_on_lattice(image, (1, 1, 5), matrix, padding="half", outside=-7.0)
+    assert values[0, 0].tolist() == [-7, -7, -7, 3, 3]
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+def test_a_displacement_on_the_images_own_grid(padding, threads):
+    image = smooth(2, 40, 35, 33)[None]
+    displacement = 20 * (smooth(3, 40, 35, 33, seed=1) - 0.5)[None]
+    expected = spatial.warp(image.double(), displacement.double(), padding=padding)
+    assert float((spatial.warp(image, displacement, padding=padding) - expected).abs().max()) < 5 * TOLERANCE
+
+
+def test_composing(threads):
+    first, second = (20 * (smooth(3, 40, 35, 33, seed=n) - 0.5)[None] for n in (1, 2))
+    expected = spatial.compose(first.double(), second.double())
+    assert float((spatial.compose(first, second) - expected).abs().max()) < 40 * TOLERANCE
 
 
 def test_unknown_padding():

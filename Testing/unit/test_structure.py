@@ -17,7 +17,8 @@ SCRIPTS = sorted((ROOT / "Training").rglob("*.py"))
 ALLOWED = {
     "LDRCore.errors": set(),
     "LDRCore.memory": set(),
-    "LDRCore.sampling": set(),
+    "LDRCore.kernels": set(),
+    "LDRCore.sampling": {"LDRCore.kernels"},
     "LDRCore.spatial": {"LDRCore.sampling"},
     "LDRCore.losses": {"LDRCore.spatial"},
     "LDRCore.metrics": set(),
@@ -93,7 +94,7 @@ def test_scripts_were_found():
 
 @pytest.mark.parametrize("statement", ["import LDRCore", "import LDRCore.cli", "import LDRCore; LDRCore.__version__"])
 def test_importing_brings_neither_torch_nor_simpleitk(statement):
-    heavy = ("torch", "SimpleITK", "numpy", "matplotlib")
+    heavy = ("torch", "SimpleITK", "numpy", "matplotlib", "numba")
     code = f"import sys; {statement}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"

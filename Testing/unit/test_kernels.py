@@ -1,0 +1,64 @@
+"""What only the compiled loops promise; that they give the same values is in test_sampling."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from LDRCore import sampling
+
+kernels = pytest.importorskip("LDRCore.kernels", reason="needs the package numba (pip install 'LDRCore[fast]')")
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border", "half"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e30])
+def test_no_coordinate_reads_outside_of_the_image(padding, bad):
+    image = torch.ones(1, 5, 6, 7)
+    for axis in range(3):
+        points = torch.full((3, 1000), 2.0)
+        points[axis] = bad
+        found = kernels.at_points(image, points, padding)
+        assert found.shape == (1, 1000)
+        assert bad != bad or set(found.unique().tolist()) <= {0.0, 1.0}
+
+
+def test_every_row_is_done_once_whatever_the_threads():
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            for count in (1, 2, 7, 1000):
+                seen = []
+                kernels._share(count, lambda begin, end, seen=seen: seen.extend(range(begin, end)))
+                assert sorted(seen) == list(range(count))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_environment_forbids_them_and_nothing_imports_numba():
+    code = "import sys; from LDRCore import sampling; print(sampling.compiled(), 'numba' in sys.modules)"
+    for value, expected in (("0", "None False"), ("1", "True")):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=_environment(value)
+        )
+        assert done.stdout.strip().endswith(expected)
+
+
+def test_without_numba_sampling_goes_on(monkeypatch):
+    monkeypatch.setitem(sys.modules, "LDRCore.kernels", None)
+    monkeypatch.delattr("LDRCore.kernels")
+    sampling.compiled.cache_clear()
+    try:
+        assert sampling.compiled() is None
+        assert float(sampling.at_points(torch.ones(1, 5, 6, 7), torch.full((3, 9), 2.0)).min()) == 1
+    finally:
+        sampling.compiled.cache_clear()
+
+
+def _environment(value: str) -> dict[str, str]:
+    import os
+
+    return {**os.environ, sampling.VARIABLE: value}
