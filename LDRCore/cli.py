@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -154,5 +155,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(bool(result.get("problems"))) if options.command in ("doctor", "evaluate") else 0
 
 
+def script() -> int:
+    """`ldr` as a program: one registration a process does not earn back the second that loading numba takes."""
+    os.environ.setdefault("LDR_NUMBA", "0")
+    return main()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script())

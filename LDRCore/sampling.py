@@ -25,6 +25,7 @@ import torch.nn.functional as F
 SLAB_POINTS = 1 << 18  # looked up at once: about 10 MB of temporaries
 PADDINGS = ("zeros", "border", "half")
 ENABLED = True  # False: torch's own sampler everywhere, to compare with
+COMPILED = True  # False: no compiled loops, to compare with
 _WORTH_POINTS = 1 << 15  # fewer are not worth the preparation
 VARIABLE = "LDR_NUMBA"
 
@@ -34,9 +35,13 @@ if TYPE_CHECKING:
     from LDRCore.kernels import Lattice
 
 
-@functools.lru_cache(maxsize=1)
 def compiled() -> ModuleType | None:
     """The compiled loops; None without numba, where it does not run here, or if it is forbidden."""
+    return _kernels() if COMPILED else None
+
+
+@functools.lru_cache(maxsize=1)
+def _kernels() -> ModuleType | None:
     if os.environ.get(VARIABLE) == "0":
         return None
     try:

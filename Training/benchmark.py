@@ -49,6 +49,10 @@ CASCADES = {  # architectures that are timed end to end beside the models that s
     "RCN": {"stem": "affine-vtn", "network": "vtn", "cascades": 3},
     "VoxelMorph": {"stem": "affine-vtn", "network": "voxelmorph", "cascades": 1},
 }
+LDR_FORMS = {  # beside the text's: as the models that ship use it
+    "head=half": {"head": "half"},
+    "head=half, channels=8x32x64x128": {"head": "half", "channels": (8, 32, 64, 128)},
+}
 PEERS = ("ants-syn", "elastix-bspline", "greedy")
 PARTS = ("networks", "warps", "cascades", "register", "peers")
 REFERENCES = {"networks": "ldr", "warps": "image by a field", "cascades": "{model} 3-cas", "register": "{model} 1-cas"}
@@ -92,8 +96,16 @@ def _by_torchs_sampler(action: Callable[[], object]) -> float:
         sampling.ENABLED = True
 
 
-def _predict(network: Any, pair: list[torch.Tensor]) -> float:
-    with torch.no_grad():
+def _without_numba(action: Callable[[], object]) -> float:
+    sampling.COMPILED = False
+    try:
+        return _seconds(action)
+    finally:
+        sampling.COMPILED = True
+
+
+def _predict(network: Any, pair: list[torch.Tensor], dtype: torch.dtype) -> float:
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         return _seconds(lambda: network.predict(*pair))
 
 
@@ -107,25 +119,34 @@ def _with_threads(threads: int, once: Callable[[], float]) -> Callable[[], float
 
 
 def networks(threads: list[int]) -> Iterator[Item]:
-    """Every network and stem of the registry alone, as `register` runs it: float32, channels last, no gradient."""
+    """Every network and stem of the registry alone: channels last, no gradient, float32.
+
+    LDR also in the precision that `register` uses here, where that is another one, with the lower bound of that one.
+    """
     pair = [torch.rand(1, 1, *[NETWORK_SIZE] * 3).to(memory_format=torch.channels_last_3d) for _ in range(2)]
-    built = {name: registry.build_network(name) for name in sorted(registry.DENSE)}
-    built["ldr (head=half)"] = registry.build_network("ldr", head="half")
-    every: dict[str, Any] = {**built, **{name: registry.build_stem(name) for name in sorted(registry.STEMS)}}
+    every: dict[str, Any] = {name: registry.build_network(name) for name in sorted(registry.DENSE)}
+    every |= {f"ldr ({text})": registry.build_network("ldr", **options) for text, options in LDR_FORMS.items()}
+    every |= {name: registry.build_stem(name) for name in sorted(registry.STEMS)}
+    precisions = list(dict.fromkeys((torch.float32, precision.of_convolutions("cpu"))))
     ceilings = {}
     for n in threads:
         torch.set_num_threads(n)
-        ceilings[n] = limits.convolution_rate(), limits.bandwidth()
-        rate, traffic = ceilings[n][0] * 2 / 1e9, ceilings[n][1] / 1e9
-        print(
-            f"{n} threads at best: {rate:.0f} GFLOP/s of convolutions, {traffic:.1f} GB/s of copying", file=sys.stderr
-        )
+        ceilings[n] = {p: limits.convolution_rate(p) for p in precisions}, limits.bandwidth()
+        rates = ", ".join(f"{2 * rate / 1e9:.0f} in {_short(p)}" for p, rate in ceilings[n][0].items())
+        print(f"{n} threads at best: GFLOP/s {rates}; {ceilings[n][1] / 1e9:.1f} GB/s of copying", file=sys.stderr)
     for name, network in every.items():
         network.eval().requires_grad_(False).to(memory_format=torch.channels_last_3d)
-        for n in threads:
-            once = _with_threads(n, partial(_predict, network, pair))
-            bound = limits.lower_bound(network, NETWORK_SIZE, *ceilings[n])
-            yield Item(("networks", f"{NETWORK_SIZE}^3", n), name, once, bound=bound)
+        for dtype in precisions if name.startswith("ldr") else precisions[:1]:
+            label = name if dtype == torch.float32 else f"{name}, {_short(dtype)}"
+            for n in threads:
+                once = _with_threads(n, partial(_predict, network, pair, dtype))
+                rates, traffic = ceilings[n]
+                bound = limits.lower_bound(network, NETWORK_SIZE, rates[dtype], traffic, dtype)
+                yield Item(("networks", f"{NETWORK_SIZE}^3", n), label, once, bound=bound)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def normalised(image: sitk.Image) -> torch.Tensor:
@@ -151,13 +172,18 @@ def warps(pair: Loaded, threads: list[int]) -> Iterator[Item]:
 
     actions = {
         "image by a field": partial(_seconds, lambda: spatial.warp(image, full)),
+        "image by a field, without numba": partial(_without_numba, lambda: spatial.warp(image, full)),
         "image by a field, torch's sampler": partial(_by_torchs_sampler, lambda: spatial.warp(image, full)),
         "torch grid_sample alone, coordinates given": partial(_seconds, torchs),
         "image by a field of half size": partial(_seconds, lambda: spatial.warp_by_coarse(image, half)),
+        "image by a field of half size, without numba": partial(
+            _without_numba, lambda: spatial.warp_by_coarse(image, half)
+        ),
         "image by a field of half size, torch's sampler": partial(
             _by_torchs_sampler, lambda: spatial.warp_by_coarse(image, half)
         ),
         "field by a field, half size": partial(_seconds, lambda: spatial.compose(half, half)),
+        "field by a field, half size, without numba": partial(_without_numba, lambda: spatial.compose(half, half)),
         "field by a field, half size, torch's sampler": partial(
             _by_torchs_sampler, lambda: spatial.compose(half, half)
         ),
@@ -171,21 +197,22 @@ def cascades(pair: Loaded, threads: list[int]) -> Iterator[Item]:
     """From two images to the composed field: stem, networks, and all warps between them."""
     images_01 = normalised(pair.moving), normalised(pair.fixed)
 
-    def once(cascade: Any, count: int, plainly: bool) -> float:
-        cascade.precision = torch.float32 if plainly else precision.of_convolutions("cpu")
-        with torch.no_grad():
-            return (_by_torchs_sampler if plainly else _seconds)(lambda: cascade(*images_01, count))
+    ways = {"": _seconds, ", without numba": _without_numba, ", plainly in torch": _by_torchs_sampler}
 
-    shipped = weights.list_models()[0]
-    built = {shipped: weights.load_model(shipped, "cpu").cascade}
+    def once(cascade: Any, count: int, way: str) -> float:
+        cascade.precision = torch.float32 if ways[way] is _by_torchs_sampler else precision.of_convolutions("cpu")
+        with torch.no_grad():
+            return ways[way](lambda: cascade(*images_01, count))
+
+    built = {name: weights.load_model(name, "cpu").cascade for name in weights.list_models()}
     built |= {name: registry.build_cascade(architecture) for name, architecture in CASCADES.items()}
     for name, cascade in built.items():
         cascade.eval().requires_grad_(False).to(memory_format=torch.channels_last_3d)
         for count in range(1, len(cascade) + 1):
-            for label, plainly in (("", False), (", plainly in torch", True)):
+            for way in ways:
                 for n in threads:
-                    timed = _with_threads(n, partial(once, cascade, count, plainly))
-                    yield Item(("cascades", f"{NETWORK_SIZE}^3", n), f"{name} {count}-cas{label}", timed)
+                    timed = _with_threads(n, partial(once, cascade, count, way))
+                    yield Item(("cascades", f"{NETWORK_SIZE}^3", n), f"{name} {count}-cas{way}", timed)
 
 
 def sized_pair(fixed: str, moving: str, size: str) -> Loaded:
@@ -216,22 +243,24 @@ def untrained_models(folder: Path) -> dict[str, str]:
     return paths
 
 
-def _register(pair: Loaded, model: str, cascades: int) -> float:
+def _register(pair: Loaded, model: str, cascades: int, way: Callable[[Callable[[], object]], float]) -> float:
     weights.load_model(model)  # from here on in memory
-    began = time.perf_counter()
-    registration.register(pair.fixed, pair.moving, model=model, cascades=cascades, device="cpu")
-    return time.perf_counter() - began
+    return way(lambda: registration.register(pair.fixed, pair.moving, model=model, cascades=cascades, device="cpu"))
 
 
 def registrations(pairs: dict[str, Loaded], threads: list[int], folder: Path) -> Iterator[Item]:
     """`register()` end to end with the models that ship and with untrained ones, 1 to all cascades."""
     models = {name: name for name in weights.list_models()} | untrained_models(folder)
     for name, model in models.items():
-        for cascades in range(1, weights.model_info(model)["architecture"]["cascades"] + 1):
+        most = weights.model_info(model)["architecture"]["cascades"]
+        ways: dict[str, Any] = {f"{name} {count}-cas": (count, _seconds) for count in range(1, most + 1)}
+        if name == model:
+            ways[f"{name} {most}-cas, without numba"] = most, _without_numba
+        for label, (cascades, way) in ways.items():
             for size, pair in pairs.items():
                 for n in threads:
-                    action = partial(_register, pair, model, cascades)
-                    yield Item(("register", size, n), f"{name} {cascades}-cas", _with_threads(n, action))
+                    action = partial(_register, pair, model, cascades, way)
+                    yield Item(("register", size, n), label, _with_threads(n, action))
 
 
 def peers(pairs: dict[str, Loaded], threads: list[int], python: str, methods: list[str], rounds: int) -> Iterator[Item]:

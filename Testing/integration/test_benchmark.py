@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from LDRCore import sampling
+from LDRCore import sampling, weights
 from LDRCore.models import registry
 from Training import benchmark
 
@@ -28,7 +28,8 @@ def test_everything_is_timed_in_one_run(small, tmp_path, capsys):
     rows = {(r["part"], r["name"]): r for r in found}
     assert {n for p, n in rows if p == "networks"} >= {*registry.DENSE, *registry.STEMS, "ldr (head=half)"}
     assert {n for p, n in rows if p == "register"} == {
-        *(f"brain-t1 {n}-cas" for n in (1, 2, 3)),
+        *(f"{name} {n}-cas" for name in weights.list_models() for n in (1, 2, 3)),
+        *(f"{name} 3-cas, without numba" for name in weights.list_models()),
         "VoxelMorph 1-cas",
         "greedy",
     }
@@ -37,6 +38,7 @@ def test_everything_is_timed_in_one_run(small, tmp_path, capsys):
     assert rows["networks", "vtn"]["over_bound"] > 0.5  # rough: one run on a busy machine
     assert rows["register", "brain-t1 1-cas"]["ratio"] == 1
     assert sampling.ENABLED
+    assert sampling.COMPILED
     timed = [r for r in found if "median_s" in r]
     assert all(0 < r["min_s"] <= r["median_s"] <= r["max_s"] and r["runs"] == 1 for r in timed)
     assert "the peers' Python cannot be used" in rows["register", "greedy"]["problem"]

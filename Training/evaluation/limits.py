@@ -26,12 +26,12 @@ def _fastest(action: Callable[[], object]) -> float:
 
 
 @torch.no_grad()
-def convolution_rate() -> float:
-    """Multiply-adds a second of float32 convolutions with many channels, the best of some shapes, current threads."""
+def convolution_rate(precision: torch.dtype = torch.float32) -> float:
+    """Multiply-adds a second of convolutions with many channels, the best of some shapes, current threads."""
     best = 0.0
     for channels, size in ((32, 48), (64, 32), (128, 24)):
-        image = torch.rand(1, channels, size, size, size).to(memory_format=torch.channels_last_3d)
-        weight = torch.rand(channels, channels, 3, 3, 3).to(memory_format=torch.channels_last_3d)
+        image = torch.rand(1, channels, size, size, size).to(precision, memory_format=torch.channels_last_3d)
+        weight = torch.rand(channels, channels, 3, 3, 3).to(precision, memory_format=torch.channels_last_3d)
         seconds = _fastest(lambda image=image, weight=weight: F.conv3d(image, weight, padding=1))  # type: ignore[misc]
         best = max(best, image.numel() * channels * 27 / seconds)
     return best
@@ -43,7 +43,13 @@ def bandwidth() -> float:
     return 2 * source.numel() * 4 / _fastest(lambda: target.copy_(source))
 
 
-def lower_bound(network: DenseNetwork | AffineStem, size: int, rate: float, bytes_per_second: float) -> float:
-    """Seconds below which `network` cannot come at size^3: the larger of arithmetic and memory traffic, float32."""
+def lower_bound(
+    network: DenseNetwork | AffineStem,
+    size: int,
+    rate: float,
+    bytes_per_second: float,
+    precision: torch.dtype = torch.float32,
+) -> float:
+    """Seconds below which `network` cannot come at size^3: the larger of arithmetic and memory traffic."""
     cost = registry.cost(network, (size, size, size))
-    return max(cost.multiply_adds / rate, 4 * cost.values / bytes_per_second)
+    return max(cost.multiply_adds / rate, precision.itemsize * cost.values / bytes_per_second)
