@@ -130,22 +130,33 @@ def build(settings: ModelSettings, run: engine.RunSettings, shape: tuple[int, in
 def load_networks(model: Cascade, source: str) -> None:
     """Start a cascade's networks from a checkpoint's or a model's; later cascades from the last one that there is.
 
+    Networks of the source that have another layout are passed over.
+
     Raises:
-        ConfigError: no such source, or networks of another layout.
+        ConfigError: no such source, or none of its networks has the layout that is needed.
     """
     if engine.is_checkpoint(source):
         state = engine.read_checkpoint(Path(source))["model"]
     else:
         state = weights.load_model(source).cascade.state_dict()
-    last = max((int(k.split(".")[1]) for k in state if k.startswith("networks.")), default=-1)
-    try:
-        for k, network in enumerate(model.networks):
-            prefix = f"networks.{min(k, last)}."
-            network.load_state_dict({n[len(prefix) :]: v for n, v in state.items() if n.startswith(prefix)})
-        if model.stem is not None and any(k.startswith("stem.") for k in state):
-            model.stem.load_state_dict({k[5:]: v for k, v in state.items() if k.startswith("stem.")})
-    except RuntimeError:
-        raise ConfigError(f"init must hold networks of the same layout, got {source!r} with another one") from None
+    known = [_part(state, f"networks.{k}.") for k in range(len(state))]
+    for k, network in enumerate(model.networks):
+        wanted = {name: value.shape for name, value in network.state_dict().items()}
+        fitting = [part for part in known if {name: value.shape for name, value in part.items()} == wanted]
+        if not fitting:
+            raise ConfigError(f"init must hold networks of the same layout, got {source!r} with another one")
+        network.load_state_dict(fitting[min(k, len(fitting) - 1)])
+    stem = _part(state, "stem.")
+    if model.stem is not None and stem:
+        try:
+            model.stem.load_state_dict(stem)
+        except RuntimeError:
+            raise ConfigError(f"init must hold a stem of the same layout, got {source!r} with another one") from None
+
+
+def _part(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The entries of a state that begin with a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def reconstruction(

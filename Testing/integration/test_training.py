@@ -16,7 +16,16 @@ import torch
 import LDRCore
 from LDRCore import geometry
 from LDRCore.teacher_store import TeacherStore
-from Training import engine, export_weights, extract_teacher, inspect_critic, train_stem, train_student, train_teacher
+from Training import (
+    engine,
+    export_weights,
+    extract_teacher,
+    inspect_critic,
+    objectives,
+    train_stem,
+    train_student,
+    train_teacher,
+)
 from Training.config import ConfigError
 
 TINY = {"shape": (32, 32, 32), "initial": "centred", "cache": None, "val_pairs": 2, "save_every": 2, "device": "cpu"}
@@ -33,6 +42,28 @@ def weights_of(path: Path) -> dict:
 
 def curves(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.with_suffix(".curves.jsonl").read_text().splitlines()]
+
+
+def test_coarse_first_cascades_and_a_start_from_the_fine_one_among_them(tiny_brains, tmp_path):
+    light = ("head=half", "channels=8x32x64x128")
+    coarse = {"cascades": 2, "coarse_cascades": 1, "coarse_options": ("head=deconv",), "options": light}
+    train_student.train(student(tiny_brains, tmp_path / "two.pt", **coarse))
+    facts = engine.read_checkpoint(tmp_path / "two.pt")["facts"]["architecture"]["network"]
+    assert [n.get("image_stride", 1) for n in facts] == [2, 1]
+    assert tuple(facts[1]["channels"]) == (8, 32, 64, 128)
+    start = {"init": str(tmp_path / "two.pt"), "options": light, "cascades": 2, "lr": 1e-9, "warmup": 1}
+    train_student.train(student(tiny_brains, tmp_path / "fine.pt", **start))
+    before, after = weights_of(tmp_path / "two.pt"), weights_of(tmp_path / "fine.pt")
+    for name, value in after.items():
+        known = before["networks.1." + name.split(".", 2)[2]]
+        assert torch.allclose(value, known, atol=1e-6)
+
+
+def test_options_as_texts_and_back():
+    options = {"head": "half", "channels": (8, 32, 64, 128), "width": 0.5, "pool": 3}
+    texts = objectives.write_options(options)
+    assert texts == ("head=half", "channels=8x32x64x128", "width=0.5", "pool=3")
+    assert objectives.parse_options(texts) == options
 
 
 @pytest.fixture(scope="module")
