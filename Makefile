@@ -37,7 +37,7 @@ tables: $(VENV)/.installed-evaluate
 	$(BIN)/python -m Training.evaluate $(CHOICE) --workers $(WORKERS) || test $$? -eq 1
 	$(BIN)/python -m Training.report $(CHOICE)
 
-# Other registration programs in a Python of their own (their packages conflict): ANTs, greedy, convexAdam. elastix is
+# Other registration programs in a Python of their own (their packages conflict): ANTs, greedy, convexAdam, voxelmorph. elastix is
 # the program of that name, from the system's packages. Then: LDR_PEER_PYTHON=$(PEERS)/bin/python make test
 PEERS := .venv-peers
 
@@ -71,5 +71,5 @@ $(VENV)/.installed-lint: $(VENV)/.installed
 $(PEERS)/.installed: constraints.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(subst $(BIN),$(PEERS)/bin,$(if $(HAS_GPU),$(PIP) torch,$(PIP) "torch==$(TORCH)+cpu" 2>/dev/null || $(PIP) torch))
-	$(subst $(BIN),$(PEERS)/bin,$(PIP)) antspyx picsl_greedy convexAdam SimpleITK
+	$(subst $(BIN),$(PEERS)/bin,$(PIP)) antspyx picsl_greedy convexAdam voxelmorph SimpleITK
 	touch $@

@@ -315,7 +315,7 @@ def measure(items: list[Item], repeats: int) -> None:
 
 def reference(part: str) -> str:
     """The name that others of a part are compared with."""
-    return REFERENCES[part].replace("{model}", weights.list_models()[0])
+    return REFERENCES[part].replace("{model}", weights.DEFAULT)
 
 
 def results(items: list[Item]) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ def test_everything_is_timed_in_one_run(small, tmp_path, capsys):
     assert {n for p, n in rows if p == "cascades"} >= {"brain-t1 3-cas", "brain-t1 3-cas, plainly in torch"}
     assert rows["networks", "ldr"]["ratio"] == rows["warps", "image by a field"]["ratio"] == 1
     assert rows["networks", "vtn"]["over_bound"] > 0.5  # rough: one run on a busy machine
-    assert rows["register", "brain-t1 1-cas"]["ratio"] == 1
+    assert rows["register", f"{weights.DEFAULT} 1-cas"]["ratio"] == 1
     assert sampling.ENABLED
     assert sampling.COMPILED
     timed = [r for r in found if "median_s" in r]

@@ -166,13 +166,13 @@ def test_a_ct_is_registered_but_the_report_says_what_the_model_was_made_for(blob
 
 
 def test_refining_registers_better_and_leaves_the_model_alone(demo_pair, result):
-    model = LDRCore.load_model("brain-t1")
+    model = LDRCore.load_model(weights.DEFAULT)
     before = {name: value.clone() for name, value in model.cascade.state_dict().items()}
     refined = LDRCore.register(demo_pair["fixed"], demo_pair["moving"], refine_steps=15)
     scores = [demo.scores(demo_pair, r)["deformable"] for r in (result, refined)]
     assert scores[1] > scores[0]
     assert refined.report["refine_steps"] == 15
-    after = LDRCore.load_model("brain-t1").cascade.state_dict()
+    after = LDRCore.load_model(weights.DEFAULT).cascade.state_dict()
     assert all(bool((after[name] == value).all()) for name, value in before.items())
 
 
@@ -223,10 +223,10 @@ def test_the_transform_is_told_before_the_image_is_warped(blob, initial):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cascades": 0}, "cascades must be 1 to 3 for model brain-t1, got 0"),
-        ({"cascades": 4}, "cascades must be 1 to 3 for model brain-t1, got 4"),
-        ({"cascades": 2.0}, "cascades must be 1 to 3 for model brain-t1, got 2.0"),
-        ({"model": "liver"}, r"model must be one of \['brain-t1'\].*got 'liver'"),
+        ({"cascades": 0}, "cascades must be 1 to 3 for model brain-t1-light, got 0"),
+        ({"cascades": 4}, "cascades must be 1 to 3 for model brain-t1-light, got 4"),
+        ({"cascades": 2.0}, "cascades must be 1 to 3 for model brain-t1-light, got 2.0"),
+        ({"model": "liver"}, r"model must be one of \['brain-t1', 'brain-t1-light'\].*got 'liver'"),
         ({"initial": "magic"}, "initial must be .*got 'magic'"),
         ({"initial": 3}, "initial must be .*got 3"),
         ({"device": "abacus"}, "device must be .*got 'abacus'"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import pytest
 import torch
 
-from LDRCore import RegistrationError, weights
+from LDRCore import RegistrationError, registration, weights
 from LDRCore.models.registry import build_cascade
 
 ARCHITECTURE = {"network": {"name": "ldr", "head": "half"}, "cascades": 1, "multiplier": 1.0}
@@ -17,6 +18,8 @@ CARD = {"name": "tiny", "architecture": ARCHITECTURE, "working_grid": {"spacing_
 def test_what_ships_is_whole_small_and_documented():
     names = weights.list_models()
     assert "brain-t1" in names
+    assert weights.DEFAULT in names
+    assert inspect.signature(registration.register).parameters["model"].default == weights.DEFAULT
     assert sum(p.stat().st_size for p in weights.BUNDLED.glob("*.pt")) < 30e6
     for name in names:
         weights.verify(name)
