@@ -23,6 +23,8 @@ from LDRCore import weights
 from Training import config, engine
 from Training.config import ConfigError, option
 
+SUPERVISION = "labels of the training subjects, used as supervision"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportSettings:
@@ -88,6 +90,7 @@ def export(s: ExportSettings) -> Path:
         recipe = {"first": run_facts(engine.read_checkpoint(s.first)), **recipe}
     if stem_recipe:
         recipe = {"stem": stem_recipe, **recipe}
+    supervision = {"labels": SUPERVISION} if run.get("dice") else {}
     card = {
         "name": s.name,
         "version": LDRCore.__version__,
@@ -96,7 +99,7 @@ def export(s: ExportSettings) -> Path:
         "expects_nonnegative": s.nonnegative,
         "architecture": architecture,
         "working_grid": grid,
-        "data": s.data,
+        "data": {"name": s.data, "split_sha256": dense["facts"].get("data_identity")} | supervision,
         "licence": s.licence,
         "recipe": recipe | {"torch": torch.__version__, "python": platform.python_version()},
     }
