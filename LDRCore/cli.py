@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from LDRCore import __version__
+from LDRCore import __version__, memory
 from LDRCore.errors import RegistrationError
 
 USAGE_ERROR = 2
@@ -158,6 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def script() -> int:
     """`ldr` as a program: one registration a process does not earn back the second that loading numba takes."""
     os.environ.setdefault("LDR_NUMBA", "0")
+    memory.keep_freed_blocks()
     return main()
 
 

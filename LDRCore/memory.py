@@ -1,7 +1,9 @@
-"""How much memory a registration needs at its peak, for a refusal that says what was missing. Standard library only."""
+"""How much memory a registration needs at its peak, and keeping what it freed. Standard library only."""
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,3 +48,25 @@ def needed_bytes(
     if jacobian:
         peak += _JACOBIAN_SLABS + _JACOBIAN * fixed
     return int(peak)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+
+
+def keep_freed_blocks() -> bool:
+    """Let the allocator of this process keep large freed blocks instead of returning them to the system.
+
+    Memory that was returned comes back page by page at a few GB/s, which took up to a third of a cascade's time. The
+    process's size then stays at its peak, so only programs of our own ask for it (`ldr`, the benchmark); a script
+    that registers many pairs may.
+
+    Returns:
+        Whether there was something to set: on Linux with glibc.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return all([mallopt(_M_MMAP_THRESHOLD, 1 << 30), mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)])

@@ -33,7 +33,7 @@ import SimpleITK as sitk
 import torch
 from tqdm import tqdm
 
-from LDRCore import demo, images, precision, preprocess, registration, sampling, scoring, spatial, weights
+from LDRCore import demo, images, memory, precision, preprocess, registration, sampling, scoring, spatial, weights
 from LDRCore.errors import RegistrationError
 from LDRCore.models import registry
 from Training.evaluation import limits, systems
@@ -200,9 +200,13 @@ def cascades(pair: Loaded, threads: list[int]) -> Iterator[Item]:
     ways = {"": _seconds, ", without numba": _without_numba, ", plainly in torch": _by_torchs_sampler}
 
     def once(cascade: Any, count: int, way: str) -> float:
+        own = cascade.precision  # of a model that others use as well
         cascade.precision = torch.float32 if ways[way] is _by_torchs_sampler else precision.of_convolutions("cpu")
-        with torch.no_grad():
-            return ways[way](lambda: cascade(*images_01, count))
+        try:
+            with torch.no_grad():
+                return ways[way](lambda: cascade(*images_01, count))
+        finally:
+            cascade.precision = own
 
     built = {name: weights.load_model(name, "cpu").cascade for name in weights.list_models()}
     built |= {name: registry.build_cascade(architecture) for name, architecture in CASCADES.items()}
@@ -373,6 +377,7 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--peer-repeats", type=int, default=1, help="of these, rounds with other programs (default 1)")
     parser.add_argument("--out", type=Path, help="JSON to write")
     a = parser.parse_args(given)
+    memory.keep_freed_blocks()  # for everything that is timed in this process, other networks included
     try:
         chosen = {n: _chosen(getattr(a, n), known, n) for n, known in (("sizes", list(SIZES)), ("parts", list(PARTS)))}
         threads = [int(n) for n in _chosen(a.threads, [str(n) for n in range(1, 257)], "threads")]

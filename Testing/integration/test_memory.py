@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -71,3 +72,9 @@ def test_more_asked_needs_more():
     ):
         assert needed(**more) > plain
     assert memory.MAX_WORKING_VOXELS == inference.MAX_VOXELS
+
+
+def test_freed_blocks_are_kept_where_glibc_is():
+    code = "from LDRCore import memory; print(memory.keep_freed_blocks())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == str(sys.platform == "linux" and platform.libc_ver()[0] == "glibc")

@@ -14,6 +14,7 @@ from LDRCore import geometry, inference, native, preprocess, sampling, spatial
 from LDRCore.geometry import Grid
 
 RNG = np.random.default_rng(0)
+BEGINNING = RNG.bit_generator.state
 
 
 def rotation(axis: int, degrees: float) -> np.ndarray:
@@ -47,6 +48,11 @@ def blob_image(name: str, size: tuple[int, int, int] = (24, 28, 20), centre=(5.0
     half = direction @ (np.array(spacing) * (np.array(size) - 1) / 2)
     image.SetOrigin((np.array(centre) - half).tolist())
     return image
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_in_any_order():
+    RNG.bit_generator.state = BEGINNING
 
 
 def random_field(grid: Grid, amplitude_vox: float) -> torch.Tensor:

@@ -67,6 +67,8 @@ def curves(panels: dict[str, list[Curve]]) -> bytes:
             if not any(v is not None for v in curve.values):
                 axis.plot([], [], color=colour, label=f"{curve.name}: not measured")
         axis.set(title=title, xlabel="cascades", xticks=range(1, most + 1))
+        if "seconds" in title:
+            axis.set_ylim(bottom=0)
         axis.legend(fontsize=7)
         axis.grid(alpha=0.3)
     return _png(figure)
