@@ -37,8 +37,8 @@ tables: $(VENV)/.installed-evaluate
 	$(BIN)/python -m Training.evaluate $(CHOICE) --workers $(WORKERS) || test $$? -eq 1
 	$(BIN)/python -m Training.report $(CHOICE)
 
-# Other registration programs in a Python of their own (their packages conflict): ANTs, greedy, convexAdam, voxelmorph. elastix is
-# the program of that name, from the system's packages. Then: LDR_PEER_PYTHON=$(PEERS)/bin/python make test
+# Other registration programs in a Python of their own (their packages conflict): ANTs, greedy, convexAdam, voxelmorph.
+# elastix is the program of that name, from the system's packages. Then: LDR_PEER_PYTHON=$(PEERS)/bin/python make test
 PEERS := .venv-peers
 
 peers: $(PEERS)/.installed

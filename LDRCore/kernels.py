@@ -20,8 +20,8 @@ import numba
 import numpy as np
 import torch
 
-ZEROS, BORDER, HALF = 0, 1, 2  # what lies outside, see `sampling.Sampler`
-_PADDINGS = {"zeros": ZEROS, "border": BORDER, "half": HALF}
+_PADDINGS = {"zeros": 0, "border": 1, "half": 2}  # what lies outside, see `sampling.Sampler`
+BORDER, HALF = _PADDINGS["border"], _PADDINGS["half"]
 _PIECES = 4  # of the work for each thread, so that none waits long for another
 _FAST = {"contract", "reassoc", "nsz", "arcp"}  # no promise that every number is finite
 
@@ -97,7 +97,7 @@ def _pick(flat, shape, index, wz, wy, wx, out):  # type: ignore[no-untyped-def]
 def _fade(out, left, outside):  # type: ignore[no-untyped-def]
     """Replace what is not left of an image by `outside`."""
     for i in range(len(out)):
-        out[i] = outside + left[i] * (out[i] - outside)
+        out[i] = left[i] * out[i] if left[i] > np.float32(0) else outside
 
 
 @_compiled
@@ -199,9 +199,8 @@ def _along(image, matrix, field, zs, ys, xs, out, first, begin, end, padding, ou
     index, left = np.empty(width, np.int32), np.empty(width, np.float32)
     z, y, x = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
     line = np.empty(field.shape[3], np.float32)
-    lines = np.empty(
-        (2, 3, width), np.float32
-    )  # two neighbouring rows of the field at this z, as long as the lattice's
+    # two neighbouring rows of the field at this z, as long as the lattice's
+    lines = np.empty((2, 3, width), np.float32)
     held_k, held = -1, np.full(2, -1)
     for row in range(begin, end):
         k, j = row // height, row % height

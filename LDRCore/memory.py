@@ -56,7 +56,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 def keep_freed_blocks() -> bool:
     """Let the allocator of this process keep large freed blocks instead of returning them to the system.
 
-    Memory that was returned comes back page by page at a few GB/s, which took up to a third of a cascade's time. The
+    Memory that was returned comes back page by page at a few GB/s, which took up to a quarter of a cascade's time. The
     process's size then stays at its peak, so only programs of our own ask for it (`ldr`, the benchmark); a script
     that registers many pairs may.
 

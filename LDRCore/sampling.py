@@ -51,6 +51,11 @@ def _kernels() -> ModuleType | None:
     return kernels
 
 
+def _loops_for(image: torch.Tensor) -> ModuleType | None:
+    """The compiled loops where they can look up this image: float32 on a CPU, places that 32 bits count."""
+    return compiled() if _is_plain(image) and image.numel() < 1 << 31 else None
+
+
 def can_take(count: int, *tensors: torch.Tensor) -> bool:
     """Whether sampling at `count` points belongs here: many, float32 on a CPU, and nobody wants a gradient."""
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
@@ -159,7 +164,7 @@ def at_points(image: torch.Tensor, coordinates: torch.Tensor, padding: str = "ze
         (C, ...).
     """
     flat = coordinates.reshape(3, -1)
-    if _is_plain(image) and (loops := compiled()):
+    if loops := _loops_for(image):
         return loops.at_points(image, flat, padding).view(-1, *coordinates.shape[1:])
     sampler = Sampler(image, padding)
     result = torch.empty(image.shape[0], flat.shape[1], device=image.device)
@@ -184,7 +189,7 @@ def displaced(
         displacement: u, (3, D, H, W), voxels.
         padding: "zeros" or "border".
     """
-    loops = compiled()
+    loops = _loops_for(image)
     return loops.displaced(image, displacement, padding, add) if loops else None
 
 
@@ -198,7 +203,7 @@ def averaged(image: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tens
     Returns:
         (D', H', W').
     """
-    if _is_plain(image) and not torch.is_grad_enabled() and (loops := compiled()):
+    if not torch.is_grad_enabled() and (loops := _loops_for(image)):
         return loops.averaged(image, weights)
     down, across, along = weights
     image = across @ (image @ along.T)
@@ -232,7 +237,7 @@ def _compiled_lattice(
     outside: float = 0.0,
 ) -> Lattice | None:
     """The compiled loops over a lattice; None where there are none."""
-    if not _is_plain(image) or not (loops := compiled()):
+    if not (loops := _loops_for(image)):
         return None
     if displacement is None or to_field is None or not (axes := _axes_of(to_field, shape)):
         return loops.Lattice(image, matrix, displacement, to_field, padding=padding, outside=outside)

@@ -88,20 +88,16 @@ def _seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def _by_torchs_sampler(action: Callable[[], object]) -> float:
-    sampling.ENABLED = False
+def _without(part: str, action: Callable[[], object]) -> float:
+    setattr(sampling, part, False)
     try:
         return _seconds(action)
     finally:
-        sampling.ENABLED = True
+        setattr(sampling, part, True)
 
 
-def _without_numba(action: Callable[[], object]) -> float:
-    sampling.COMPILED = False
-    try:
-        return _seconds(action)
-    finally:
-        sampling.COMPILED = True
+_by_torchs_sampler = partial(_without, "ENABLED")
+_without_numba = partial(_without, "COMPILED")
 
 
 def _predict(network: Any, pair: list[torch.Tensor], dtype: torch.dtype) -> float:

@@ -139,7 +139,8 @@ def load_networks(model: Cascade, source: str) -> None:
         state = engine.read_checkpoint(Path(source))["model"]
     else:
         state = weights.load_model(source).cascade.state_dict()
-    known = [_part(state, f"networks.{k}.") for k in range(len(state))]
+    numbers = sorted({int(name.split(".")[1]) for name in state if name.startswith("networks.")})
+    known = [_part(state, f"networks.{k}.") for k in numbers]
     for k, network in enumerate(model.networks):
         wanted = {name: value.shape for name, value in network.state_dict().items()}
         fitting = [part for part in known if {name: value.shape for name, value in part.items()} == wanted]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -62,3 +63,13 @@ def _environment(value: str) -> dict[str, str]:
     import os
 
     return {**os.environ, sampling.VARIABLE: value}
+
+
+def test_values_and_what_lies_outside_are_kept_exactly():
+    image = torch.full((1, 4, 4, 4), 16_000_001.0)
+    points = torch.tensor([[1.0, 2, 3], [9, 9, 9]]).T.contiguous()
+    assert kernels.at_points(image, points, "half").tolist() == [[16_000_001.0, 0.0]]
+    lattice = kernels.Lattice(image[0], np.diag([1, 1, 3, 1.0]), padding="half", outside=-16_000_001.0)
+    found = torch.empty(1, 1, 3)
+    lattice.write(0, found)
+    assert found[0, 0].tolist() == [16_000_001.0, 16_000_001.0, -16_000_001.0]
