@@ -15,9 +15,16 @@ slicer, vtk or qt.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# How long GNU OpenMP's threads, torch's among them, stay busy waiting for the next piece of work. By default that is
+# milliseconds, in which they hold a core from the sampling loops and from the host application. Read once, when torch
+# is first imported; whoever has decided otherwise is not overruled.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
     from LDRCore.errors import RegistrationError as RegistrationError

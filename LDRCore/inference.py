@@ -68,8 +68,9 @@ def estimate_affine(
 ) -> np.ndarray:
     """The affine map fixed -> moving (4x4, LPS mm) that the stem finds from the best of several starts.
 
-    All starts run as one batch. Of all starts and all passes the best correlated wins, so a stem that was made for
-    other images cannot make the alignment worse than where it began.
+    All starts run as one batch through the first pass; the one that then correlates best goes on alone. Of all starts
+    and all passes the best correlated wins, so a stem that was made for other images cannot make the alignment worse
+    than where it began.
     """
     stem = model.cascade.stem
     if stem is None:
@@ -79,17 +80,21 @@ def estimate_affine(
     extent = float((fixed.box_lps[1] - fixed.box_lps[0]).max())
     spacing = max(settings["stem_spacing_mm"], extent / (max(shape) - 4))
     grid = Grid.centred(fixed.centroid_lps.tolist(), spacing, shape)
-    fixed_image = fixed.coarse.on(grid).expand(len(candidates), -1, -1, -1, -1)
+    fixed_image = fixed.coarse.on(grid)
     totals = list(candidates)
     best, best_score = candidates[0], -np.inf
-    for remaining in range(settings["stem_passes"], -1, -1):
+    passes = settings["stem_passes"]
+    for done in range(passes + 1):
         moved = torch.cat([moving.coarse.on(grid, t) for t in totals])
-        scores = ncc(moved, fixed_image)
-        if float(scores.max()) > best_score:
-            best, best_score = totals[int(scores.argmax())], float(scores.max())
-        if not remaining:
+        scores = ncc(moved, fixed_image.expand_as(moved))
+        leader = int(scores.argmax())
+        if float(scores[leader]) > best_score:
+            best, best_score = totals[leader], float(scores[leader])
+        if done == passes:
             break
-        matrix, translation = stem.predict(moved, fixed_image)
+        if done:
+            totals, moved = [totals[leader]], moved[leader : leader + 1]
+        matrix, translation = stem.predict(moved, fixed_image.expand_as(moved))
         for k in range(len(totals)):
             step = geometry.tensor_affine_to_lps(matrix[k].cpu().numpy(), translation[k].cpu().numpy(), grid)
             totals[k] = totals[k] @ step

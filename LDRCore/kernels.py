@@ -19,6 +19,9 @@ from typing import Any
 import numba
 import numpy as np
 import torch
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
 
 _PADDINGS = {"zeros": 0, "border": 1, "half": 2}  # what lies outside, see `sampling.Sampler`
 BORDER, HALF = _PADDINGS["border"], _PADDINGS["half"]
@@ -251,6 +254,101 @@ def _oblique(image, matrix, field, to_field, out, first, begin, end, padding, ou
             _fade(out[k, j], left, outside)
 
 
+@intrinsic
+def _two_bytes(typing, array, index):  # type: ignore[no-untyped-def]
+    """array[index] and array[index + 1] of bytes as one number, the second one times 256."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        values = context.make_array(signature.args[0])(context, builder, arguments[0])
+        place = builder.gep(values.data, [arguments[1]])
+        read = builder.load(builder.bitcast(place, ir.IntType(16).as_pointer()))
+        read.align = 1
+        return read
+
+    return types.uint16(array, index), generate
+
+
+@_compiled
+def _as_bytes(image, low, scale, out, begin, end):  # type: ignore[no-untyped-def]
+    """An image as bytes (v - low) scale, one voxel of zeros (of the image) around it, for rows begin ... end of out."""
+    depth, height, width = image.shape
+    half = np.float32(0.5)
+    nothing = np.uint8(np.int32(half - low * scale))
+    for row in range(begin, end):
+        k, j = row // (height + 2), row % (height + 2)
+        found = out[k, j]
+        found[0] = found[width + 1] = nothing
+        if k == 0 or j == 0 or k > depth or j > height:
+            found[:] = nothing
+            continue
+        source = image[k - 1, j - 1]
+        for i in range(width):
+            found[i + 1] = np.uint8(np.int32((source[i] - low) * scale + half))
+
+
+@_compiled
+def _pull_bytes(image, low, step, field, ratio, zs, ys, xs, out, begin, end):  # type: ignore[no-untyped-def]
+    """Out = image at x + ratio u(x) as bfloat16, for rows begin ... end, zero outside; u on a coarser grid.
+
+    `image` as `_as_bytes` made it: a byte for a voxel, so that what a row needs stays in the fastest cache. zs, ys, xs
+    as in `_along`.
+    """
+    depth, height, width = out.shape
+    flat = image.ravel()
+    tz, ty, tx = np.float32(depth + 1), np.float32(height + 1), np.float32(width + 1)
+    lz, ly, lx = np.int32(depth), np.int32(height), np.int32(width)
+    row_length, plane = np.int32(width + 2), np.int32((width + 2) * (height + 2))
+    across, down = np.uintp(row_length), np.uintp(plane)
+    line, lines = np.empty(field.shape[3], np.float32), np.empty((2, 3, width), np.float32)
+    held_k, held = -1, np.full(2, -1)
+    index, above, below = np.empty(width, np.int32), np.empty(width, np.uint32), np.empty(width, np.uint32)
+    wz, wy, wx = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
+    found = np.empty(width, np.float32)
+    bits = found.view(np.uint32)
+    byte, eight, sixteen, most = np.uint32(255), np.uint32(8), np.uint32(16), np.uint32(24)
+    for row in range(begin, end):
+        k, j = row // height, row % height
+        if k != held_k:
+            held_k, held[0], held[1] = k, -1, -1
+        for q in (ys[0][j], ys[1][j]):
+            if held[q % 2] != q:
+                held[q % 2] = q
+                for axis in range(3):
+                    _mixed(field[axis, zs[0][k], q], field[axis, zs[1][k], q], zs[2][k], line)
+                    _stretched(line, xs[0], xs[1], xs[2], lines[q % 2, axis])
+        near, far, weight = lines[ys[0][j] % 2], lines[ys[1][j] % 2], ys[2][j]
+        for i in range(width):
+            z = np.float32(k + 1) + ratio[0] * (near[0, i] + weight * (far[0, i] - near[0, i]))
+            y = np.float32(j + 1) + ratio[1] * (near[1, i] + weight * (far[1, i] - near[1, i]))
+            x = np.float32(np.int32(i + 1)) + ratio[2] * (near[2, i] + weight * (far[2, i] - near[2, i]))
+            z, y, x = _clamped(z, tz), _clamped(y, ty), _clamped(x, tx)
+            z0, y0, x0 = min(np.int32(z), lz), min(np.int32(y), ly), min(np.int32(x), lx)
+            index[i] = np.int32(np.int32(z0 * plane) + np.int32(y0 * row_length)) + x0
+            wz[i], wy[i], wx[i] = z - np.float32(z0), y - np.float32(y0), x - np.float32(x0)
+        for i in range(width):
+            p = np.uintp(index[i])
+            above[i] = np.uint32(_two_bytes(flat, p)) | np.uint32(np.uint32(_two_bytes(flat, p + across)) << sixteen)
+            p += down
+            below[i] = np.uint32(_two_bytes(flat, p)) | np.uint32(np.uint32(_two_bytes(flat, p + across)) << sixteen)
+        for i in range(width):
+            m, n = above[i], below[i]
+            a, b = np.float32(np.int32(m & byte)), np.float32(np.int32((m >> eight) & byte))
+            c, d = np.float32(np.int32((m >> sixteen) & byte)), np.float32(np.int32(m >> most))
+            a += wx[i] * (b - a)
+            c += wx[i] * (d - c)
+            a += wy[i] * (c - a)
+            e, b = np.float32(np.int32(n & byte)), np.float32(np.int32((n >> eight) & byte))
+            c, d = np.float32(np.int32((n >> sixteen) & byte)), np.float32(np.int32(n >> most))
+            e += wx[i] * (b - e)
+            c += wx[i] * (d - c)
+            e += wy[i] * (c - e)
+            found[i] = low + step * (a + wz[i] * (e - a))
+        target = out[k, j]
+        for i in range(width):  # to the nearest, ties to even
+            up = np.uint32(32767) + ((bits[i] >> sixteen) & np.uint32(1))
+            target[i] = np.uint16((bits[i] + up) >> sixteen)
+
+
 @_compiled
 def _averaged(image, zs, ys, xs, out, begin, end):  # type: ignore[no-untyped-def]
     """Out = weighted sums along all three axes, for the rows begin ... end of the result.
@@ -314,6 +412,30 @@ def _banded(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return first, np.ascontiguousarray(np.take_along_axis(weights, first[:, None] + np.arange(columns), 1), np.float32)
 
 
+class Bytes:
+    """An image (D, H, W) in 8 bits, to be pulled through coarse displacements for networks in bfloat16.
+
+    One part in 508 of the image's range at most is lost, as much as bfloat16 loses of a number near 1; nothing of zero.
+    """
+
+    def __init__(self, image: torch.Tensor) -> None:
+        low, high = (float(end) for end in image.aminmax())
+        low = min(low, 0.0)
+        self._step = np.float32(max(high - low, 1e-12) / 254)
+        self._low = self._step * np.float32(round(low / self._step))  # so that zero is one of the steps
+        depth, height, width = image.shape
+        self._image = np.empty((depth + 2, height + 2, width + 2), np.uint8)
+        arguments = _array(image), self._low, np.float32(1 / self._step), self._image
+        _share((depth + 2) * (height + 2), lambda begin, end: _as_bytes(*arguments, begin, end))
+
+    def pull(self, displacement: torch.Tensor, ratio: Sequence[float], lines: Sequence[Any], out: torch.Tensor) -> None:
+        """Fill `out`, (D, H, W) bfloat16 with any strides, with ``image(x + ratio u(x))``; `lines` as in `Lattice`."""
+        ends = [(a.astype(np.int32), b.astype(np.int32), w.astype(np.float32)) for a, b, w in lines]
+        field, target = _array(displacement), out.view(torch.uint16).numpy()
+        arguments = self._image, self._low, self._step, field, np.array(ratio, np.float32), *ends, target
+        _share(out.shape[0] * out.shape[1], lambda begin, end: _pull_bytes(*arguments, begin, end))
+
+
 class Lattice:
     """An image to be looked up at ``M x + u(F x)``, slab by slab; see `sampling.slabs_on_lattice`."""
 
@@ -375,11 +497,25 @@ def _share(count: int, work: Callable[[int, int], Any]) -> None:
         work(0, count)
         return
     step = max(1, -(-count // (threads * _PIECES)))
-    starts = range(0, count, step)
-    for _ in _pool(threads).map(work, starts, [min(s + step, count) for s in starts]):
-        pass
+    starts = list(range(0, count, step))
+
+    def some() -> None:
+        while True:
+            try:
+                begin = starts.pop()
+            except IndexError:
+                return
+            work(begin, min(begin + step, count))
+
+    helpers = [_pool(threads).submit(some) for _ in range(threads - 1)]
+    try:
+        some()
+    finally:
+        for helper in helpers:  # one that has not begun is not needed any more
+            if not helper.cancel():
+                helper.result()
 
 
 @functools.lru_cache(maxsize=4)
 def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="ldr-sampling")
+    return ThreadPoolExecutor(threads - 1, thread_name_prefix="ldr-sampling")

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 
 SLAB_POINTS = 1 << 18  # looked up at once: about 10 MB of temporaries
+COMPILED_SLAB_POINTS = 1 << 21  # by the compiled loops, which have no temporaries: 8 MB of values
 PADDINGS = ("zeros", "border", "half")
 ENABLED = True  # False: torch's own sampler everywhere, to compare with
 COMPILED = True  # False: no compiled loops, to compare with
@@ -216,15 +217,45 @@ def on_lattice(
     matrix: np.ndarray,
     displacement: torch.Tensor | None = None,
     to_field: np.ndarray | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """All slabs of `slabs_on_lattice` with padding "zeros" together, (D', H', W') float32."""
-    result = torch.empty(tuple(shape), device=image.device)
-    if lattice := _compiled_lattice(image, shape, matrix, displacement, to_field):
+    """All slabs of `slabs_on_lattice` with padding "zeros" together, (D', H', W') float32; or `out`, filled."""
+    result = torch.empty(tuple(shape), device=image.device) if out is None else out
+    lattice = _compiled_lattice(image, shape, matrix, displacement, to_field)
+    if lattice and _is_plain(result) and result.is_contiguous():
         lattice.write(0, result)
         return result
     for start, stop, values in slabs_on_lattice(image, shape, matrix, displacement, to_field):
         result[start:stop] = values
     return result
+
+
+class Puller:
+    """An image to be pulled through one coarse displacement after the other: ``image(x + up-sampled u(x))``.
+
+    For networks in bfloat16 compiled loops look it up in 8 bits, which is as precise as what they hand over.
+    """
+
+    def __init__(self, image: torch.Tensor, dtype: torch.dtype) -> None:
+        """Prepare `image`, (D, H, W) float32, for results of `dtype`."""
+        self._image = image
+        loops = _loops_for(image) if dtype == torch.bfloat16 else None
+        self._bytes = loops.Bytes(image) if loops else None
+
+    def write(self, displacement: torch.Tensor, out: torch.Tensor) -> None:
+        """Fill `out`, (D, H, W) with any strides; u is (3, d, h, w) in voxels of its grid, which has the same corners.
+
+        Outside the image lies zero.
+        """
+        shape = self._image.shape
+        ratio = [(n - 1) / max(m - 1, 1) for n, m in zip(shape, displacement.shape[1:], strict=True)]
+        to_field = np.diag([*(1 / r if r else 1.0 for r in ratio), 1.0])
+        if self._bytes:
+            lines = [(n.low, n.high, n.weight) for n in _lines(displacement, to_field, shape, [0, 1, 2])]
+            self._bytes.pull(displacement, ratio, lines, out)
+            return
+        scaled = displacement * torch.tensor(ratio, device=displacement.device).view(3, 1, 1, 1)
+        on_lattice(self._image, shape, np.eye(4), scaled, to_field, out)
 
 
 def _compiled_lattice(
@@ -273,6 +304,7 @@ def slabs_on_lattice(
     depth, height, width = shape
     slab = max(1, _slab_points(image.device) // (height * width))
     if lattice := _compiled_lattice(image, shape, matrix, displacement, to_field, padding, outside):
+        slab = max(1, COMPILED_SLAB_POINTS // (height * width))
         for start in range(0, depth, slab):
             values = torch.empty(min(slab, depth - start), height, width)
             lattice.write(start, values)

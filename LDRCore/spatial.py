@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -228,14 +227,13 @@ def warp_by_coarse(image: torch.Tensor, displacement: torch.Tensor) -> torch.Ten
         (B, C, D, H, W), zero outside the image.
     """
     _check_displacement(displacement)
-    shape, coarse = tuple(image.shape[2:]), tuple(displacement.shape[2:])
+    shape = tuple(image.shape[2:])
     if image.shape[1] != 1 or not sampling.can_take(image[0, 0].numel(), image, displacement):
         return warp(image, upsample(displacement, shape))
-    ratio = [(n - 1) / max(m - 1, 1) for n, m in zip(shape, coarse, strict=True)]
-    to_field = np.diag([*(1 / r if r else 1.0 for r in ratio), 1.0])
-    scaled = displacement * torch.tensor(ratio).view(3, 1, 1, 1)
-    pairs = zip(image[:, 0], scaled, strict=True)
-    return _batch([sampling.on_lattice(i, shape, np.eye(4), u, to_field) for i, u in pairs])[:, None]
+    result = torch.empty_like(image, memory_format=torch.contiguous_format)
+    for entry, field, out in zip(image[:, 0], displacement, result[:, 0], strict=True):
+        sampling.Puller(entry, torch.float32).write(field, out)
+    return result
 
 
 def integrate(velocity: torch.Tensor, steps: int = 7) -> torch.Tensor:

@@ -29,11 +29,13 @@ class DenseNetwork(nn.Module):
     """A base network of a cascade: (moving, fixed) -> displacement.
 
     Subclasses implement `predict`, whose displacement may live on a coarser grid with the same corners:
-    `field_stride` 2 means half the voxels along each axis. `multiple` is the size rule of the input.
+    `field_stride` 2 means half the voxels along each axis. `multiple` is the size rule of the input. On a CPU a network
+    that is `side_by_side` is given the images of a `cpu_layout.ImagePair`.
     """
 
     multiple: int = 16
     field_stride: int = 1
+    side_by_side: bool = False
 
     def predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         """Displacement (B, 3, D / s, H / s, W / s) in voxels of its own grid, s = `field_stride`.

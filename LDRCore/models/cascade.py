@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from LDRCore import spatial
+from LDRCore import sampling, spatial
+from LDRCore.models import cpu_layout
 from LDRCore.models.affine import AffineStem
 from LDRCore.models.blocks import DenseNetwork
 
@@ -33,6 +34,26 @@ class CascadeOutput:
     composed: list[torch.Tensor] = field(default_factory=list)
     increments: list[torch.Tensor] = field(default_factory=list)
     affine: tuple[torch.Tensor, torch.Tensor] | None = None
+
+
+class _PairOnCPU:
+    """What the networks look at on a CPU: both images where the first layer reads them, the moving one warped there."""
+
+    def __init__(self, moving: torch.Tensor, fixed: torch.Tensor, precision: torch.dtype) -> None:
+        self._moving, self._pair = moving, cpu_layout.ImagePair(fixed, precision)
+        self._pullers: list[sampling.Puller] = []
+
+    def behind(self, total: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The moving image behind a displacement, and the fixed one; of use until it is called again."""
+        moving = self._pair.moving
+        if total is None:
+            moving.copy_(self._moving)
+            return moving, self._pair.fixed
+        if not self._pullers:
+            self._pullers = [sampling.Puller(image, moving.dtype) for image in self._moving[:, 0]]
+        for puller, displacement, out in zip(self._pullers, total, moving[:, 0], strict=True):
+            puller.write(displacement, out)
+        return moving, self._pair.fixed
 
 
 class Cascade(nn.Module):
@@ -149,6 +170,7 @@ class Cascade(nn.Module):
         if not 1 <= count <= len(self):
             raise ValueError(f"n_cascades must be 1 to {len(self)}, got {count}")
         total = start
+        pairs: dict[tuple[int, ...], _PairOnCPU] = {}
         output = CascadeOutput(displacement=torch.empty(0))
         for network, stride in zip(self.networks[:count], self.image_strides, strict=False):
             assert isinstance(network, DenseNetwork)
@@ -156,7 +178,11 @@ class Cascade(nn.Module):
             if shape not in seen:
                 seen[shape] = spatial.shrink(moving, shape), spatial.shrink(fixed, shape)
             source, target = seen[shape]
-            if total is not None:
+            if network.side_by_side and self._on_cpu(network, source):
+                if shape not in pairs:
+                    pairs[shape] = _PairOnCPU(source, target, self.precision)
+                source, target = pairs[shape].behind(total)
+            elif total is not None:
                 source = self._warp(source, total)
             increment = self._predict(network, source.detach() if self.detach_images else source, target)
             increment = increment.float() * self.multiplier
@@ -177,6 +203,12 @@ class Cascade(nn.Module):
             found = network.predict(moving, fixed)
         d, h, w = (n - s // network.field_stride for n, s in zip(found.shape[2:], short, strict=True))
         return found[..., :d, :h, :w]
+
+    @staticmethod
+    def _on_cpu(network: DenseNetwork, image: torch.Tensor) -> bool:
+        """Whether `_PairOnCPU` is of use for images of this size."""
+        fits = all(n % network.multiple == 0 for n in image.shape[2:])
+        return fits and cpu_layout.can_take(image) and sampling.can_take(image[0].numel(), image)
 
     def _warp(self, moving: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         return spatial.warp_by_coarse(moving, total.detach() if self.detach_images else total)

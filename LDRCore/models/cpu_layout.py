@@ -93,6 +93,39 @@ def _pointwise() -> Any:
     return getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
 
 
+class ImagePair:
+    """Two images side by side as LDR's first layer reads them on a CPU, so that a warped one is written in place.
+
+    Attributes:
+        rows: (B, D, H, W + 2, 2): a voxel of zeros at both ends of a row, moving and fixed image in turn.
+        moving, fixed: (B, 1, D, H, W) of it.
+    """
+
+    def __init__(self, fixed: torch.Tensor, dtype: torch.dtype) -> None:
+        """Room for a moving image, and a copy of the fixed one, (B, 1, D, H, W)."""
+        batch, _, depth, height, width = fixed.shape
+        self.rows = torch.empty(batch, depth, height, width + 2, 2, dtype=dtype)
+        self.rows[..., 0, :] = self.rows[..., -1, :] = 0
+        self.moving, self.fixed = (self.rows[..., 1:-1, k][:, None] for k in (0, 1))
+        self.fixed.copy_(fixed)
+
+    @classmethod
+    def of(cls, moving: torch.Tensor, fixed: torch.Tensor) -> ImagePair | None:
+        """The pair that two images are `moving` and `fixed` of; None if they do not lie side by side."""
+        batch, _, depth, height, width = moving.shape
+        row = 2 * (width + 2)
+        strides = (depth * height * row, height * row, row, 2)
+        place = moving.storage_offset() - 2
+        if moving.untyped_storage().data_ptr() != fixed.untyped_storage().data_ptr():
+            return None
+        if any(image[:, 0].stride() != strides for image in (moving, fixed)) or fixed.storage_offset() != place + 3:
+            return None
+        pair = cls.__new__(cls)
+        pair.moving, pair.fixed = moving, fixed
+        pair.rows = moving.as_strided((batch, depth, height, width + 2, 2), (*strides, 1), place)
+        return pair
+
+
 def convolve_half(layer: nn.Conv3d, features: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
     """A stride 2, padding 1 convolution: ``layer(features)``, with `relu` rectified."""
     weights = prepare(layer, "as it is", lambda: (layer.weight, bias_of(layer)))
@@ -102,14 +135,14 @@ def convolve_half(layer: nn.Conv3d, features: torch.Tensor, *, relu: bool = Fals
 def convolve_pair(layer: nn.Conv3d, moving: torch.Tensor, fixed: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
     """A 3x3x3 or 4x4x4, stride 2, padding 1 convolution of two images (B, 1, D, H, W), with `relu` rectified.
 
-    ``layer(torch.cat((moving, fixed), 1))``
+    ``layer(torch.cat((moving, fixed), 1))``; images of an `ImagePair` are not copied.
     """
-    batch, _, depth, height, width = moving.shape
-    # written in the precision of the convolution, not copied for it
-    rows = torch.empty(batch, depth, height, width + 2, 2, dtype=_precision(moving.dtype))
-    rows[..., 0, :] = rows[..., -1, :] = 0
-    rows[..., 1:-1, 0], rows[..., 1:-1, 1] = moving[:, 0], fixed[:, 0]
-    pairs = rows.view(batch, depth, height, width // 2 + 1, 4).permute(0, 4, 1, 2, 3)
+    pair = ImagePair.of(moving, fixed)
+    if pair is None:
+        pair = ImagePair(fixed, _precision(moving.dtype))
+        pair.moving.copy_(moving)
+    batch, depth, height, width, _ = pair.rows.shape
+    pairs = pair.rows.view(batch, depth, height, width // 2, 4).permute(0, 4, 1, 2, 3)
 
     def make() -> _Weights:
         weight = F.pad(layer.weight, (0, layer.kernel_size[2] % 2))  # four voxels of a row, seen as two pairs

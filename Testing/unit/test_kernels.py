@@ -26,6 +26,26 @@ def test_no_coordinate_reads_outside_of_the_image(padding, bad):
         assert bad != bad or set(found.unique().tolist()) <= {0.0, 1.0}
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e30])
+def test_nor_does_an_image_in_bytes(bad):
+    puller = sampling.Puller(torch.ones(8, 6, 10), torch.bfloat16)
+    for axis in range(3):
+        displacement = torch.zeros(3, 4, 3, 5)
+        displacement[axis] = bad
+        out = torch.empty(8, 6, 10, dtype=torch.bfloat16)
+        puller.write(displacement, out)
+        assert set(out.unique().tolist()) == {0.0}
+
+
+def test_a_failure_in_any_thread_is_the_callers():
+    def work(begin: int, end: int) -> None:
+        if begin <= 500 < end:
+            raise ValueError("row 500")
+
+    with pytest.raises(ValueError, match="row 500"):
+        kernels._share(1000, work)
+
+
 def test_every_row_is_done_once_whatever_the_threads():
     before = torch.get_num_threads()
     try:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from LDRCore import sampling, spatial
 from LDRCore.models import cpu_layout
 from LDRCore.models.affine import AffineLDR
-from LDRCore.models.ldr import LDR
+from LDRCore.models.ldr import HEADS, LDR
 
 TOLERANCE = 2e-4  # images here change by less than 0.2 a voxel: some 1e-3 voxel
 
@@ -140,7 +140,8 @@ def test_a_lattice_through_a_coarse_field(to_field, threads, monkeypatch):
 
 
 def test_slabs_follow_one_another_and_cover_the_lattice(monkeypatch):
-    monkeypatch.setattr(sampling, "SLAB_POINTS", 3 * 9 * 8)
+    for name in ("SLAB_POINTS", "COMPILED_SLAB_POINTS"):
+        monkeypatch.setattr(sampling, name, 3 * 9 * 8)
     seen = [
         (a, b, tuple(v.shape)) for a, b, v in sampling.slabs_on_lattice(smooth(1, 5, 6, 7)[0], (10, 9, 8), np.eye(4))
     ]
@@ -154,6 +155,24 @@ def test_warping_by_a_coarse_field_is_warping_by_the_upsampled_one():
     assert float((spatial.warp_by_coarse(image, field) - expected).abs().max()) < 5 * TOLERANCE
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.0, 5.0), (2.0, 4.0)])
+def test_an_image_pulled_for_networks_in_bfloat16_is_as_precise_as_they_are(low, high, threads):
+    image = low + (high - low) * smooth(1, 48, 40, 44)[0]
+    field = 3 * (smooth(3, 24, 20, 22, seed=3) - 0.5)
+    field[:, :3] -= 40  # from outside
+    expected = spatial.warp(image[None, None].double(), spatial.upsample(field[None], image.shape).double())[0, 0]
+    room = torch.full((48, 40, 46, 2), 9.0, dtype=torch.bfloat16)  # rows that other voxels lie between
+    puller = sampling.Puller(image, torch.bfloat16)
+    for displacement in (torch.zeros_like(field), field):  # one after the other into the same room
+        puller.write(displacement, room[:, :, 1:-1, 0])
+    assert set(room[..., 1].unique().tolist()) == set(room[:, :, [0, -1]].unique().tolist()) == {9.0}
+    error = room[:, :, 1:-1, 0].double() - expected
+    assert int((expected == 0).sum()) > 1000
+    span = high - min(low, 0)
+    assert float(error[expected == 0].abs().max()) < 1e-3 * span  # outside lies zero
+    assert bool((error.abs() < expected.abs() / 500 + span * (1 / 500 + 2e-3)).all())
+
+
 def test_gradients_still_flow():
     image = smooth(1, 48, 40, 44)[None]
     field = torch.zeros(1, 3, 24, 20, 22, requires_grad=True)
@@ -163,7 +182,7 @@ def test_gradients_still_flow():
         assert spatial.warp_by_coarse(image, field).shape == image.shape
 
 
-@pytest.mark.parametrize("head", ["half", "deconv"])
+@pytest.mark.parametrize("head", HEADS)
 def test_ldr_rearranged_for_a_cpu_is_the_same_network(head):
     torch.manual_seed(0)
     network = LDR(head=head).to(memory_format=torch.channels_last_3d)
@@ -178,6 +197,22 @@ def test_ldr_rearranged_for_a_cpu_is_the_same_network(head):
     assert not torch.equal(plain, torch.zeros_like(plain))
     assert plain.shape == rearranged.shape
     assert torch.allclose(plain, rearranged, atol=1e-5)
+
+
+def test_images_side_by_side_are_not_copied():
+    torch.manual_seed(0)
+    network = LDR().to(memory_format=torch.channels_last_3d).requires_grad_(False)
+    torch.nn.init.normal_(network.flow.weight, 0, 0.1)
+    moving, fixed = torch.rand(2, 1, 16, 48, 32), torch.rand(2, 1, 16, 48, 32)
+    pair = cpu_layout.ImagePair(fixed, torch.float32)
+    pair.moving.copy_(moving)
+    assert torch.equal(pair.moving, moving)
+    assert torch.equal(pair.fixed, fixed)
+    assert cpu_layout.ImagePair.of(pair.moving, pair.fixed).rows.data_ptr() == pair.rows.data_ptr()
+    others = [(moving, fixed), (pair.fixed, pair.moving), (pair.moving, pair.moving), (pair.moving, fixed)]
+    assert all(cpu_layout.ImagePair.of(*images) is None for images in others)
+    with torch.no_grad():
+        assert torch.equal(network.predict(pair.moving, pair.fixed), network.predict(moving, fixed))
 
 
 def test_the_stem_rearranged_for_a_cpu_is_the_same_network():

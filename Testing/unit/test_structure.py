@@ -38,7 +38,7 @@ ALLOWED = {
     },
     "LDRCore.preprocess": {"LDRCore.geometry", "LDRCore.sampling"},
 }
-MODELS = {"LDRCore.spatial", "LDRCore.losses"}
+MODELS = {"LDRCore.spatial", "LDRCore.losses", "LDRCore.sampling"}
 
 
 def module_name(path: Path) -> str:
