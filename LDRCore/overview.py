@@ -64,10 +64,14 @@ def write_overview(
 
     heights, widths = zip(*(row[1].shape for row in rows), strict=True)
     size = (len(_COLUMNS) * 2.45 + 1.0, sum(heights) * 2.4 / max(widths) + 0.7)
-    figure = Figure(figsize=size, facecolor="black", layout="constrained")
+    figure = Figure(figsize=size, facecolor="black")
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)  # type: ignore[union-attr, call-arg]
-    axes = figure.subplots(3, len(_COLUMNS), gridspec_kw={"height_ratios": heights})
+    # places in inches from the left and the bottom; letting matplotlib find them means drawing everything twice
+    left, right, bottom, top = 0.35, size[0] - 0.95, 0.08, size[1] - 0.7
+    ends = {"left": left / size[0], "right": right / size[0], "bottom": bottom / size[1], "top": top / size[1]}
+    axes = figure.subplots(
+        3, len(_COLUMNS), gridspec_kw={"height_ratios": heights, "wspace": 0.02, "hspace": 0.02, **ends}
+    )
     spacing = overall.GetSpacing()[0]
     for plane, ((f, m, w), jacobian, bent) in enumerate(rows):
         checker = _checkerboard(f, w, max(1, round(_CHECKER_MM / spacing)))
@@ -82,11 +86,12 @@ def write_overview(
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[], facecolor="black")
         axis.spines[:].set_visible(False)
-    bar = figure.colorbar(colours, ax=axes[:, 7], fraction=0.08, pad=0.03, shrink=0.7)
+    beside = figure.add_axes(((right + 0.1) / size[0], 0.2, 0.15 / size[0], 0.55))
+    bar = figure.colorbar(colours, cax=beside)
     bar.set_label("Jacobian determinant (1 = volume kept)", color="white")
     bar.ax.tick_params(colors="white")
     if title:
-        figure.suptitle(title, color="white", fontsize=12)
+        figure.suptitle(title, color="white", fontsize=12, y=1 - 0.1 / size[1], va="top")
     figure.savefig(path, dpi=80, facecolor="black", format="png")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
 from LDRCore import inference, spatial
 from LDRCore.inference import DenseField
@@ -71,7 +72,8 @@ def regularity(dense: DenseField) -> dict[str, Any]:
     """Jacobian statistics of the whole transform on the field's own grid."""
     determinant = spatial.jacobian_determinant(dense.displacement_vox)
     whole = determinant * float(np.linalg.det(dense.affine_lps[:3, :3]))
-    length = np.linalg.norm(dense.displacement_mm(), axis=-1)
+    spacing = torch.tensor(dense.grid.spacing_mm, device=determinant.device).view(3, 1, 1, 1)
+    length = (dense.displacement_vox[0] * spacing).norm(dim=0)
     return {
         "folding_fraction": float((whole <= 0).float().mean()),
         "folding_count": int((whole <= 0).sum()),

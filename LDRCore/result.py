@@ -97,11 +97,11 @@ class RegistrationResult:
                 sitk.WriteTransform(self.transform, str(part / "transform.h5"))
                 if self.inverse_transform is not None:
                     sitk.WriteTransform(self.inverse_transform, str(part / "inverse_transform.h5"))
+                (part / "report.json").write_text(json.dumps(self.report, indent=1) + "\n", encoding="utf-8")
+                if extra is not None:
+                    extra(part)
                 for write in writes:
                     write.result()
-            (part / "report.json").write_text(json.dumps(self.report, indent=1) + "\n", encoding="utf-8")
-            if extra is not None:
-                extra(part)
             target.mkdir(exist_ok=True)
             written = []
             for file in sorted(part.iterdir()):

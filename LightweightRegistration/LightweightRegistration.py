@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -153,6 +154,15 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
         )
         job.start(fixedNode, movingNode)
         return job
+
+    def warmUp(self, model: str = "brain-t1-light", device: str = "auto", threads: int = 0) -> None:
+        """Get ready for a registration with these, in the background; does nothing where torch is missing.
+
+        The first registration otherwise waits for torch to be imported and for the model to be loaded.
+        """
+        if torch_setup.is_usable():
+            with contextlib.suppress(OSError):  # the registration itself will say what is wrong
+                self.worker.warm_up({"model": model, "device": device, "threads": threads})
 
     def bringAlong(
         self,

@@ -5,11 +5,11 @@ r"""Time everything against everything in one run: networks, warps, cascades, re
 Absolute seconds differ from machine to machine and from minute to minute, so everything that is compared is timed here
 in turn, round after round, and printed as median (smallest to largest) with its ratio to a reference, the light one of
 each part. A network's time also stands over its lower bound: its multiply-adds at the rate of this machine's fastest
-convolutions, or its memory traffic, whichever is longer. Cascades go from two images to the composed field, stem and
+convolutions, timed right after it, or its memory traffic, whichever is longer. Cascades go from two images to the composed field, stem and
 all warps included. "torch's sampler" means that this package's own sampling is switched off, "plainly in torch" that
 half precision is as well. End to end means `register()` from images in memory to the warped image, warm; other
 programs: their own affine and deformable registration, images in memory. Networks that have no weights yet run with
-random ones, which cost the same time.
+random ones, which cost the same time. Cold starts are whole programs: `ldr`, and the process behind Slicer's panel.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from tqdm import tqdm
 
 from LDRCore import demo, images, memory, precision, preprocess, registration, sampling, scoring, spatial, weights
 from LDRCore.errors import RegistrationError
-from LDRCore.models import registry
-from Training.evaluation import limits, systems
+from LDRCore.models import cpu_layout, registry
+from Training.evaluation import cold_start, limits, systems
 from Training.evaluation.config import System
 from Training.evaluation.datasets import Loaded
 from Training.evaluation.peers import METHODS
@@ -44,6 +44,7 @@ from Training.evaluation.systems import Place
 
 NETWORK_SIZE = 128
 SIZES = {"128^3": ((128, 128, 128), 2.0), "native": ((256, 256, 180), 1.0)}  # (x, y, z) voxels and spacing, mm
+CHOSEN_S = 5.0  # from the choice of both volumes to Apply
 CASCADES = {  # architectures that are timed end to end beside the models that ship; names as in systems.toml
     "LDR-release": {"stem": "affine-ldr", "network": "ldr-release", "cascades": 3},
     "RCN": {"stem": "affine-vtn", "network": "vtn", "cascades": 3},
@@ -52,10 +53,17 @@ CASCADES = {  # architectures that are timed end to end beside the models that s
 LDR_FORMS = {  # beside the text's: as the models that ship use it
     "head=half": {"head": "half"},
     "head=half, channels=8x32x64x128": {"head": "half", "channels": (8, 32, 64, 128)},
+    "head=half, channels=8x32x32x32, up=16x16x4": {"head": "half", "channels": (8, 32, 32, 32), "up": (16, 16, 4)},
 }
 PEERS = ("ants-syn", "elastix-bspline", "greedy")
-PARTS = ("networks", "warps", "cascades", "register", "peers")
-REFERENCES = {"networks": "ldr", "warps": "image by a field", "cascades": "{model} 3-cas", "register": "{model} 1-cas"}
+PARTS = ("networks", "warps", "cascades", "register", "peers", "cold")
+REFERENCES = {
+    "networks": "ldr",
+    "warps": "torch grid_sample alone, coordinates given",
+    "cascades": "{model} 3-cas",
+    "register": "{model} 3-cas",
+    "cold": "panel: a later Apply",
+}
 VOXELMORPH = Path(__file__).parent / "evaluation" / "voxelmorph_timing.py"
 
 
@@ -70,7 +78,8 @@ class Item:
         rounds: how many count at most, after none that does not (programs that start anew each time), or None for all.
         seconds: of every finished round.
         problem: why it could not be timed, or "".
-        bound: seconds below which it cannot come on this machine, where that is known.
+        bound: tells the seconds below which it cannot come on this machine at this moment, where that is known.
+        bounds: of every finished round.
     """
 
     group: tuple[str, str, int]
@@ -79,7 +88,8 @@ class Item:
     rounds: int | None = None
     seconds: list[float] = field(default_factory=list)
     problem: str = ""
-    bound: float | None = None
+    bound: Callable[[], float] | None = None
+    bounds: list[float] = field(default_factory=list)
 
 
 def _seconds(action: Callable[[], object]) -> float:
@@ -118,27 +128,36 @@ def networks(threads: list[int]) -> Iterator[Item]:
     """Every network and stem of the registry alone: channels last, no gradient, float32.
 
     LDR also in the precision that `register` uses here, where that is another one, with the lower bound of that one.
+    The images lie where a cascade puts them: for LDR side by side.
     """
     pair = [torch.rand(1, 1, *[NETWORK_SIZE] * 3).to(memory_format=torch.channels_last_3d) for _ in range(2)]
     every: dict[str, Any] = {name: registry.build_network(name) for name in sorted(registry.DENSE)}
     every |= {f"ldr ({text})": registry.build_network("ldr", **options) for text, options in LDR_FORMS.items()}
     every |= {name: registry.build_stem(name) for name in sorted(registry.STEMS)}
     precisions = list(dict.fromkeys((torch.float32, precision.of_convolutions("cpu"))))
-    ceilings = {}
+    fastest, traffic = {p: limits.Convolutions(p) for p in precisions}, {}
     for n in threads:
         torch.set_num_threads(n)
-        ceilings[n] = {p: limits.convolution_rate(p) for p in precisions}, limits.bandwidth()
-        rates = ", ".join(f"{2 * rate / 1e9:.0f} in {_short(p)}" for p, rate in ceilings[n][0].items())
-        print(f"{n} threads at best: GFLOP/s {rates}; {ceilings[n][1] / 1e9:.1f} GB/s of copying", file=sys.stderr)
+        traffic[n] = limits.bandwidth()
+        rates = ", ".join(f"{2 * f.rate() / 1e9:.0f} in {_short(p)}" for p, f in fastest.items())
+        print(f"{n} threads at best: GFLOP/s {rates}; {traffic[n] / 1e9:.1f} GB/s of copying", file=sys.stderr)
+
+    def bound(network: Any, dtype: torch.dtype, bytes_per_second: float) -> float:
+        return limits.lower_bound(network, NETWORK_SIZE, fastest[dtype].rate(), bytes_per_second, dtype)
+
     for name, network in every.items():
         network.eval().requires_grad_(False).to(memory_format=torch.channels_last_3d)
         for dtype in precisions if name.startswith("ldr") else precisions[:1]:
             label = name if dtype == torch.float32 else f"{name}, {_short(dtype)}"
             for n in threads:
-                once = _with_threads(n, partial(_predict, network, pair, dtype))
-                rates, traffic = ceilings[n]
-                bound = limits.lower_bound(network, NETWORK_SIZE, rates[dtype], traffic, dtype)
-                yield Item(("networks", f"{NETWORK_SIZE}^3", n), label, once, bound=bound)
+                given = pair
+                if getattr(network, "side_by_side", False):
+                    room = cpu_layout.ImagePair(pair[1], dtype)
+                    room.moving.copy_(pair[0])
+                    given = [room.moving, room.fixed]
+                once = _with_threads(n, partial(_predict, network, given, dtype))
+                lowest = partial(bound, network, dtype, traffic[n])
+                yield Item(("networks", f"{NETWORK_SIZE}^3", n), label, once, bound=lowest)
 
 
 def _short(dtype: torch.dtype) -> str:
@@ -163,6 +182,9 @@ def warps(pair: Loaded, threads: list[int]) -> Iterator[Item]:
     last = torch.tensor(shape).view(1, 3, 1, 1, 1) - 1
     grid = (2 * where / last - 1).flip(1).permute(0, 2, 3, 4, 1).contiguous()
 
+    room = torch.empty(shape, dtype=torch.bfloat16)
+    puller = sampling.Puller(image[0, 0], room.dtype)
+
     def torchs() -> torch.Tensor:
         return torch.nn.functional.grid_sample(image, grid, align_corners=True)
 
@@ -177,6 +199,9 @@ def warps(pair: Loaded, threads: list[int]) -> Iterator[Item]:
         ),
         "image by a field of half size, torch's sampler": partial(
             _by_torchs_sampler, lambda: spatial.warp_by_coarse(image, half)
+        ),
+        "image by a field of half size, for a network in bfloat16": partial(
+            _seconds, lambda: puller.write(half[0], room)
         ),
         "field by a field, half size": partial(_seconds, lambda: spatial.compose(half, half)),
         "field by a field, half size, without numba": partial(_without_numba, lambda: spatial.compose(half, half)),
@@ -280,6 +305,25 @@ def _peer(system: System, pair: Loaded, place: Place) -> float:
     return systems.run(system, pair, place).seconds
 
 
+def cold_starts(fixed: str, moving: str, folder: Path) -> Iterator[Item]:
+    """Whole programs from nothing: `ldr`, and the process behind Slicer's panel from Apply to the last output.
+
+    Each starts anew every time, with as many threads as the machine has cores. Not in it: drawing the result.
+    """
+    pair = images.load(fixed, "fixed image"), images.load(moving, "moving image")
+    actions = {
+        "ldr --help": cold_start.ldr_help,
+        "ldr register, with its picture": partial(cold_start.ldr_register, fixed, moving, folder / "cold"),
+        "panel: first Apply": partial(cold_start.first_apply, *pair),
+        "panel: first Apply, some seconds after both volumes were chosen": partial(
+            cold_start.first_apply, *pair, chosen_s=CHOSEN_S
+        ),
+        "panel: a later Apply": partial(cold_start.first_apply, *pair, earlier=2),
+    }
+    for name, once in actions.items():
+        yield Item(("cold", "the pair", os.cpu_count() or 1), name, once)
+
+
 def _voxelmorph(python: str, threads: int) -> float:
     command = [python, str(VOXELMORPH), "--threads", str(threads), "--repeats", "1", "--size", str(NETWORK_SIZE)]
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
@@ -310,6 +354,8 @@ def measure(items: list[Item], repeats: int) -> None:
                 continue
             if number:
                 item.seconds.append(seconds)
+                if item.bound is not None:
+                    item.bounds.append(item.bound())
     bar.close()
 
 
@@ -329,7 +375,8 @@ def results(items: list[Item]) -> list[dict[str, Any]]:
             median = statistics.median(item.seconds)
             row |= {"runs": len(item.seconds), "median_s": median}
             row |= {"min_s": min(item.seconds), "max_s": max(item.seconds), "ratio": median / base if base else None}
-            row |= {"over_bound": median / item.bound if item.bound else None}
+            over = [s / b for s, b in zip(item.seconds, item.bounds, strict=False)]
+            row |= {"over_bound": statistics.median(over) if over else None}
         else:
             row["problem"] = item.problem or "not timed"
         found.append(row)
@@ -394,6 +441,8 @@ def main(given: list[str] | None = None) -> int:
             if "peers" in chosen["parts"]:
                 methods = _chosen(a.peers, sorted(METHODS), "peers")
                 items += peers(pairs, threads, python, methods, a.peer_repeats)
+            if "cold" in chosen["parts"]:
+                items += cold_starts(a.fixed, a.moving, Path(folder))
             measure(items, a.repeats)
     except RegistrationError as error:
         print(f"benchmark: {error}", file=sys.stderr)

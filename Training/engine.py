@@ -200,6 +200,7 @@ class Run:
         self.settings, self.parts, self.rank = settings, dict(parts), rank or Rank()
         self.step, self.seconds, self.stopped = 0, 0.0, False
         self._sums: dict[str, list[float]] = {}
+        self._waited, self._since = 0.0, 0.0
         self._stop = False
         self._handlers: dict[int, Any] = {}
         self._board: Any = None
@@ -230,6 +231,7 @@ class Run:
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         self.step, self.seconds = state["step"], state["seconds"]
+        self._since = self.seconds
 
     def __enter__(self) -> Run:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -289,7 +291,9 @@ class Run:
         save_atomically(state | facts, self.settings.out)
         if self._sums:
             means = {k: float(f"{sum(v) / len(v):.4g}") for k, v in self._sums.items()}
-            line = {"step": self.step, "seconds": round(self.seconds, 1), **means}
+            waiting = round(self._waited / max(self.seconds - self._since, 1e-9), 4)
+            self._waited, self._since = 0.0, self.seconds
+            line = {"step": self.step, "seconds": round(self.seconds, 1), "waiting": waiting, **means}
             with self.settings.out.with_suffix(".curves.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             self._bar.write(json.dumps(line))
@@ -312,6 +316,10 @@ class Run:
             self._sums.setdefault(name, []).append(value)
             if self._board:
                 self._board.add_scalar(f"loss/{name}", value, step)
+
+    def waited(self, seconds: float) -> None:
+        """Count time in which a step waited for its batch; the curves show its share as `waiting`."""
+        self._waited += seconds
 
     def note(self, step: int, values: Mapping[str, float]) -> None:
         """Print and plot validation figures."""

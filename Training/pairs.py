@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -139,6 +140,7 @@ class PairSource:
         self.canonical = lru_cache(maxsize=None)(self._canonical)
         self._stem = weights.load_model(settings.stem, str(device)) if settings.initial == "stem" else None
         self._starts: dict[tuple[int, int], np.ndarray] = {}
+        self.waited_s = 0.0  # for the last batch: what making it took longer than learning from the one before
         self.pairs = self._list_pairs(keys)
         if self._stem is not None and self.pairs is not None:
             self._precompute_starts()
@@ -369,7 +371,10 @@ class PairSource:
             for step in steps:
                 ready = upcoming[1] if upcoming and upcoming[0] == step else background.submit(make, step)
                 upcoming = (step + 1, background.submit(make, step + 1))
-                yield step, ready.result()
+                began = time.perf_counter()
+                batch = ready.result()
+                self.waited_s = time.perf_counter() - began
+                yield step, batch
 
 
 def defaults(given: dict[str, Any]) -> dict[str, Any]:

@@ -130,6 +130,7 @@ def train(s: StudentSettings) -> None:
         run.facts |= {"teacher": teacher.meta} if teacher is not None else {}
         learner = engine.parallel(model, rank, device)
         for step, batch in source.batches(iter(run), share, student.needs_teacher):
+            run.waited(source.waited_s)
             run.set_learning_rate(step, student.optimizer)
             output = learner(batch.moving, batch.fixed)
             rng = np.random.default_rng((s.seed, step, 2**31))

@@ -48,6 +48,7 @@ def train(s: TeacherSettings) -> None:
         run.facts = {"architecture": s.architecture(), "data_identity": source.scans.identity}
         learner = engine.parallel(model, rank, device)
         for step, batch in source.batches(iter(run), share, lambda step: False):
+            run.waited(source.waited_s)
             run.set_learning_rate(step, optimizer)
             output = learner(batch.moving, batch.fixed)
             rng = np.random.default_rng((s.seed, step, 2**31))

@@ -202,18 +202,24 @@ def convolve_gaps(layer: nn.Conv3d, gaps: torch.Tensor, skip: torch.Tensor) -> t
 
     def of_skip() -> _Weights:
         # output r of a block sees the voxels -1 + s (s = 0 ... 3) of the block by the weights s - r
-        return torch.cat([F.pad(layer.weight[:, c:], _shifts(r)) for r in _PARITIES]), bias_of(layer, 8)
+        weight = torch.cat([F.pad(layer.weight[:, c:], _shifts(r)) for r in _PARITIES])
+        return _whole_blocks(weight), _whole_blocks(bias_of(layer, 8))
 
     def of_gaps() -> _Weights:
         # and these voxels are, gap by gap, parity 1 and parity 0
         voxels = _by_twos(torch.cat([F.pad(layer.weight[:, :c], _shifts(r)) for r in _PARITIES]))
-        return voxels.flip(3, 5, 7).permute(0, 3, 5, 7, 1, 2, 4, 6).flatten(1, 4), None
+        return _whole_blocks(voxels.flip(3, 5, 7).permute(0, 3, 5, 7, 1, 2, 4, 6).flatten(1, 4)), None
 
     found = convolve(skip, *prepare(layer, "skip", of_skip), (2, 2, 2), (1, 1, 1))
     found += convolve(gaps, *prepare(layer, "flow of gaps", of_gaps))
     batch, _, depth, height, width = found.shape
-    blocks = found.unflatten(1, (2, 2, 2, -1)).permute(0, 4, 5, 1, 6, 2, 7, 3)
+    blocks = found[:, : 8 * layer.out_channels].unflatten(1, (2, 2, 2, -1)).permute(0, 4, 5, 1, 6, 2, 7, 3)
     return blocks.reshape(batch, -1, 2 * depth, 2 * height, 2 * width)
+
+
+def _whole_blocks(weights: torch.Tensor) -> torch.Tensor:
+    """With outputs of zeros up to a multiple of 16, the numbers of a vector: 24 outputs take longer than 32."""
+    return F.pad(weights, [0, 0] * (weights.ndim - 1) + [0, -len(weights) % 16])
 
 
 _PARITIES = [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)]

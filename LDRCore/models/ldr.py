@@ -11,7 +11,7 @@ from LDRCore.models import cpu_layout
 from LDRCore.models.blocks import DenseNetwork, check_pair, initialise_flow
 
 
-HEADS = ("deconv", "half", "half-deconv")
+HEADS = ("deconv", "half")
 
 
 class LDR(DenseNetwork):
@@ -19,43 +19,54 @@ class LDR(DenseNetwork):
 
     Source: paper section III-C and Fig. 3. Features of the same resolution are concatenated before each
     transposed convolution. The three transposed convolutions end at half size; the paper does not say how the
-    last factor 2 is made, so several ways are offered:
+    last factor 2 is made, so both ways are offered:
 
     - ``head="deconv"``: a 4x4x4 stride-2 transposed convolution to 3 channels at full size (1.549 M parameters);
     - ``head="half"``: a 3x3x3 convolution to 3 channels at half size, up-sampled linearly by `forward` and kept
-      at half size by a cascade (1.545 M parameters, half the time);
-    - ``head="half-deconv"``: the third transposed convolution itself ends in 3 channels, at half size: features of
-      half size serve the encoder alone (1.489 M parameters, a third of the time).
+      at half size by a cascade (1.545 M parameters, half the time).
 
     Deviations from the text: the flow layer starts at N(0, 1e-5) (as in the authors' release).
     """
 
     side_by_side = True
 
-    def __init__(self, head: str = "deconv", channels: tuple[int, int, int, int] = (16, 32, 64, 128)) -> None:
+    def __init__(
+        self,
+        head: str = "deconv",
+        channels: tuple[int, int, int, int] = (16, 32, 64, 128),
+        up: tuple[int, int, int] | None = None,
+        flow_kernel: int = 3,
+    ) -> None:
+        """Build the network.
+
+        Args:
+            head: see above.
+            channels: of the four convolutions.
+            up: of the three transposed convolutions, coarsest first; by default those of the skips they meet.
+            flow_kernel: 3 or 1, edge of the head's kernel with "half".
+        """
         super().__init__()
         if head not in HEADS:
             raise ValueError(f"head must be one of {HEADS}, got {head!r}")
+        if flow_kernel not in (1, 3):
+            raise ValueError(f"flow_kernel must be 1 or 3, got {flow_kernel!r}")
         self.field_stride = 1 if head == "deconv" else 2
         c1, c2, c3, c4 = channels
+        u3, u2, u1 = up or (c3, c2, c1)
 
         def down(c_in: int, c_out: int) -> nn.Conv3d:
             return nn.Conv3d(c_in, c_out, kernel_size=4, stride=2, padding=1)
 
-        def up(c_in: int, c_out: int) -> nn.ConvTranspose3d:
+        def transposed(c_in: int, c_out: int) -> nn.ConvTranspose3d:
             return nn.ConvTranspose3d(c_in, c_out, kernel_size=4, stride=2, padding=1)
 
         self.encoder = nn.ModuleList([down(2, c1), down(c1, c2), down(c2, c3), down(c3, c4)])
-        decoder = [up(c4, c3), up(2 * c3, c2), up(2 * c2, c1)]
-        flow: nn.Conv3d | nn.ConvTranspose3d
-        if head == "half":
-            flow = nn.Conv3d(2 * c1, 3, kernel_size=3, padding=1)
-        elif head == "deconv":
-            flow = up(2 * c1, 3)
-        else:
-            decoder[-1:], flow = [], up(2 * c2, 3)
-        self.decoder = nn.ModuleList(decoder)
-        self.flow = flow
+        self.decoder = nn.ModuleList([transposed(c4, u3), transposed(u3 + c3, u2), transposed(u2 + c2, u1)])
+        self.flow: nn.Conv3d | nn.ConvTranspose3d = (
+            transposed(u1 + c1, 3)
+            if head == "deconv"
+            else nn.Conv3d(u1 + c1, 3, kernel_size=flow_kernel, padding=flow_kernel // 2)
+        )
         initialise_flow(self.flow)
 
     def predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
@@ -80,12 +91,9 @@ class LDR(DenseNetwork):
         for convolution in encoder[1:]:
             skips.append(cpu_layout.convolve_half(convolution, skips[-1], relu=True))
         features = skips.pop()
-        coarse = self.decoder[:2]
-        for layer in coarse:
+        for layer in self.decoder[:-1]:
             features = torch.cat((layer(features).relu_(), skips.pop()), dim=1)
-        if len(self.decoder) > len(coarse):
-            gaps = cpu_layout.transposed_gaps(cast(nn.ConvTranspose3d, self.decoder[-1]), features, relu=True)
-            if isinstance(self.flow, nn.Conv3d):
-                return cpu_layout.convolve_gaps(self.flow, gaps, skips.pop())
-            features = cpu_layout.join_gaps(gaps, skips.pop())
-        return cpu_layout.from_gaps(cpu_layout.transposed_gaps(cast(nn.ConvTranspose3d, self.flow), features))
+        gaps = cpu_layout.transposed_gaps(cast(nn.ConvTranspose3d, self.decoder[-1]), features, relu=True)
+        if isinstance(self.flow, nn.Conv3d):
+            return cpu_layout.convolve_gaps(self.flow, gaps, skips.pop())
+        return cpu_layout.from_gaps(cpu_layout.transposed_gaps(self.flow, cpu_layout.join_gaps(gaps, skips.pop())))

@@ -94,6 +94,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._session: Path | None = None
         self._count = 0
+        self._warm: dict[str, Any] | None = None
 
     def start(self, request: dict[str, Any], arrays: dict[str, np.ndarray]) -> Run:
         """Write the arrays (name.npy by name) and send the request.
@@ -104,21 +105,39 @@ class Worker:
         if self.exit_code() is not None:
             self._launch()
         assert self._session is not None
-        assert self._process is not None
-        assert self._process.stdin is not None
         self._count += 1
         folder = self._session / f"run{self._count}"
         folder.mkdir()
         try:
             for name, values in arrays.items():
                 np.save(folder / name, values)
-            line = json.dumps({**request, "folder": str(folder)}) + "\n"
-            self._process.stdin.write(line.encode())
-            self._process.stdin.flush()
+            self._send({**request, "folder": str(folder)})
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         return Run(self, folder)
+
+    def warm_up(self, how: dict[str, Any]) -> None:
+        """Let the process import torch and load a model; returns at once. A run that comes meanwhile waits its turn.
+
+        Args:
+            how: model, device and threads, as in a request; where the process is ready for these nothing happens.
+
+        Raises:
+            OSError: the interpreter cannot be started.
+        """
+        if self.exit_code() is None and how == self._warm:
+            return
+        if self.exit_code() is not None:
+            self._launch()
+        self._send({**how, "do": "warm up"})
+        self._warm = how
+
+    def _send(self, request: dict[str, Any]) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write((json.dumps(request) + "\n").encode())
+        self._process.stdin.flush()
 
     def exit_code(self) -> int | None:
         """None while the process runs; its exit code, or 0 if it was never started."""
@@ -147,6 +166,7 @@ class Worker:
 
     def _launch(self) -> None:
         self.close()
+        self._warm = None
         self._session = Path(tempfile.mkdtemp(prefix="LightweightRegistration-", dir=self._temporary))
         (self._session / "wanted").touch()
         own = {"creationflags": subprocess.CREATE_NO_WINDOW} if os.name == "nt" else {"start_new_session": True}

@@ -45,6 +45,7 @@ class Panel:
         self._early: views.EarlyView | None = None
         self._finish: Callable[[Any], None] = lambda made: None
         self._began = 0.0
+        self._expected: tuple[Any, ...] = ()
         self._poll = self._timer(POLL_MS, self.onPoll)
         self._flicker = self._timer(FLICKER_MS, self.onFlickerTick)
         for name in core("weights").list_models():
@@ -120,6 +121,8 @@ class Panel:
         shown = results.rows(outputs.report_of(p.transform, p.warpedVolume, p.jacobianMap))
         ui.resultsLabel.text = results.as_html(shown) or _("No result yet.")
         ui.copyButton.enabled = bool(shown)
+        if not running and not missing:
+            self._warm_up(p)
         self._update_views()
 
     def missing(self) -> str:
@@ -133,6 +136,14 @@ class Panel:
         if not any(getattr(p, want) for want, _node, _output in OUTPUTS):
             return _("Choose at least one output")
         return ""
+
+    def _warm_up(self, p: LightweightRegistrationParameterNode) -> None:
+        """Apply may be pressed at any moment: start the process, once for every choice that it would be pressed for."""
+        how = self._how()
+        choice = (p.fixedVolume, p.movingVolume, how["model"], how["device"], how["threads"])
+        if choice != self._expected:
+            self._expected = choice
+            self.logic.warmUp(*choice[2:])
 
     def _forget_outputs_of_another_pair(self, p: LightweightRegistrationParameterNode) -> None:
         """Outputs of the pair before must not be overwritten with those of another one."""
@@ -345,6 +356,7 @@ class Panel:
         self._leave()
         if job is not None:
             job.cancel()
+            self._expected = ()  # the process is gone
             self.update()
 
     def _leave(self) -> None:

@@ -25,15 +25,21 @@ def torch_version() -> tuple[int, ...] | None:
     return tuple(int(n) for n in re.findall(r"\d+", text.split("+")[0])[:2])
 
 
+def is_usable() -> bool:
+    """Whether a torch that is new enough is installed. Does not import it, and asks nothing."""
+    found = torch_version()
+    return found is not None and found >= OLDEST_TORCH
+
+
 def ensure_torch() -> None:
     """Return when torch can be used; otherwise offer to install it through the PyTorch extension.
 
     Raises:
         InputError: the extension is missing, the user declined, the installation failed or Slicer must be restarted.
     """
-    found = torch_version()
-    if found is not None and found >= OLDEST_TORCH:
+    if is_usable():
         return
+    found = torch_version()
     if importlib.util.find_spec("PyTorchUtils") is None:
         raise InputError(
             "registration needs the extension PyTorch, which is not installed: install 'PyTorch' in the Extensions "
@@ -55,6 +61,5 @@ def ensure_torch() -> None:
         ) from None
     if torch is None:
         raise InputError("registration needs torch, and its installation was declined: press Apply again to install it")
-    found = torch_version()
-    if found is None or found < OLDEST_TORCH:
+    if not is_usable():
         raise InputError("torch was installed but cannot be used yet: restart Slicer and press Apply again")

@@ -2,7 +2,7 @@
 
 Slicer's own process never imports torch and never waits: it can end this one at any moment, and running out of memory
 here leaves the scene untouched. Started as ``python worker.py SESSION_FOLDER CORE_FOLDER``. Each line on stdin is a
-JSON request that names a folder with .npy arrays; answers are JSON lines appended to `events.jsonl` in that folder, in
+JSON request that names a folder with .npy arrays (or only asks to warm up); answers are JSON lines appended to `events.jsonl` in that folder, in
 the order of work, the last one "done" or "error". The process ends when stdin does (Slicer closed), after a long
 silence, or when the file `wanted` is removed (cancelled: killing may only reach the launcher before Slicer's Python).
 """
@@ -167,6 +167,18 @@ def warp(answer: Answer, request: dict[str, Any]) -> None:
     answer.event("done", items=names, residual_mm=residual_mm)
 
 
+def warm_up(request: dict[str, Any]) -> None:
+    """Import everything, load the model and register two small made-up images, so that the first run need not wait."""
+    import numpy as np
+
+    import LDRCore
+
+    k, j, i = np.ogrid[-1:1:48j, -1:1:48j, -1:1:48j]
+    ball = (k * k + j * j + i * i < 0.6) * (2.0 + k)
+    grid = np.diag([4.0, 4.0, 4.0, 1.0])
+    LDRCore.register((ball, grid), (ball[::-1], grid), model=request["model"], cascades=1, device=request["device"])
+
+
 def use_threads(count: int) -> None:
     """As many threads as asked for; for 0 as many as torch and SimpleITK take by themselves (the processor's cores)."""
     import SimpleITK as sitk
@@ -196,7 +208,14 @@ def is_about_memory(error: BaseException) -> bool:
 
 
 def serve(request: dict[str, Any]) -> None:
-    """Do one request; every way that it can fail becomes an event."""
+    """Do one request; every way that it can fail becomes an event, or a line of the log where nobody listens."""
+    if request["do"] == "warm up":
+        try:
+            use_threads(request["threads"])
+            warm_up(request)
+        except Exception:
+            traceback.print_exc()
+        return
     answer = Answer(Path(request["folder"]))
     try:
         from LDRCore.errors import RegistrationError
@@ -220,6 +239,7 @@ def main() -> None:
     """Serve requests until stdin ends, then leave nothing behind."""
     session, core = Path(sys.argv[1]), sys.argv[2]
     sys.path[0] = core  # in place of this file's folder, whose names are none of its business
+    keep_memory()
     threading.Thread(target=watch, args=(session,), daemon=True).start()
     try:
         while True:
@@ -233,6 +253,15 @@ def main() -> None:
             serve(json.loads(line))
     finally:
         shutil.rmtree(session, ignore_errors=True)
+
+
+def keep_memory() -> None:
+    """Runs follow one another here: do not fetch the same memory from the system again and again."""
+    try:
+        from LDRCore import memory
+    except ImportError:  # the first request will say so
+        return
+    memory.keep_freed_blocks()
 
 
 def watch(session: Path) -> None:

@@ -164,6 +164,29 @@ def test_a_refusal_is_one_sentence_in_a_dialog_and_the_panel_works_on(chosen):
     assert chosen.p.warpedVolume is not None
 
 
+def test_the_process_is_started_when_both_volumes_are_chosen_not_when_apply_is_pressed(opened):
+    blobs()
+    choose(opened.ui.fixedSelector, "blob 0")
+    assert opened.panel.logic._worker is None
+    choose(opened.ui.movingSelector, "blob 1")
+    worker = opened.panel.logic.worker
+    process = worker._process
+    assert process.poll() is None
+    choose(opened.ui.movingSelector, "blob 0")  # nothing to register
+    choose(opened.ui.movingSelector, "blob 1")
+    opened.widget._parameterNode.cascades = 1
+    click(opened.ui.applyButton)
+    run(opened)
+    assert opened.widget._parameterNode.warpedVolume is not None
+    assert worker._process is process
+    assert worker.log() == ""  # warming up had nothing to complain about
+    click(opened.ui.applyButton)
+    click(opened.ui.applyButton)  # cancel ends the process; the next one gets ready
+    assert process.poll() is not None
+    assert worker._process is not process
+    assert worker.exit_code() is None
+
+
 def test_lack_of_memory_offers_fewer_cascades(chosen):
     chosen.p.cascades = 2
     click(chosen.ui.applyButton)

@@ -112,6 +112,7 @@ def test_every_objective_trains_and_reports_every_term(tiny_brains, teacher, tmp
     adversarial = {"distillation", "penalty", "student", "discriminator"}
     assert {"reconstruction", "correlation", "smooth_each", "field_difference"} <= terms
     assert adversarial <= terms if objective != "none" else not adversarial & terms
+    assert all(0 <= line["waiting"] < 1 for line in curves(out))  # the share of time in which steps waited for data
     assert s.aldk().gamma == 0.3  # the preset for MRI
     look = inspect_critic.InspectSettings(student=out, teacher=teacher, data=tiny_brains, pairs=3, cache=None)
     found = inspect_critic.inspect(look)
