@@ -254,8 +254,7 @@ def _oblique(image, matrix, field, to_field, out, first, begin, end, padding, ou
             _fade(out[k, j], left, outside)
 
 
-@intrinsic
-def _two_bytes(typing, array, index):  # type: ignore[no-untyped-def]
+def _load_two(typing, array, index):  # type: ignore[no-untyped-def]
     """array[index] and array[index + 1] of bytes as one number, the second one times 256."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
@@ -266,6 +265,9 @@ def _two_bytes(typing, array, index):  # type: ignore[no-untyped-def]
         return read
 
     return types.uint16(array, index), generate
+
+
+_two_bytes: Any = intrinsic(_load_two)
 
 
 @_compiled

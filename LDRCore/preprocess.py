@@ -7,12 +7,12 @@ come from a regular subsample: a percentile over every voxel of a large scan cos
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import SimpleITK as sitk
 import torch
-import torch.nn.functional as F
 
 from LDRCore import geometry, sampling
 
@@ -81,13 +81,28 @@ class Volume:
         matrix = self.to_lps.copy()
         matrix[:3, 3] += matrix[:3, :3] @ ((np.array(factors) - 1) / 2)
         matrix[:3, :3] = matrix[:3, :3] * np.array(factors)
-        return Volume(F.avg_pool3d(self.data, factors), matrix)
+        return Volume(_block_means(self.data, factors), matrix)
 
     def on(self, grid: geometry.Grid, transform_lps: np.ndarray | None = None) -> torch.Tensor:
         """Sampled linearly at the grid's points mapped by a 4x4 (LPS -> LPS), 0 outside: (1, 1, *grid.shape)."""
         mapped = grid.to_lps if transform_lps is None else transform_lps @ grid.to_lps
         matrix = np.linalg.inv(self.to_lps) @ mapped
         return sampling.on_lattice(self.data[0, 0], grid.shape, matrix)[None, None]
+
+
+def _block_means(data: torch.Tensor, factors: list[int]) -> torch.Tensor:
+    """Means over blocks of (B, C, D, H, W); what is left over at the upper ends is dropped.
+
+    As torch's average pooling, which uses one core for one channel.
+    """
+    for axis, factor in enumerate(factors, start=2):
+        if factor > 1:
+            count = data.shape[axis] // factor
+            pieces = data.narrow(axis, 0, count * factor).unflatten(axis, (count, factor)).unbind(axis + 1)
+            data = pieces[0] + pieces[1]
+            for piece in pieces[2:]:
+                data += piece
+    return data * (1 / math.prod(factors))
 
 
 @dataclass

@@ -56,12 +56,12 @@ class Clock:
 def similarity(
     f: PreparedImage, m: PreparedImage, dense: DenseField, start: np.ndarray, bent: bool
 ) -> dict[str, float]:
-    """Correlation (paper, Eq. 10) on the field's grid at each stage."""
-    fixed = f.fine.on(dense.grid)
-    aligned = m.fine.on(dense.grid, dense.affine_lps)
+    """Correlation (paper, Eq. 10) on the field's grid at each stage, of images averaged to about its spacing."""
+    fixed = f.coarse.on(dense.grid)
+    aligned = m.coarse.on(dense.grid, dense.affine_lps)
     stages = {
-        "before": m.fine.on(dense.grid, start if bent else None),
-        "initial": m.fine.on(dense.grid, start),
+        "before": m.coarse.on(dense.grid, start if bent else None),
+        "initial": m.coarse.on(dense.grid, start),
         "affine": aligned,
         "after": spatial.warp(aligned, dense.displacement_vox),
     }
@@ -73,7 +73,7 @@ def regularity(dense: DenseField) -> dict[str, Any]:
     determinant = spatial.jacobian_determinant(dense.displacement_vox)
     whole = determinant * float(np.linalg.det(dense.affine_lps[:3, :3]))
     spacing = torch.tensor(dense.grid.spacing_mm, device=determinant.device).view(3, 1, 1, 1)
-    length = (dense.displacement_vox[0] * spacing).norm(dim=0)
+    length = (dense.displacement_vox[0] * spacing).square_().sum(0).sqrt_()
     return {
         "folding_fraction": float((whole <= 0).float().mean()),
         "folding_count": int((whole <= 0).sum()),

@@ -10,7 +10,6 @@ from torch import nn
 from LDRCore.models import cpu_layout
 from LDRCore.models.blocks import DenseNetwork, check_pair, initialise_flow
 
-
 HEADS = ("deconv", "half")
 
 

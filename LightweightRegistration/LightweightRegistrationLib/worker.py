@@ -2,9 +2,10 @@
 
 Slicer's own process never imports torch and never waits: it can end this one at any moment, and running out of memory
 here leaves the scene untouched. Started as ``python worker.py SESSION_FOLDER CORE_FOLDER``. Each line on stdin is a
-JSON request that names a folder with .npy arrays (or only asks to warm up); answers are JSON lines appended to `events.jsonl` in that folder, in
-the order of work, the last one "done" or "error". The process ends when stdin does (Slicer closed), after a long
-silence, or when the file `wanted` is removed (cancelled: killing may only reach the launcher before Slicer's Python).
+JSON request that names a folder with .npy arrays (or only asks to warm up); answers are JSON lines appended to
+`events.jsonl` in that folder, in the order of work, the last one "done" or "error". The process ends when stdin does
+(Slicer closed), after a long silence, or when the file `wanted` is removed (cancelled: killing may only reach the
+launcher before Slicer's Python).
 """
 
 from __future__ import annotations

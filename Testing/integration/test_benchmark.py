@@ -24,7 +24,9 @@ def small(monkeypatch):
 
 def test_everything_is_timed_in_one_run(small, tmp_path, capsys, monkeypatch):
     out = tmp_path / "b.json"
-    monkeypatch.setattr(benchmark, "cold_starts", lambda *_: [benchmark.Item(("cold", "the pair", 1), "x", lambda: 1.0)])
+    monkeypatch.setattr(
+        benchmark, "cold_starts", lambda *_: [benchmark.Item(("cold", "the pair", 1), "x", lambda: 1.0)]
+    )
     given = ["--repeats", "1", "--threads", "1", "--sizes", "native", "--peers", "greedy", "--out", str(out)]
     assert benchmark.main([*given, "--peer-python", str(tmp_path / "no-python")]) == 0
     found = json.loads(out.read_text())["results"]
@@ -60,7 +62,7 @@ def test_cold_starts_are_those_of_the_real_programs(demo_pair, tmp_path):
 
 
 def test_a_program_that_fails_is_said(tmp_path):
-    with pytest.raises(RegistrationError, match="ldr register must end well, got .*must be an existing file"):
+    with pytest.raises(RegistrationError, match=r"ldr register must end well, got .*must be an existing file"):
         cold_start.ldr_register("none.nii.gz", "none.nii.gz", tmp_path / "out")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import torch
 
 import LDRCore
 from LDRCore import geometry
+from LDRCore.models import registry
 from LDRCore.teacher_store import TeacherStore
 from Training import (
     engine,
@@ -22,6 +24,7 @@ from Training import (
     extract_teacher,
     inspect_critic,
     objectives,
+    prune_student,
     train_stem,
     train_student,
     train_teacher,
@@ -57,6 +60,52 @@ def test_coarse_first_cascades_and_a_start_from_the_fine_one_among_them(tiny_bra
     for name, value in after.items():
         known = before["networks.1." + name.split(".", 2)[2]]
         assert torch.allclose(value, known, atol=1e-6)
+
+
+def test_pruning_removes_what_nobody_hears(tiny_brains, tmp_path):
+    """Half of every layer's channels are constant or unread; without them the displacements are the same."""
+    wide, small = ("head=half", "channels=8x8x8x16"), ("head=half", "channels=4x8x4x8", "up=4x4x4")
+    torch.manual_seed(0)
+    model = registry.build_cascade(student(tiny_brains, tmp_path / "x.pt", options=wide, cascades=2).architecture())
+    layers = dict(model.named_modules())
+    for name, layer in layers.items():
+        if not isinstance(layer, torch.nn.Conv3d | torch.nn.ConvTranspose3d):
+            continue
+        torch.nn.init.normal_(layer.weight, 0, (2 / layer.weight[:, 0].numel()) ** 0.5)
+        if name.split(".")[-2:] not in (["encoder", "1"],) and not name.endswith("flow"):
+            across = isinstance(layer, torch.nn.ConvTranspose3d)
+            gone = (layer.weight.transpose(0, 1) if across else layer.weight)[::2]
+            torch.nn.init.zeros_(gone)
+            torch.nn.init.uniform_(layer.bias[::2], 0.1, 0.3)
+    for k in range(2):
+        torch.nn.init.normal_(layers[f"networks.{k}.flow"].weight, 0, 0.02)
+    facts = {"architecture": student(tiny_brains, tmp_path / "x.pt", options=wide, cascades=2).architecture()}
+    engine.save_atomically({"model": model.state_dict(), "facts": facts}, tmp_path / "wide.pt")
+    settings = prune_student.PruneSettings(
+        data=tiny_brains, out=tmp_path / "narrow.pt", init=str(tmp_path / "wide.pt"), samples=6,
+        **{**LIGHT, "options": small, "cascades": 2},
+    )  # fmt: skip
+    prune_student.run(settings)
+    narrow = registry.build_cascade(settings.architecture())
+    narrow.load_state_dict(weights_of(tmp_path / "narrow.pt"))
+    moving, fixed = torch.nn.functional.interpolate(torch.rand(2, 1, 24, 24, 24), scale_factor=4)[:, None]
+    inside = (..., *[slice(18, -18)] * 3)  # what lies beyond the image is not a constant
+    with torch.no_grad():
+        expected, found = (c(moving, fixed, 1).displacement[inside] for c in (model, narrow))
+    assert float((found - expected).square().mean().sqrt()) < 0.1 * float(expected.std())
+    first, second = layers["networks.0.encoder.0"], layers["networks.0.encoder.1"]
+    constant = second.weight[:, ::2].sum((2, 3, 4)) @ first.bias[::2]  # what the channels that are gone added inside
+    assert torch.allclose(narrow.networks[0].encoder[1].bias, second.bias + constant, atol=1e-4)
+    assert float(constant.detach().abs().max()) > 0.05
+    train_student.train(student(tiny_brains, tmp_path / "on.pt", init=str(tmp_path / "narrow.pt"), options=small))
+    wrong = {"channels=4x16x4x8": "must not exceed those of init, got 16 for encoder.1 where there are 8"}
+    wrong["flow_kernel=1"] = "flow_kernel must stay 3, got 1"
+    for option, message in wrong.items():
+        options = ("head=half", "channels=8x8x8x16", option)
+        with pytest.raises(ConfigError, match=message):
+            prune_student.run(dataclasses.replace(settings, options=options))
+    with pytest.raises(ConfigError, match="cascades must be those of init, 2, got 1"):
+        prune_student.run(dataclasses.replace(settings, cascades=1))
 
 
 def test_options_as_texts_and_back():
