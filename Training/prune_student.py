@@ -215,8 +215,6 @@ def check(wide: Cascade, narrow: Cascade) -> None:
         for network in (old, new):
             if not isinstance(network, LDR) or not isinstance(network.flow, nn.Conv3d):
                 raise ConfigError(f'both networks must be ldr with head="half", got {type(network).__name__}')
-        if old.flow.kernel_size != new.flow.kernel_size:
-            raise ConfigError(f"flow_kernel must stay {old.flow.kernel_size[0]}, got {new.flow.kernel_size[0]}")
         before, after = _widths(old), _widths(new)
         wider = [name for name in before if after[name] > before[name]]
         if wider:

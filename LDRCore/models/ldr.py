@@ -34,7 +34,6 @@ class LDR(DenseNetwork):
         head: str = "deconv",
         channels: tuple[int, int, int, int] = (16, 32, 64, 128),
         up: tuple[int, int, int] | None = None,
-        flow_kernel: int = 3,
     ) -> None:
         """Build the network.
 
@@ -42,13 +41,10 @@ class LDR(DenseNetwork):
             head: see above.
             channels: of the four convolutions.
             up: of the three transposed convolutions, coarsest first; by default those of the skips they meet.
-            flow_kernel: 3 or 1, edge of the head's kernel with "half".
         """
         super().__init__()
         if head not in HEADS:
             raise ValueError(f"head must be one of {HEADS}, got {head!r}")
-        if flow_kernel not in (1, 3):
-            raise ValueError(f"flow_kernel must be 1 or 3, got {flow_kernel!r}")
         self.field_stride = 1 if head == "deconv" else 2
         c1, c2, c3, c4 = channels
         u3, u2, u1 = up or (c3, c2, c1)
@@ -62,9 +58,7 @@ class LDR(DenseNetwork):
         self.encoder = nn.ModuleList([down(2, c1), down(c1, c2), down(c2, c3), down(c3, c4)])
         self.decoder = nn.ModuleList([transposed(c4, u3), transposed(u3 + c3, u2), transposed(u2 + c2, u1)])
         self.flow: nn.Conv3d | nn.ConvTranspose3d = (
-            transposed(u1 + c1, 3)
-            if head == "deconv"
-            else nn.Conv3d(u1 + c1, 3, kernel_size=flow_kernel, padding=flow_kernel // 2)
+            transposed(u1 + c1, 3) if head == "deconv" else nn.Conv3d(u1 + c1, 3, kernel_size=3, padding=1)
         )
         initialise_flow(self.flow)
 

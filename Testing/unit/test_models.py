@@ -36,7 +36,7 @@ class Shift(DenseNetwork):
     [
         ("ldr", {}, 1_548_643),
         ("ldr", {"head": "half"}, 1_545_091),
-        ("ldr", {"head": "half-deconv"}, 1_489_235),
+        ("ldr", {"head": "half", "channels": (8, 32, 32, 32), "up": (16, 16, 4)}, 243_803),
         ("ldr-release", {}, 280_659),  # paper, Table I: 0.28 M a network
         ("vtn", {}, 28_252_717),  # paper, Table III: 28.25 M
         ("voxelmorph", {}, 300_547),
@@ -100,7 +100,7 @@ def test_the_release_costs_more_arithmetic_with_fewer_parameters():
     [
         ("ldr", {}),
         ("ldr", {"head": "half"}),
-        ("ldr", {"head": "half-deconv"}),
+        ("ldr", {"head": "half", "up": (16, 16, 4)}),
         ("ldr-release", {}),
         ("vtn", {}),
         ("voxelmorph", {}),
@@ -212,7 +212,7 @@ def test_gradients_reach_every_parameter():
     [
         (lambda: registry.build_network("resnet"), "must be one of.*got 'resnet'"),
         (lambda: registry.build_stem("rigid"), "must be one of.*got 'rigid'"),
-        (lambda: LDR("quarter"), "head must be one of .*'half-deconv'.*, got 'quarter'"),
+        (lambda: LDR("quarter"), "head must be one of .*'half'.*, got 'quarter'"),
         (lambda: LDR()(torch.rand(1, 1, 30, 32, 32), torch.rand(1, 1, 30, 32, 32)), "multiple of 16, got"),
         (lambda: LDR()(torch.rand(1, 1, 32, 32, 32), torch.rand(1, 2, 32, 32, 32)), r"\(B, 1, D, H, W\)"),
         (lambda: Cascade([]), "at least one"),

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from LDRCore import sampling, spatial
 from LDRCore.models import cpu_layout
 from LDRCore.models.affine import AffineLDR
-from LDRCore.models.ldr import HEADS, LDR
+from LDRCore.models.ldr import LDR
 
 TOLERANCE = 2e-4  # images here change by less than 0.2 a voxel: some 1e-3 voxel
 
@@ -182,10 +182,14 @@ def test_gradients_still_flow():
         assert spatial.warp_by_coarse(image, field).shape == image.shape
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_ldr_rearranged_for_a_cpu_is_the_same_network(head):
+@pytest.mark.parametrize(
+    "options",
+    [{"head": "half"}, {"head": "deconv"}, {"head": "half", "channels": (8, 32, 32, 32), "up": (16, 16, 4)}],
+    ids=str,
+)
+def test_ldr_rearranged_for_a_cpu_is_the_same_network(options):
     torch.manual_seed(0)
-    network = LDR(head=head).to(memory_format=torch.channels_last_3d)
+    network = LDR(**options).to(memory_format=torch.channels_last_3d)
     torch.nn.init.normal_(network.flow.weight, 0, 0.1)
     torch.nn.init.normal_(network.flow.bias)
     moving, fixed = torch.rand(2, 1, 32, 48, 16), torch.rand(2, 1, 32, 48, 16)
