@@ -1,8 +1,9 @@
 r"""Make a student of fewer channels from a trained one: keep what its next layers hear, then train it on.
 
-    python -m Training.prune_student --init brain-t1-light --options head=half,channels=8x32x32x32,up=16x16x4 \
-        --config Training/configs/student-brain-t1-light.toml --data DIR --out runs/pruned.pt
-    python -m Training.train_student --init runs/pruned.pt --options head=half,channels=8x32x32x32,up=16x16x4 ...
+    python -m Training.prune_student --config Training/configs/student-brain-t1-small.toml --data DIR \
+        --init brain-t1-light --out runs/pruned.pt
+    python -m Training.train_student --config Training/configs/student-brain-t1-small.toml --data DIR \
+        --init runs/pruned.pt --out runs/small.pt
 
 For LDR networks with ``head="half"``. Of every layer those channels stay whose standard deviation, times the norm of
 the weights that read them, is largest on training pairs; what the others add in the mean goes into the next biases. Of
