@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def model_options(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
-            "--model", default="brain-t1-light", help="a name from `ldr models`, or a .pt file (default brain-t1-light)"
+            "--model", default="brain-t1-small", help="a name from `ldr models`, or a .pt file (default brain-t1-small)"
         )
         sub.add_argument("--cascades", type=int, default=3, help="dense cascades, 1 to the model's maximum (default 3)")
         sub.add_argument("--refine", type=int, default=0, help="steps of instance optimisation afterwards (default 0)")

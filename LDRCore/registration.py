@@ -28,7 +28,7 @@ def register(
     fixed: ImageLike,
     moving: ImageLike,
     *,
-    model: str | os.PathLike[str] = "brain-t1-light",
+    model: str | os.PathLike[str] = "brain-t1-small",
     cascades: int = 3,
     affine: bool = True,
     initial: str | sitk.Transform | None = None,

@@ -109,7 +109,7 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
         movingNode: slicer.vtkMRMLScalarVolumeNode,
         cascades: int = 3,
         *,
-        model: str = "brain-t1-light",
+        model: str = "brain-t1-small",
         fixedMask: slicer.vtkMRMLDisplayableNode | None = None,
         movingMask: slicer.vtkMRMLDisplayableNode | None = None,
         initialTransform: slicer.vtkMRMLTransformNode | None = None,
@@ -155,7 +155,7 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
         job.start(fixedNode, movingNode)
         return job
 
-    def warmUp(self, model: str = "brain-t1-light", device: str = "auto", threads: int = 0) -> None:
+    def warmUp(self, model: str = "brain-t1-small", device: str = "auto", threads: int = 0) -> None:
         """Get ready for a registration with these, in the background; does nothing where torch is missing.
 
         The first registration otherwise waits for torch to be imported and for the model to be loaded.
@@ -217,7 +217,7 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
         sequenceNode: slicer.vtkMRMLSequenceNode,
         cascades: int = 3,
         *,
-        model: str = "brain-t1-light",
+        model: str = "brain-t1-small",
         initialTransform: slicer.vtkMRMLTransformNode | None = None,
         prealignment: str = "centre",
         refinementSteps: int = 0,

@@ -53,7 +53,6 @@ CASCADES = {  # architectures that are timed end to end beside the models that s
 }
 LDR_FORMS = {  # beside the text's: as the models that ship use it
     "head=half": {"head": "half"},
-    "head=half, channels=8x32x64x128": {"head": "half", "channels": (8, 32, 64, 128)},
     "head=half, channels=8x32x32x32, up=16x16x4": {"head": "half", "channels": (8, 32, 32, 32), "up": (16, 16, 4)},
 }
 PEERS = ("ants-syn", "elastix-bspline", "greedy")

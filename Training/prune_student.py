@@ -1,7 +1,7 @@
 r"""Make a student of fewer channels from a trained one: keep what its next layers hear, then train it on.
 
     python -m Training.prune_student --config Training/configs/student-brain-t1-small.toml --data DIR \
-        --init brain-t1-light --out runs/pruned.pt
+        --init runs/wide.pt --out runs/pruned.pt
     python -m Training.train_student --config Training/configs/student-brain-t1-small.toml --data DIR \
         --init runs/pruned.pt --out runs/small.pt
 

@@ -2,7 +2,7 @@ r"""Train a light student, alone or under a teacher whose deformations were stor
 
     python -m Training.train_student --config Training/configs/brain-t1.toml --data DIR --out runs/student.pt
     python -m Training.train_student --config ... --data DIR --teacher teacher.h5 --preset mri --objective critic
-    python -m Training.train_student --init brain-t1-light --pairs my.csv --steps 300 --out runs/mine.pt     # fine-tune
+    python -m Training.train_student --init brain-t1-small --pairs my.csv --steps 300 --out runs/mine.pt     # fine-tune
     torchrun --nproc-per-node 4 -m Training.train_student ... --batch 4
 
 With a teacher this is Algorithm 1 of the paper: `n_gen` iterations on the reconstruction alone, then one with the

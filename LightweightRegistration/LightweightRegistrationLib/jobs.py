@@ -36,7 +36,7 @@ class Settings:
         threads: CPU threads, 0 for all.
     """
 
-    model: str = "brain-t1-light"
+    model: str = "brain-t1-small"
     cascades: int = 3
     prealignment: str = "centre"
     refine_steps: int = 0

@@ -70,7 +70,7 @@ class LightweightRegistrationParameterNode:
     movingMask: vtkMRMLSegmentationNode | vtkMRMLLabelMapVolumeNode | None
     initialTransform: vtkMRMLTransformNode
 
-    model: str = "brain-t1-light"
+    model: str = "brain-t1-small"
     cascades: Annotated[int, WithinRange(1, 10)] = 3
 
     wantWarped: bool = True

@@ -225,10 +225,10 @@ def test_the_transform_is_told_before_the_image_is_warped(blob, initial):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cascades": 0}, "cascades must be 1 to 3 for model brain-t1-light, got 0"),
-        ({"cascades": 4}, "cascades must be 1 to 3 for model brain-t1-light, got 4"),
-        ({"cascades": 2.0}, "cascades must be 1 to 3 for model brain-t1-light, got 2.0"),
-        ({"model": "liver"}, r"model must be one of \['brain-t1', 'brain-t1-light'\].*got 'liver'"),
+        ({"cascades": 0}, "cascades must be 1 to 3 for model brain-t1-small, got 0"),
+        ({"cascades": 4}, "cascades must be 1 to 3 for model brain-t1-small, got 4"),
+        ({"cascades": 2.0}, "cascades must be 1 to 3 for model brain-t1-small, got 2.0"),
+        ({"model": "liver"}, r"model must be one of \['brain-t1', 'brain-t1-small'\].*got 'liver'"),
         ({"initial": "magic"}, "initial must be .*got 'magic'"),
         ({"initial": 3}, "initial must be .*got 3"),
         ({"device": "abacus"}, "device must be .*got 'abacus'"),

@@ -30,7 +30,7 @@ def test_an_empty_panel_says_what_to_do_and_does_nothing_heavy(opened):
     assert not ui.progressBar.isVisible()
     assert ui.resultsLabel.text == "No result yet."
     assert opened.panel.logic._worker is None
-    assert ui.modelComboBox.currentText == "brain-t1-light"
+    assert ui.modelComboBox.currentText == "brain-t1-small"
     assert ui.modelCardLabel.text.startswith("T1-weighted MRI of the adult head")
     assert ui.cascadesSlider.maximum == 3
     assert ui.advancedCollapsibleButton.collapsed
@@ -103,7 +103,7 @@ def test_try_it_then_apply_shows_warped_volume_results_and_an_early_view(opened)
     assert p.movingVolume.GetMTime() == moving
     names = [scene.GetNthNode(n).GetName() or "" for n in range(scene.GetNumberOfNodes())]
     assert not [name for name in names if "early" in name.lower()]
-    for word in ("Similarity", "Folding", "Jacobian", "Time", "CPU", "brain-t1-light, 1 cascade<"):
+    for word in ("Similarity", "Folding", "Jacobian", "Time", "CPU", "brain-t1-small, 1 cascade<"):
         assert word in ui.resultsLabel.text
     click(ui.copyButton)
     from PySide6 import QtWidgets
