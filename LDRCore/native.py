@@ -50,10 +50,18 @@ def warp(
     )
     result = np.empty(shape, dtype)
     for start, stop, values in slabs:
-        result[start:stop] = (values.round_() if np.issubdtype(dtype, np.integer) else values).cpu().numpy()
+        _store(values.round_() if np.issubdtype(dtype, np.integer) else values, result[start:stop])
         if progress is not None:
             progress(stop / shape[0])
     return result
+
+
+def _store(values: torch.Tensor, into: np.ndarray) -> None:
+    """Copy and convert; by torch, on all cores, where it has the type."""
+    if into.dtype.name in ("uint8", "int16", "int32", "float32"):
+        torch.from_numpy(into).copy_(values)
+    else:
+        into[:] = values.cpu().numpy()
 
 
 @torch.no_grad()
