@@ -420,8 +420,8 @@ class Bytes:
     One part in 508 of the image's range at most is lost, as much as bfloat16 loses of a number near 1; nothing of zero.
     """
 
-    def __init__(self, image: torch.Tensor) -> None:
-        low, high = (float(end) for end in image.aminmax())
+    def __init__(self, image: torch.Tensor, low: float, high: float) -> None:
+        """`low` and `high` are the image's range."""
         low = min(low, 0.0)
         self._step = np.float32(max(high - low, 1e-12) / 254)
         self._low = self._step * np.float32(round(low / self._step))  # so that zero is one of the steps

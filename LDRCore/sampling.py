@@ -240,7 +240,8 @@ class Puller:
         """Prepare `image`, (D, H, W) float32, for results of `dtype`."""
         self._image = image
         loops = _loops_for(image) if dtype == torch.bfloat16 else None
-        self._bytes = loops.Bytes(image) if loops else None
+        low, high = (float(end) for end in image.aminmax())
+        self._bytes = loops.Bytes(image, low, high) if loops and np.isfinite(high - low) else None
 
     def write(self, displacement: torch.Tensor, out: torch.Tensor) -> None:
         """Fill `out`, (D, H, W) with any strides; u is (3, d, h, w) in voxels of its grid, which has the same corners.

@@ -173,6 +173,15 @@ def test_an_image_pulled_for_networks_in_bfloat16_is_as_precise_as_they_are(low,
     assert bool((error.abs() < expected.abs() / 500 + span * (1 / 500 + 2e-3)).all())
 
 
+def test_a_value_that_is_no_number_stays_one():
+    image = torch.ones(48, 40, 44)
+    image[3, 4, 5] = float("nan")
+    out = torch.empty(48, 40, 44, dtype=torch.bfloat16)
+    sampling.Puller(image, out.dtype).write(torch.zeros(3, 24, 20, 22), out)
+    assert bool(out[3, 4, 5].isnan())
+    assert float(out[30, 30, 30]) == 1
+
+
 def test_gradients_still_flow():
     image = smooth(1, 48, 40, 44)[None]
     field = torch.zeros(1, 3, 24, 20, 22, requires_grad=True)
