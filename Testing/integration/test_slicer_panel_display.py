@@ -56,8 +56,11 @@ def test_the_jacobian_has_colours_and_a_legend(done):
     assert not legend.GetVisibility()
 
 
-def test_folding_is_outlined_where_there_is_any(done):
-    ui, p = done.ui, done.p
+def test_folding_is_outlined_where_there_is_any(chosen):
+    ui, p = chosen.ui, chosen.p
+    choose(ui.modelComboBox, "brain-t1")  # which folds nothing here
+    click(ui.applyButton)
+    run(chosen)
     click(ui.showFoldingCheckBox)
     assert ui.statusLabel.text == "Nothing folds: there is no voxel to outline."
     click(ui.showFoldingCheckBox)
@@ -74,7 +77,7 @@ def test_folding_is_outlined_where_there_is_any(done):
     # a run without folding takes the old outline away
     click(ui.showFoldingCheckBox)
     click(ui.applyButton)
-    run(done)
+    run(chosen)
     assert slicer.mrmlScene.GetFirstNodeByName(f"{p.jacobianMap.GetName()} folding") is None
 
 
