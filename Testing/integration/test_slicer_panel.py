@@ -179,7 +179,7 @@ def test_the_process_is_started_when_both_volumes_are_chosen_not_when_apply_is_p
     run(opened)
     assert opened.widget._parameterNode.warpedVolume is not None
     assert worker._process is process
-    assert worker.log() == ""  # warming up had nothing to complain about
+    assert "Traceback" not in worker.log()  # warming up went well
     click(opened.ui.applyButton)
     click(opened.ui.applyButton)  # cancel ends the process; the next one gets ready
     assert process.poll() is not None
