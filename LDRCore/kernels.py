@@ -192,6 +192,22 @@ def _stretched(line, low, high, weight, out):  # type: ignore[no-untyped-def]
 
 
 @_compiled
+def _hold(field, zs, ys, xs, k, j, held, line, lines):  # type: ignore[no-untyped-def]
+    """Have in `lines` the field's two rows about row j of a lattice's slice k, as long as the lattice's rows.
+
+    `held`: which rows those are now (even, odd), and of which slice; -1 where none. `line` is room for one row.
+    """
+    if k != held[2]:
+        held[0], held[1], held[2] = -1, -1, k
+    for q in (ys[0][j], ys[1][j]):
+        if held[q % 2] != q:
+            held[q % 2] = q
+            for c in range(3):
+                _mixed(field[c, zs[0][k], q], field[c, zs[1][k], q], zs[2][k], line)
+                _stretched(line, xs[0], xs[1], xs[2], lines[q % 2, c])
+
+
+@_compiled
 def _along(image, matrix, field, zs, ys, xs, out, first, begin, end, padding, outside):  # type: ignore[no-untyped-def]
     """Out = image at M x + u(x) where the lattice runs along the field's axes.
 
@@ -201,21 +217,11 @@ def _along(image, matrix, field, zs, ys, xs, out, first, begin, end, padding, ou
     flat = image.ravel()
     index, left = np.empty(width, np.int32), np.empty(width, np.float32)
     z, y, x = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
-    line = np.empty(field.shape[3], np.float32)
-    # two neighbouring rows of the field at this z, as long as the lattice's
-    lines = np.empty((2, 3, width), np.float32)
-    held_k, held = -1, np.full(2, -1)
+    line, lines = np.empty(field.shape[3], np.float32), np.empty((2, 3, width), np.float32)
+    held = np.full(3, -1)
     for row in range(begin, end):
         k, j = row // height, row % height
-        if k != held_k:
-            held_k, held[0], held[1] = k, -1, -1
-        for q in (ys[0][j], ys[1][j]):
-            if held[q % 2] != q:
-                held[q % 2] = q
-                for c in range(3):
-                    above, below = field[c, zs[0][first + k], q], field[c, zs[1][first + k], q]
-                    _mixed(above, below, zs[2][first + k], line)
-                    _stretched(line, xs[0], xs[1], xs[2], lines[q % 2, c])
+        _hold(field, zs, ys, xs, first + k, j, held, line, lines)
         near, far, weight = lines[ys[0][j] % 2], lines[ys[1][j] % 2], ys[2][j]
         _straight(matrix, first + k, j, z, y, x)
         for i in range(width):
@@ -302,7 +308,7 @@ def _pull_bytes(image, low, step, field, ratio, zs, ys, xs, out, begin, end):  #
     row_length, plane = np.int32(width + 2), np.int32((width + 2) * (height + 2))
     across, down = np.uintp(row_length), np.uintp(plane)
     line, lines = np.empty(field.shape[3], np.float32), np.empty((2, 3, width), np.float32)
-    held_k, held = -1, np.full(2, -1)
+    held = np.full(3, -1)
     index, above, below = np.empty(width, np.int32), np.empty(width, np.uint32), np.empty(width, np.uint32)
     wz, wy, wx = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
     found = np.empty(width, np.float32)
@@ -310,14 +316,7 @@ def _pull_bytes(image, low, step, field, ratio, zs, ys, xs, out, begin, end):  #
     byte, eight, sixteen, most = np.uint32(255), np.uint32(8), np.uint32(16), np.uint32(24)
     for row in range(begin, end):
         k, j = row // height, row % height
-        if k != held_k:
-            held_k, held[0], held[1] = k, -1, -1
-        for q in (ys[0][j], ys[1][j]):
-            if held[q % 2] != q:
-                held[q % 2] = q
-                for axis in range(3):
-                    _mixed(field[axis, zs[0][k], q], field[axis, zs[1][k], q], zs[2][k], line)
-                    _stretched(line, xs[0], xs[1], xs[2], lines[q % 2, axis])
+        _hold(field, zs, ys, xs, k, j, held, line, lines)
         near, far, weight = lines[ys[0][j] % 2], lines[ys[1][j] % 2], ys[2][j]
         for i in range(width):
             z = np.float32(k + 1) + ratio[0] * (near[0, i] + weight * (far[0, i] - near[0, i]))
@@ -414,6 +413,11 @@ def _banded(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return first, np.ascontiguousarray(np.take_along_axis(weights, first[:, None] + np.arange(columns), 1), np.float32)
 
 
+def _typed(lines: Sequence[Any]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Neighbours and weights along each axis in the types that the loops are compiled for."""
+    return [(a.astype(np.int64), b.astype(np.int64), w.astype(np.float32)) for a, b, w in lines]
+
+
 class Bytes:
     """An image (D, H, W) in 8 bits, to be pulled through coarse displacements for networks in bfloat16.
 
@@ -432,9 +436,8 @@ class Bytes:
 
     def pull(self, displacement: torch.Tensor, ratio: Sequence[float], lines: Sequence[Any], out: torch.Tensor) -> None:
         """Fill `out`, (D, H, W) bfloat16 with any strides, with ``image(x + ratio u(x))``; `lines` as in `Lattice`."""
-        ends = [(a.astype(np.int32), b.astype(np.int32), w.astype(np.float32)) for a, b, w in lines]
         field, target = _array(displacement), out.view(torch.uint16).numpy()
-        arguments = self._image, self._low, self._step, field, np.array(ratio, np.float32), *ends, target
+        arguments = self._image, self._low, self._step, field, np.array(ratio, np.float32), *_typed(lines), target
         _share(out.shape[0] * out.shape[1], lambda begin, end: _pull_bytes(*arguments, begin, end))
 
 
@@ -473,10 +476,7 @@ class Lattice:
             return
         self._kernel = _along
         field = _array(displacement.permute(0, *(1 + a for a in axes)))
-        self._arguments += (
-            field,
-            *((a.astype(np.int64), b.astype(np.int64), w.astype(np.float32)) for a, b, w in lines),
-        )
+        self._arguments += (field, *_typed(lines))
 
     def write(self, start: int, out: torch.Tensor) -> None:
         """Fill `out`, (slices, H', W'), with the lattice's slices from `start` on."""

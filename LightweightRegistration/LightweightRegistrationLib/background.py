@@ -126,10 +126,10 @@ class Worker:
         Raises:
             OSError: the interpreter cannot be started.
         """
-        if self.exit_code() is None and how == self._warm:
-            return
         if self.exit_code() is not None:
             self._launch()
+        elif how == self._warm:
+            return
         self._send({**how, "do": "warm up"})
         self._warm = how
 

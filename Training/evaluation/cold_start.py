@@ -21,7 +21,7 @@ from LDRCore.errors import RegistrationError
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKGROUND = ROOT / "LightweightRegistration" / "LightweightRegistrationLib" / "background.py"
-POLL_S = 0.05  # as the panel's timer
+POLL_S = 0.04  # as the panel's timer
 
 
 def ldr_help() -> float:
