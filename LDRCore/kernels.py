@@ -2,8 +2,8 @@
 
 Each point is looked up once, field and image in one pass, without coordinates in memory: several times faster than
 `sampling` with torch alone, the same values to within rounding. Importing this file imports numba; only `sampling`
-does, and goes on without it where that fails. The loops release the interpreter and are shared out between as many
-threads as torch may use; numba's own threads are never started.
+does, and goes on without it where that fails. What compilers do not make of such loops by themselves is written with
+their vectors in `_spread`, `_vector_at` and `_two`.
 
 Arrays are C-contiguous float32, coordinates voxels along array axes (z, y, x); a coordinate that is not a number counts
 as 0, so that no index can leave an array.
@@ -11,43 +11,31 @@ as 0, so that no index can leave an array.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
+
+from LDRCore import compiling
 
 _PADDINGS = {"zeros": 0, "border": 1, "half": 2}  # what lies outside, see `sampling.Sampler`
 BORDER, HALF = _PADDINGS["border"], _PADDINGS["half"]
-_PIECES = 4  # of the work for each thread, so that none waits long for another
-_FAST = {"contract", "reassoc", "nsz", "arcp"}  # no promise that every number is finite
+_LANES = compiling.LANES
+_PERMUTES = compiling.has("avx512f") or compiling.has("avx2")
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    try:
-        return numba.njit(nogil=True, fastmath=_FAST, cache=True)(function)
-    except RuntimeError:  # no folder that compiled code could be kept in
-        return numba.njit(nogil=True, fastmath=_FAST)(function)
-
-
-def _inlined(function: Callable[..., Any]) -> Callable[..., Any]:
-    return numba.njit(inline="always", fastmath=_FAST)(function)
-
-
-@_inlined
+@compiling.inline
 def _clamped(at, top):  # type: ignore[no-untyped-def]
     """The nearest coordinate of 0 ... top; 0 for what is not a number."""
     at = at if at > np.float32(0) else np.float32(0)
     return at if at < top else top
 
 
-@_inlined
+@compiling.inline
 def _share_left(beyond, padding):  # type: ignore[no-untyped-def]
     """How much of an image is left so far beyond its last voxel centre, along one axis."""
     if padding == HALF:
@@ -55,13 +43,14 @@ def _share_left(beyond, padding):  # type: ignore[no-untyped-def]
     return np.float32(1) - min(beyond, np.float32(1))
 
 
-@_compiled
+@compiling.loop
 def _locate(z, y, x, shape, padding, index, left):  # type: ignore[no-untyped-def]
     """Turn a row of coordinates into weights of the upper neighbours, in place.
 
     `index` becomes the lower corner's place in the flat image, `left` how much of the image is left there. Only
     arithmetic on whole rows, which compilers make vector instructions of.
     """
+    compiling.wide()
     depth, height, width = shape
     row, plane = np.int32(width), np.int32(height * width)
     tz, ty, tx = np.float32(depth - 1), np.float32(height - 1), np.float32(width - 1)
@@ -76,9 +65,10 @@ def _locate(z, y, x, shape, padding, index, left):  # type: ignore[no-untyped-de
         index[i] = np.int32(np.int32(z0 * plane) + np.int32(y0 * row)) + x0
 
 
-@_compiled
+@compiling.loop
 def _pick(flat, shape, index, wz, wy, wx, out):  # type: ignore[no-untyped-def]
     """Linear interpolation of a flat image at a row of places that `_locate` found."""
+    compiling.wide()
     depth, height, width = shape
     along = np.uintp(1 if width > 1 else 0)
     across = np.uintp(width if height > 1 else 0)
@@ -96,16 +86,18 @@ def _pick(flat, shape, index, wz, wy, wx, out):  # type: ignore[no-untyped-def]
         out[i] = a + wz[i] * (c - a)
 
 
-@_compiled
+@compiling.loop
 def _fade(out, left, outside):  # type: ignore[no-untyped-def]
     """Replace what is not left of an image by `outside`."""
+    compiling.wide()
     for i in range(len(out)):
         out[i] = left[i] * out[i] if left[i] > np.float32(0) else outside
 
 
-@_compiled
+@compiling.loop
 def _at_points(image, where, out, begin, end, padding):  # type: ignore[no-untyped-def]
     """out[:, n] = image at where[:, n] for the blocks begin ... end of 512 points."""
+    compiling.wide()
     shape = image.shape[1:]
     index, left, at = np.empty(512, np.int32), np.empty(512, np.float32), np.empty((3, 512), np.float32)
     for block in range(begin, end):
@@ -121,9 +113,10 @@ def _at_points(image, where, out, begin, end, padding):  # type: ignore[no-untyp
                 _fade(row, left, np.float32(0))
 
 
-@_compiled
-def _displaced(image, displacement, out, begin, end, padding, add):  # type: ignore[no-untyped-def]
-    """Out = image at x + u(x), plus u where `add`, for the rows begin ... end of the grid."""
+@compiling.loop
+def _displaced(image, displacement, out, begin, end, padding):  # type: ignore[no-untyped-def]
+    """Out = image at x + u(x), for the rows begin ... end of the grid."""
+    compiling.wide()
     height, width = out.shape[2], out.shape[3]
     shape = image.shape[1:]
     index, left = np.empty(width, np.int32), np.empty(width, np.float32)
@@ -141,13 +134,99 @@ def _displaced(image, displacement, out, begin, end, padding, add):  # type: ign
             _pick(image[c].ravel(), shape, index, z, y, x, found)
             if padding != BORDER:
                 _fade(found, left, np.float32(0))
-            if add:
-                own = displacement[c, k, j]
-                for i in range(width):
-                    found[i] += own[i]
 
 
-@_inlined
+def _look_up_vector(typing, field, index, along, across, down, wz, wy, wx):  # type: ignore[no-untyped-def]
+    """The three components of a field of `_packed` vectors at a place that `_locate` found; strides in vectors."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        vector, zero = ir.VectorType(ir.FloatType(), 4), ir.Constant(ir.VectorType(ir.IntType(32), 4), [0] * 4)
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        index, along, across, down = arguments[1:5]
+
+        def load(*steps):  # type: ignore[no-untyped-def]
+            place = index
+            for step in steps:
+                place = builder.add(place, step)
+            place = builder.shl(place, place.type(2))
+            found = builder.load(builder.bitcast(builder.gep(data, [place]), vector.as_pointer()))
+            found.align = 4
+            return found
+
+        def whole(weight):  # type: ignore[no-untyped-def]
+            one = builder.insert_element(ir.Constant(vector, ir.Undefined), weight, ir.IntType(32)(0))
+            return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zero)
+
+        def mix(a, b, weight):  # type: ignore[no-untyped-def]
+            rise = builder.fmul(weight, builder.fsub(b, a), flags=("contract",))
+            return builder.fadd(a, rise, flags=("contract",))
+
+        z, y, x = (whole(weight) for weight in arguments[5:])
+        slices = []
+        for lower in ((), (down,)):
+            near = mix(load(*lower), load(*lower, along), x)
+            far = mix(load(*lower, across), load(*lower, across, along), x)
+            slices.append(mix(near, far, y))
+        found = mix(slices[0], slices[1], z)
+        parts = [builder.extract_element(found, ir.IntType(32)(c)) for c in range(3)]
+        return context.make_tuple(builder, signature.return_type, parts)
+
+    strides = types.UniTuple(types.uintp, 4)
+    weights = types.UniTuple(types.float32, 3)
+    return types.UniTuple(types.float32, 3)(field, *strides, *weights), generate
+
+
+_vector_at: Any = intrinsic(_look_up_vector)
+
+
+@compiling.loop
+def _pack(field, out, begin, end):  # type: ignore[no-untyped-def]
+    """A field (3, D, H, W) as vectors of four numbers, the last one zero, (D, H, W, 4), for its rows begin ... end."""
+    compiling.wide()
+    height = field.shape[2]
+    for row in range(begin, end):
+        k, j = row // height, row % height
+        z, y, x, found = field[0, k, j], field[1, k, j], field[2, k, j], out[k, j]
+        for i in range(len(z)):
+            found[i, 0], found[i, 1], found[i, 2], found[i, 3] = z[i], y[i], x[i], np.float32(0)
+
+
+@compiling.inline
+def _pick_vectors(packed, index, wz, wy, wx, out):  # type: ignore[no-untyped-def]
+    """Linear interpolation of a packed field at a row of places that `_locate` found, (3, n)."""
+    depth, height, width, _ = packed.shape
+    flat = packed.ravel()
+    along = np.uintp(1 if width > 1 else 0)
+    across = np.uintp(width if height > 1 else 0)
+    down = np.uintp(height * width if depth > 1 else 0)
+    for i in range(len(wz)):
+        p = np.uintp(index[i])
+        out[0, i], out[1, i], out[2, i] = _vector_at(flat, p, along, across, down, wz[i], wy[i], wx[i])
+
+
+@compiling.loop
+def _compose(packed, displacement, out, begin, end):  # type: ignore[no-untyped-def]
+    """Out = u(x) + first at x + u(x), which continues at its edge value, for the rows begin ... end of the grid."""
+    compiling.wide()
+    height, width = out.shape[2], out.shape[3]
+    index, left, found = np.empty(width, np.int32), np.empty(width, np.float32), np.empty((3, width), np.float32)
+    z, y, x = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
+    for row in range(begin, end):
+        k, j = row // height, row % height
+        uz, uy, ux = displacement[0, k, j], displacement[1, k, j], displacement[2, k, j]
+        for i in range(width):
+            z[i] = np.float32(k) + uz[i]
+            y[i] = np.float32(j) + uy[i]
+            x[i] = np.float32(np.int32(i)) + ux[i]
+        _locate(z, y, x, packed.shape[:3], BORDER, index, left)
+        _pick_vectors(packed, index, z, y, x, found)
+        for c in range(3):
+            own, target = displacement[c, k, j], out[c, k, j]
+            for i in range(width):
+                target[i] = own[i] + found[c, i]
+
+
+@compiling.inline
 def _straight(matrix, k, j, z, y, x):  # type: ignore[no-untyped-def]
     """The coordinates M (k, j, i) of a row."""
     az = np.float32(matrix[0, 0] * k + matrix[0, 1] * j + matrix[0, 3])
@@ -161,9 +240,10 @@ def _straight(matrix, k, j, z, y, x):  # type: ignore[no-untyped-def]
         x[i] = ax + n * dx
 
 
-@_compiled
+@compiling.loop
 def _affine(image, matrix, out, first, begin, end, padding, outside):  # type: ignore[no-untyped-def]
     """Out = image at M x for the rows begin ... end of a slab whose first slice is `first`."""
+    compiling.wide()
     height, width = out.shape[1], out.shape[2]
     flat = image.ravel()
     index, left = np.empty(width, np.int32), np.empty(width, np.float32)
@@ -177,51 +257,101 @@ def _affine(image, matrix, out, first, begin, end, padding, outside):  # type: i
             _fade(out[k, j], left, outside)
 
 
-@_inlined
-def _mixed(a, b, weight, out):  # type: ignore[no-untyped-def]
-    for i in range(len(out)):
-        out[i] = a[i] + weight * (b[i] - a[i])
+def _spread_block(typing, line, first, within, weight, at, out, place):  # type: ignore[no-untyped-def]
+    """out[place + n] = line linearly interpolated at first + within[at + n] + weight[at + n], for n < _LANES."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        ints, floats = ir.VectorType(ir.IntType(32), _LANES), ir.VectorType(ir.FloatType(), _LANES)
+
+        def place(number, vector, *steps):  # type: ignore[no-untyped-def]
+            array = context.make_array(signature.args[number])(context, builder, arguments[number])
+            return builder.bitcast(builder.gep(array.data, [*steps]), vector.as_pointer())
+
+        def load(*where):  # type: ignore[no-untyped-def]
+            found = builder.load(place(*where))
+            found.align = 4
+            return found
+
+        first, at = arguments[1], arguments[4]
+        name = "llvm.x86.avx512.permvar.sf.512" if _LANES == 16 else "llvm.x86.avx2.permps"
+        kind = ir.FunctionType(floats, [floats, ints])
+        permute = cgutils.get_or_insert_function(builder.module, kind, name)
+        order = load(2, ints, at)
+        low = builder.call(permute, [load(0, floats, first), order])
+        high = builder.call(permute, [load(0, floats, builder.add(first, first.type(1))), order])
+        rise = builder.fmul(load(3, floats, at), builder.fsub(high, low), flags=("contract",))
+        builder.store(builder.fadd(low, rise, flags=("contract",)), place(5, floats, arguments[6])).align = 4
+        return context.get_dummy_value()
+
+    return types.void(line, first, within, weight, at, out, place), generate
 
 
-@_inlined
-def _stretched(line, low, high, weight, out):  # type: ignore[no-untyped-def]
-    """Linear interpolation of a row at places given by neighbours and weights."""
-    for i in range(len(out)):
-        a = line[np.uintp(low[i])]
-        out[i] = a + weight[i] * (line[np.uintp(high[i])] - a)
+_spread: Any = intrinsic(_spread_block)
 
 
-@_compiled
-def _hold(field, zs, ys, xs, k, j, held, line, lines):  # type: ignore[no-untyped-def]
-    """Have in `lines` the field's two rows about row j of a lattice's slice k, as long as the lattice's rows.
+@compiling.inline
+def _room(field, width):  # type: ignore[no-untyped-def]
+    """What `_hold` works in: `held`, `line` and `lines`."""
+    padded = -(-width // _LANES) * _LANES
+    line = np.zeros(field.shape[3] + _LANES + 1, np.float32)
+    return np.full(3, -1), line, np.empty((2, 3, padded), np.float32)
 
-    `held`: which rows those are now (even, odd), and of which slice; -1 where none. `line` is room for one row.
+
+@compiling.loop
+def _hold(flat, shape, zs, ys, xs, k, j, held, line, result, padded):  # type: ignore[no-untyped-def]
+    """Have the field's two rows about row j of a lattice's slice k, as long as the lattice's rows.
+
+    Args:
+        flat, shape: the field, (3, d, h, w).
+        zs, ys, xs: how the lattice lies in it along each axis, as `_typed` prepared it.
+        k, j: the lattice's row.
+        held: which rows are there now (even, odd), and of which slice; -1 where none.
+        line: room for a row of the field, with zeros behind it.
+        result: (2, 3, padded), flat: the even and the odd row.
+        padded: the length of a row there.
     """
+    _, depth, height, width = shape
+    firsts, within, weight, narrow = xs
     if k != held[2]:
         held[0], held[1], held[2] = -1, -1, k
     for q in (ys[0][j], ys[1][j]):
-        if held[q % 2] != q:
-            held[q % 2] = q
-            for c in range(3):
-                _mixed(field[c, zs[0][k], q], field[c, zs[1][k], q], zs[2][k], line)
-                _stretched(line, xs[0], xs[1], xs[2], lines[q % 2, c])
+        if held[q % 2] == q:
+            continue
+        held[q % 2] = q
+        share = zs[2][k]
+        for c in range(3):
+            low = np.uintp(((c * depth + zs[0][k]) * height + q) * width)
+            high = np.uintp(((c * depth + zs[1][k]) * height + q) * width)
+            for i in range(width):
+                a, b = flat[low + np.uintp(i)], flat[high + np.uintp(i)]
+                line[i] = a + share * (b - a)
+            place = (q % 2 * 3 + c) * padded
+            for block in range(len(firsts)):
+                at, first = block * _LANES, firsts[block]
+                if _PERMUTES and narrow:
+                    _spread(line, first, within, weight, at, result, place + at)
+                else:
+                    for i in range(_LANES):
+                        n = np.uintp(first + within[at + i])
+                        result[place + at + i] = line[n] + weight[at + i] * (line[n + np.uintp(1)] - line[n])
 
 
-@_compiled
+@compiling.loop
 def _along(image, matrix, field, zs, ys, xs, out, first, begin, end, padding, outside):  # type: ignore[no-untyped-def]
     """Out = image at M x + u(x) where the lattice runs along the field's axes.
 
-    zs, ys, xs are (lower neighbour, upper neighbour, weight of the upper) of every lattice index along an axis.
+    zs, ys, xs: how the lattice lies in the field along each axis, as `_typed` prepared it.
     """
+    compiling.wide()
     height, width = out.shape[1], out.shape[2]
     flat = image.ravel()
     index, left = np.empty(width, np.int32), np.empty(width, np.float32)
     z, y, x = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
-    line, lines = np.empty(field.shape[3], np.float32), np.empty((2, 3, width), np.float32)
-    held = np.full(3, -1)
+    held, line, lines = _room(field, width)
+    flat_field, flat_lines, padded = field.ravel(), lines.ravel(), lines.shape[2]
     for row in range(begin, end):
         k, j = row // height, row % height
-        _hold(field, zs, ys, xs, first + k, j, held, line, lines)
+        _hold(flat_field, field.shape, zs, ys, xs, first + k, j, held, line, flat_lines, padded)
         near, far, weight = lines[ys[0][j] % 2], lines[ys[1][j] % 2], ys[2][j]
         _straight(matrix, first + k, j, z, y, x)
         for i in range(width):
@@ -234,11 +364,12 @@ def _along(image, matrix, field, zs, ys, xs, out, first, begin, end, padding, ou
             _fade(out[k, j], left, outside)
 
 
-@_compiled
-def _oblique(image, matrix, field, to_field, out, first, begin, end, padding, outside):  # type: ignore[no-untyped-def]
-    """Out = image at M x + u(F x)."""
+@compiling.loop
+def _oblique(image, matrix, packed, to_field, out, first, begin, end, padding, outside):  # type: ignore[no-untyped-def]
+    """Out = image at M x + u(F x), u packed."""
+    compiling.wide()
     height, width = out.shape[1], out.shape[2]
-    flat, shape = image.ravel(), field.shape[1:]
+    flat = image.ravel()
     index, left = np.empty(width, np.int32), np.empty(width, np.float32)
     z, y, x = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
     fz, fy, fx = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
@@ -246,9 +377,8 @@ def _oblique(image, matrix, field, to_field, out, first, begin, end, padding, ou
     for row in range(begin, end):
         k, j = row // height, row % height
         _straight(to_field, first + k, j, fz, fy, fx)
-        _locate(fz, fy, fx, shape, BORDER, index, left)
-        for c in range(3):
-            _pick(field[c].ravel(), shape, index, fz, fy, fx, moved[c])
+        _locate(fz, fy, fx, packed.shape[:3], BORDER, index, left)
+        _pick_vectors(packed, index, fz, fy, fx, moved)
         _straight(matrix, first + k, j, z, y, x)
         for i in range(width):
             z[i] += moved[0, i]
@@ -261,62 +391,73 @@ def _oblique(image, matrix, field, to_field, out, first, begin, end, padding, ou
 
 
 def _load_two(typing, array, index):  # type: ignore[no-untyped-def]
-    """array[index] and array[index + 1] of bytes as one number, the second one times 256."""
+    """array[index] and array[index + 1] of numbers of 16 bits as one number, the second one times 65536."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         values = context.make_array(signature.args[0])(context, builder, arguments[0])
         place = builder.gep(values.data, [arguments[1]])
-        read = builder.load(builder.bitcast(place, ir.IntType(16).as_pointer()))
-        read.align = 1
+        read = builder.load(builder.bitcast(place, ir.IntType(32).as_pointer()))
+        read.align = 2
         return read
 
-    return types.uint16(array, index), generate
+    return types.uint32(array, index), generate
 
 
-_two_bytes: Any = intrinsic(_load_two)
+_two: Any = intrinsic(_load_two)
 
 
-@_compiled
+@compiling.loop
 def _as_bytes(image, low, scale, out, begin, end):  # type: ignore[no-untyped-def]
-    """An image as bytes (v - low) scale, one voxel of zeros (of the image) around it, for rows begin ... end of out."""
+    """An image as bytes (v - low) scale, for rows begin ... end of out, each with the byte of the next row above it.
+
+    One voxel of zeros (of the image) lies around it; the last row is only above the one before.
+    """
+    compiling.wide()
     depth, height, width = image.shape
     half = np.float32(0.5)
-    nothing = np.uint8(np.int32(half - low * scale))
+    nothing = np.int32(half - low * scale)
     for row in range(begin, end):
-        k, j = row // (height + 2), row % (height + 2)
+        k, j = row // (height + 1), row % (height + 1)
         found = out[k, j]
-        found[0] = found[width + 1] = nothing
-        if k == 0 or j == 0 or k > depth or j > height:
-            found[:] = nothing
+        found[:] = np.uint16(nothing * 257)
+        if k == 0 or k > depth:
             continue
-        source = image[k - 1, j - 1]
-        for i in range(width):
-            found[i + 1] = np.uint8(np.int32((source[i] - low) * scale + half))
+        if j == 0 or j == height:
+            source, lower, upper = image[k - 1, max(j - 1, 0)], np.int32(j > 0), np.int32(j == 0)
+            rest = nothing * (lower * 256 + upper)
+            for i in range(width):
+                found[i + 1] = np.uint16(np.int32((source[i] - low) * scale + half) * (lower + upper * 256) + rest)
+        else:
+            source, above = image[k - 1, j - 1], image[k - 1, j]
+            for i in range(width):
+                a, b = np.int32((source[i] - low) * scale + half), np.int32((above[i] - low) * scale + half)
+                found[i + 1] = np.uint16(a | (b << 8))
 
 
-@_compiled
-def _pull_bytes(image, low, step, field, ratio, zs, ys, xs, out, begin, end):  # type: ignore[no-untyped-def]
-    """Out = image at x + ratio u(x) as bfloat16, for rows begin ... end, zero outside; u on a coarser grid.
+@compiling.loop
+def _pull_bytes(image, low, step, field, ratio, zs, ys, xs, out, strides, begin, end):  # type: ignore[no-untyped-def]
+    """Out = image at x + ratio u(x), for rows begin ... end, zero outside; u on a coarser grid.
 
-    `image` as `_as_bytes` made it: a byte for a voxel, so that what a row needs stays in the fastest cache. zs, ys, xs
-    as in `_along`.
+    A slice and a row of out lie `strides` apart in the memory that is given.
+
+    `image` as `_as_bytes` made it: what a row needs stays in the fastest cache, and two numbers hold all eight
+    neighbours of a point. zs, ys, xs as in `_along`.
     """
-    depth, height, width = out.shape
+    compiling.wide()
+    depth, height, width = image.shape[0] - 2, image.shape[1] - 1, image.shape[2] - 2
     flat = image.ravel()
     tz, ty, tx = np.float32(depth + 1), np.float32(height + 1), np.float32(width + 1)
     lz, ly, lx = np.int32(depth), np.int32(height), np.int32(width)
-    row_length, plane = np.int32(width + 2), np.int32((width + 2) * (height + 2))
-    across, down = np.uintp(row_length), np.uintp(plane)
-    line, lines = np.empty(field.shape[3], np.float32), np.empty((2, 3, width), np.float32)
-    held = np.full(3, -1)
+    row_length, plane = np.int32(width + 2), np.int32((width + 2) * (height + 1))
+    down = np.uintp(plane)
+    held, line, lines = _room(field, width)
+    flat_field, flat_lines, padded = field.ravel(), lines.ravel(), lines.shape[2]
     index, above, below = np.empty(width, np.int32), np.empty(width, np.uint32), np.empty(width, np.uint32)
     wz, wy, wx = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
-    found = np.empty(width, np.float32)
-    bits = found.view(np.uint32)
     byte, eight, sixteen, most = np.uint32(255), np.uint32(8), np.uint32(16), np.uint32(24)
     for row in range(begin, end):
         k, j = row // height, row % height
-        _hold(field, zs, ys, xs, k, j, held, line, lines)
+        _hold(flat_field, field.shape, zs, ys, xs, k, j, held, line, flat_lines, padded)
         near, far, weight = lines[ys[0][j] % 2], lines[ys[1][j] % 2], ys[2][j]
         for i in range(width):
             z = np.float32(k + 1) + ratio[0] * (near[0, i] + weight * (far[0, i] - near[0, i]))
@@ -328,34 +469,31 @@ def _pull_bytes(image, low, step, field, ratio, zs, ys, xs, out, begin, end):  #
             wz[i], wy[i], wx[i] = z - np.float32(z0), y - np.float32(y0), x - np.float32(x0)
         for i in range(width):
             p = np.uintp(index[i])
-            above[i] = np.uint32(_two_bytes(flat, p)) | np.uint32(np.uint32(_two_bytes(flat, p + across)) << sixteen)
-            p += down
-            below[i] = np.uint32(_two_bytes(flat, p)) | np.uint32(np.uint32(_two_bytes(flat, p + across)) << sixteen)
+            above[i], below[i] = _two(flat, p), _two(flat, p + down)
+        first = k * strides[0] + j * strides[1]
+        target = out[first : first + width]
         for i in range(width):
             m, n = above[i], below[i]
-            a, b = np.float32(np.int32(m & byte)), np.float32(np.int32((m >> eight) & byte))
-            c, d = np.float32(np.int32((m >> sixteen) & byte)), np.float32(np.int32(m >> most))
+            a, b = np.float32(np.int32(m & byte)), np.float32(np.int32((m >> sixteen) & byte))
+            c, d = np.float32(np.int32((m >> eight) & byte)), np.float32(np.int32(m >> most))
             a += wx[i] * (b - a)
             c += wx[i] * (d - c)
             a += wy[i] * (c - a)
-            e, b = np.float32(np.int32(n & byte)), np.float32(np.int32((n >> eight) & byte))
-            c, d = np.float32(np.int32((n >> sixteen) & byte)), np.float32(np.int32(n >> most))
+            e, b = np.float32(np.int32(n & byte)), np.float32(np.int32((n >> sixteen) & byte))
+            c, d = np.float32(np.int32((n >> eight) & byte)), np.float32(np.int32(n >> most))
             e += wx[i] * (b - e)
             c += wx[i] * (d - c)
             e += wy[i] * (c - e)
-            found[i] = low + step * (a + wz[i] * (e - a))
-        target = out[k, j]
-        for i in range(width):  # to the nearest, ties to even
-            up = np.uint32(32767) + ((bits[i] >> sixteen) & np.uint32(1))
-            target[i] = np.uint16((bits[i] + up) >> sixteen)
+            target[i] = low + step * (a + wz[i] * (e - a))
 
 
-@_compiled
+@compiling.loop
 def _averaged(image, zs, ys, xs, out, begin, end):  # type: ignore[no-untyped-def]
     """Out = weighted sums along all three axes, for the rows begin ... end of the result.
 
     zs, ys, xs are (first of the voxels that count, their weights) for every index of the result along an axis.
     """
+    compiling.wide()
     height, width = out.shape[1], out.shape[2]
     line = np.empty(image.shape[2], np.float32)
     x_first, x_weights = xs
@@ -381,25 +519,40 @@ def at_points(image: torch.Tensor, where: torch.Tensor, padding: str) -> torch.T
     """(C, n) values of an image (C, D, H, W) at points (3, n)."""
     count = where.shape[1]
     out = torch.empty(image.shape[0], count)
-    arrays = _array(image), _array(where), out.numpy()
-    _share(-(-count // 512), lambda begin, end: _at_points(*arrays, begin, end, _PADDINGS[padding]))
+    arrays = compiling.array(image), compiling.array(where), out.numpy()
+    compiling.share(-(-count // 512), lambda begin, end: _at_points(*arrays, begin, end, _PADDINGS[padding]))
     return out
 
 
-def displaced(image: torch.Tensor, displacement: torch.Tensor, padding: str, add: bool = False) -> torch.Tensor:
-    """``image(x + u(x))``, (C, D, H, W); with `add` (and three channels) plus ``u(x)``: the composition of fields."""
+def displaced(image: torch.Tensor, displacement: torch.Tensor, padding: str) -> torch.Tensor:
+    """``image(x + u(x))``, (C, D, H, W)."""
     out = torch.empty_like(image, memory_format=torch.contiguous_format)
-    arrays = _array(image), _array(displacement), out.numpy()
+    arrays = compiling.array(image), compiling.array(displacement), out.numpy()
     rows = image.shape[1] * image.shape[2]
-    _share(rows, lambda begin, end: _displaced(*arrays, begin, end, _PADDINGS[padding], add))
+    compiling.share(rows, lambda begin, end: _displaced(*arrays, begin, end, _PADDINGS[padding]))
+    return out
+
+
+def composed(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """``u2(x) + u1(x + u2(x))`` of two displacements (3, D, H, W), the first one continued at its edge value."""
+    out = torch.empty_like(second, memory_format=torch.contiguous_format)
+    arrays = _packed(first), compiling.array(second), out.numpy()
+    compiling.share(out.shape[1] * out.shape[2], lambda begin, end: _compose(*arrays, begin, end))
+    return out
+
+
+def _packed(field: torch.Tensor) -> np.ndarray:
+    """A field (3, D, H, W) as vectors of four numbers, (D, H, W, 4)."""
+    source, out = compiling.array(field), np.empty((*field.shape[1:], 4), np.float32)
+    compiling.share(out.shape[0] * out.shape[1], lambda begin, end: _pack(source, out, begin, end))
     return out
 
 
 def averaged(image: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
     """See `sampling.averaged`."""
     out = torch.empty([len(w) for w in weights])
-    arguments = _array(image), *(_banded(w.numpy()) for w in weights), out.numpy()
-    _share(out.shape[0] * out.shape[1], lambda begin, end: _averaged(*arguments, begin, end))
+    arguments = compiling.array(image), *(_banded(w.numpy()) for w in weights), out.numpy()
+    compiling.share(out.shape[0] * out.shape[1], lambda begin, end: _averaged(*arguments, begin, end))
     return out
 
 
@@ -413,9 +566,25 @@ def _banded(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return first, np.ascontiguousarray(np.take_along_axis(weights, first[:, None] + np.arange(columns), 1), np.float32)
 
 
-def _typed(lines: Sequence[Any]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Neighbours and weights along each axis in the types that the loops are compiled for."""
-    return [(a.astype(np.int64), b.astype(np.int64), w.astype(np.float32)) for a, b, w in lines]
+def _typed(lines: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """How a lattice lies in a field as `_hold` reads it, from (lower neighbour, upper neighbour, weight of the upper).
+
+    The same along z and y, in the types that the loops are compiled for; along x by `_blocks`.
+    """
+    z, y = ((a.astype(np.int64), b.astype(np.int64), w.astype(np.float32)) for a, b, w in lines[:2])
+    return [z, y, _blocks(lines[2][0], lines[2][2])]
+
+
+def _blocks(low: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+    """Lower neighbours and weights by blocks of _LANES places: (first neighbour of each, within, weight, narrow).
+
+    `within` counts neighbours from the block's first; narrow: they and it are at most so many as a vector has numbers.
+    """
+    extra = -len(low) % _LANES
+    low = np.pad(low, (0, extra), mode="edge").reshape(-1, _LANES)
+    firsts = low.min(1)
+    within = (low - firsts[:, None]).astype(np.int32).ravel()
+    return firsts.astype(np.int64), within, np.pad(weight, (0, extra)).astype(np.float32), bool(within.max() < _LANES)
 
 
 class Bytes:
@@ -430,15 +599,24 @@ class Bytes:
         self._step = np.float32(max(high - low, 1e-12) / 254)
         self._low = self._step * np.float32(round(low / self._step))  # so that zero is one of the steps
         depth, height, width = image.shape
-        self._image = np.empty((depth + 2, height + 2, width + 2), np.uint8)
-        arguments = _array(image), self._low, np.float32(1 / self._step), self._image
-        _share((depth + 2) * (height + 2), lambda begin, end: _as_bytes(*arguments, begin, end))
+        self._image = np.empty((depth + 2, height + 1, width + 2), np.uint16)
+        arguments = compiling.array(image), self._low, np.float32(1 / self._step), self._image
+        compiling.share((depth + 2) * (height + 1), lambda begin, end: _as_bytes(*arguments, begin, end))
 
     def pull(self, displacement: torch.Tensor, ratio: Sequence[float], lines: Sequence[Any], out: torch.Tensor) -> None:
-        """Fill `out`, (D, H, W) bfloat16 with any strides, with ``image(x + ratio u(x))``; `lines` as in `Lattice`."""
-        field, target = _array(displacement), out.view(torch.uint16).numpy()
-        arguments = self._image, self._low, self._step, field, np.array(ratio, np.float32), *_typed(lines), target
-        _share(out.shape[0] * out.shape[1], lambda begin, end: _pull_bytes(*arguments, begin, end))
+        """Fill `out` with ``image(x + ratio u(x))``.
+
+        Args:
+            displacement: u, (3, d, h, w).
+            ratio: of its voxels to the image's along each axis.
+            lines: as in `Lattice`.
+            out: (D, H, W) float32, each row in one piece.
+        """
+        field, ends, strides = compiling.array(displacement), (self._low, self._step), out.stride()[:2]
+        count = sum((n - 1) * step for n, step in zip(out.shape, out.stride(), strict=True)) + 1
+        memory = out.as_strided((count,), (1,)).numpy()
+        arguments = self._image, *ends, field, np.array(ratio, np.float32), *_typed(lines), memory, strides
+        compiling.share(out.shape[0] * out.shape[1], lambda begin, end: _pull_bytes(*arguments, begin, end))
 
 
 class Lattice:
@@ -466,16 +644,16 @@ class Lattice:
         """
         self._ends = _PADDINGS[padding], np.float32(outside)
         rows = np.ascontiguousarray(matrix[:3], np.float64)
-        self._arguments: tuple[Any, ...] = (_array(image), rows)
+        self._arguments: tuple[Any, ...] = (compiling.array(image), rows)
         self._kernel = _affine
         if displacement is None or to_field is None:
             return
         if axes is None or lines is None:
             self._kernel = _oblique
-            self._arguments += (_array(displacement), np.ascontiguousarray(to_field[:3], np.float64))
+            self._arguments += (_packed(displacement), np.ascontiguousarray(to_field[:3], np.float64))
             return
         self._kernel = _along
-        field = _array(displacement.permute(0, *(1 + a for a in axes)))
+        field = compiling.array(displacement.permute(0, *(1 + a for a in axes)))
         self._arguments += (field, *_typed(lines))
 
     def write(self, start: int, out: torch.Tensor) -> None:
@@ -485,39 +663,4 @@ class Lattice:
         def some(begin: int, end: int) -> None:
             self._kernel(*self._arguments, array, start, begin, end, *self._ends)
 
-        _share(out.shape[0] * out.shape[1], some)
-
-
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().contiguous().numpy()
-
-
-def _share(count: int, work: Callable[[int, int], Any]) -> None:
-    """work(begin, end) for all of 0 ... count, in pieces on as many threads as torch may use."""
-    threads = torch.get_num_threads()
-    if threads == 1:
-        work(0, count)
-        return
-    step = max(1, -(-count // (threads * _PIECES)))
-    starts = list(range(0, count, step))
-
-    def some() -> None:
-        while True:
-            try:
-                begin = starts.pop()
-            except IndexError:
-                return
-            work(begin, min(begin + step, count))
-
-    helpers = [_pool(threads).submit(some) for _ in range(threads - 1)]
-    try:
-        some()
-    finally:
-        for helper in helpers:  # one that has not begun is not needed any more
-            if not helper.cancel():
-                helper.result()
-
-
-@functools.lru_cache(maxsize=4)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads - 1, thread_name_prefix="ldr-sampling")
+        compiling.share(out.shape[0] * out.shape[1], some)

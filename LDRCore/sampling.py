@@ -180,18 +180,26 @@ def at_points(image: torch.Tensor, coordinates: torch.Tensor, padding: str = "ze
     return result.view(-1, *coordinates.shape[1:])
 
 
-def displaced(
-    image: torch.Tensor, displacement: torch.Tensor, padding: str = "zeros", *, add: bool = False
-) -> torch.Tensor | None:
-    """``image(x + u(x))`` in one pass, with `add` plus ``u(x)``; None where there are no compiled loops.
+def displaced(image: torch.Tensor, displacement: torch.Tensor, padding: str = "zeros") -> torch.Tensor | None:
+    """``image(x + u(x))`` in one pass; None where there are no compiled loops.
 
     Args:
-        image: (C, D, H, W) float32; C = 3 with `add`.
+        image: (C, D, H, W) float32.
         displacement: u, (3, D, H, W), voxels.
         padding: "zeros" or "border".
     """
     loops = _loops_for(image)
-    return loops.displaced(image, displacement, padding, add) if loops else None
+    return loops.displaced(image, displacement, padding) if loops else None
+
+
+def composed(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor | None:
+    """``u2(x) + u1(x + u2(x))``, u1 continued at its edge value; None where there are no compiled loops.
+
+    Args:
+        first, second: u1 and u2, (3, D, H, W) float32, voxels.
+    """
+    loops = _loops_for(first)
+    return loops.composed(first, second) if loops else None
 
 
 def averaged(image: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -233,13 +241,13 @@ def on_lattice(
 class Puller:
     """An image to be pulled through one coarse displacement after the other: ``image(x + up-sampled u(x))``.
 
-    For networks in bfloat16 compiled loops look it up in 8 bits, which is as precise as what they hand over.
+    For networks in bfloat16 compiled loops look it up in 8 bits, which is as precise as what such networks see.
     """
 
-    def __init__(self, image: torch.Tensor, dtype: torch.dtype) -> None:
-        """Prepare `image`, (D, H, W) float32, for results of `dtype`."""
+    def __init__(self, image: torch.Tensor, precision: torch.dtype) -> None:
+        """Prepare `image`, (D, H, W) float32, for networks of `precision`."""
         self._image = image
-        loops = _loops_for(image) if dtype == torch.bfloat16 else None
+        loops = _loops_for(image) if precision == torch.bfloat16 else None
         low, high = (float(end) for end in image.aminmax())
         self._bytes = loops.Bytes(image, low, high) if loops and np.isfinite(high - low) else None
 
@@ -251,12 +259,15 @@ class Puller:
         shape = self._image.shape
         ratio = [(n - 1) / max(m - 1, 1) for n, m in zip(shape, displacement.shape[1:], strict=True)]
         to_field = np.diag([*(1 / r if r else 1.0 for r in ratio), 1.0])
-        if self._bytes:
-            lines = [(n.low, n.high, n.weight) for n in _lines(displacement, to_field, shape, [0, 1, 2])]
-            self._bytes.pull(displacement, ratio, lines, out)
+        if not self._bytes:
+            scaled = displacement * torch.tensor(ratio, device=displacement.device).view(3, 1, 1, 1)
+            on_lattice(self._image, shape, np.eye(4), scaled, to_field, out)
             return
-        scaled = displacement * torch.tensor(ratio, device=displacement.device).view(3, 1, 1, 1)
-        on_lattice(self._image, shape, np.eye(4), scaled, to_field, out)
+        lines = [(n.low, n.high, n.weight) for n in _lines(displacement, to_field, shape, [0, 1, 2])]
+        found = out if out.dtype == torch.float32 and out.stride(2) == 1 else torch.empty(shape)
+        self._bytes.pull(displacement, ratio, lines, found)
+        if found is not out:
+            out.copy_(found)
 
 
 def _compiled_lattice(

@@ -8,8 +8,8 @@ All functions are differentiable unless they say otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -125,19 +125,22 @@ def warp(
             f"got {tuple(image.shape[2:])} and {tuple(displacement.shape[2:])}"
         )
     if interpolation == "linear" and image.shape[0] == displacement.shape[0] and padding in _PADDINGS:
-        found = _displaced(image, displacement, padding)
+        found = _by_loops(partial(sampling.displaced, padding=padding), image, displacement)
         if found is not None:
             return found
     grid = identity_grid(displacement.shape[2:], device=displacement.device, dtype=displacement.dtype)
     return sample(image, grid + displacement, interpolation=interpolation, padding=padding)
 
 
-def _displaced(image: torch.Tensor, displacement: torch.Tensor, padding: str, add: bool = False) -> torch.Tensor | None:
-    """`sampling.displaced` for batches; None where it is of no use."""
+def _by_loops(
+    look_up: Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None],
+    image: torch.Tensor,
+    displacement: torch.Tensor,
+) -> torch.Tensor | None:
+    """A function of `sampling` for every entry of two batches; None where it is of no use."""
     if not sampling.can_take(displacement[0, 0].numel(), image, displacement):
         return None
-    pairs = zip(image, displacement, strict=True)
-    found = [f for i, u in pairs if (f := sampling.displaced(i, u, padding, add=add)) is not None]
+    found = [f for i, u in zip(image, displacement, strict=True) if (f := look_up(i, u)) is not None]
     return _batch(found) if found else None
 
 
@@ -157,7 +160,7 @@ def compose(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         second: u2, of the same shape.
     """
     _check_displacement(first, "first")
-    if first.shape == second.shape and (found := _displaced(first, second, "border", add=True)) is not None:
+    if first.shape == second.shape and (found := _by_loops(sampling.composed, first, second)) is not None:
         return found
     return second + warp(first, second, padding="border")
 

@@ -40,7 +40,8 @@ class _PairOnCPU:
     """What the networks look at on a CPU: both images where the first layer reads them, the moving one warped there."""
 
     def __init__(self, moving: torch.Tensor, fixed: torch.Tensor, precision: torch.dtype) -> None:
-        self._moving, self._pair = moving, cpu_layout.ImagePair(fixed, precision)
+        self._moving, self._precision = moving, precision
+        self._pair = cpu_layout.ImagePair(fixed, precision)
         self._pullers: list[sampling.Puller] = []
 
     def behind(self, total: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,7 +51,7 @@ class _PairOnCPU:
             moving.copy_(self._moving)
             return moving, self._pair.fixed
         if not self._pullers:
-            self._pullers = [sampling.Puller(image, moving.dtype) for image in self._moving[:, 0]]
+            self._pullers = [sampling.Puller(image, self._precision) for image in self._moving[:, 0]]
         for puller, displacement, out in zip(self._pullers, total, moving[:, 0], strict=True):
             puller.write(displacement, out)
         return moving, self._pair.fixed
@@ -185,7 +186,7 @@ class Cascade(nn.Module):
             elif total is not None:
                 source = self._warp(source, total)
             increment = self._predict(network, source.detach() if self.detach_images else source, target)
-            increment = increment.float() * self.multiplier
+            increment = increment.float() if self.multiplier == 1 else increment.float() * self.multiplier
             total = increment if total is None else spatial.compose(total, increment)
             output.increments.append(increment)
             output.composed.append(total)

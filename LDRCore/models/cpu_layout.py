@@ -10,11 +10,14 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from LDRCore import sampling
 
 _LAST = torch.channels_last_3d
 
@@ -58,15 +61,21 @@ _Weights = tuple[torch.Tensor, torch.Tensor | None]  # of a convolution: weight 
 _prepared: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[object, _Weights]]] = weakref.WeakKeyDictionary()
 
 
-def prepare(layer: nn.Conv3d | nn.ConvTranspose3d, form: str, make: Callable[[], _Weights]) -> _Weights:
-    """A layer's weights in another form, channels last and in the precision of convolutions, kept until they change."""
-    dtype = _precision(layer.weight.dtype)
+def prepare(
+    layer: nn.Conv3d | nn.ConvTranspose3d, form: str, make: Callable[[], _Weights], dtype: torch.dtype | None = None
+) -> _Weights:
+    """A layer's weights in another form, kept until they change; those of a convolution channels last.
+
+    In `dtype`, by default the precision of convolutions.
+    """
+    dtype = dtype or _precision(layer.weight.dtype)
     own = (layer.weight, *(() if layer.bias is None else (layer.bias,)))
     now = dtype, *((w.data_ptr(), w._version) for w in own)
     forms = _prepared.setdefault(layer, {})
     if form not in forms or forms[form][0] != now:
         weight, bias = make()
-        made = weight.to(dtype).contiguous(memory_format=_LAST), None if bias is None else bias.to(dtype).contiguous()
+        last = _LAST if weight.ndim == 5 else torch.contiguous_format
+        made = weight.to(dtype).contiguous(memory_format=last), None if bias is None else bias.to(dtype).contiguous()
         forms[form] = now, made
     return forms[form][1]
 
@@ -94,36 +103,77 @@ def _pointwise() -> Any:
 
 
 class ImagePair:
-    """Two images side by side as LDR's first layer reads them on a CPU, so that a warped one is written in place.
+    """Two images as LDR's first layer reads them on a CPU, so that a warped one is written in place.
+
+    A row has a voxel of zeros at both ends. Where there are compiled layers one image follows the other, in float32,
+    rows begin at multiples of 64 bytes; elsewhere the images' voxels take turns, in the precision of convolutions.
 
     Attributes:
-        rows: (B, D, H, W + 2, 2): a voxel of zeros at both ends of a row, moving and fixed image in turn.
+        rows: (B, 2, D, H, W + 2 or more) or (B, D, H, W + 2, 2), moving image first.
         moving, fixed: (B, 1, D, H, W) of it.
     """
 
-    def __init__(self, fixed: torch.Tensor, dtype: torch.dtype) -> None:
-        """Room for a moving image, and a copy of the fixed one, (B, 1, D, H, W)."""
-        batch, _, depth, height, width = fixed.shape
-        self.rows = torch.empty(batch, depth, height, width + 2, 2, dtype=dtype)
-        self.rows[..., 0, :] = self.rows[..., -1, :] = 0
-        self.moving, self.fixed = (self.rows[..., 1:-1, k][:, None] for k in (0, 1))
+    def __init__(self, fixed: torch.Tensor, precision: torch.dtype, *, turns: bool | None = None) -> None:
+        """Room for a moving image, and a copy of the fixed one, (B, 1, D, H, W).
+
+        Args:
+            fixed: the fixed image.
+            precision: of convolutions.
+            turns: whether the images' voxels take turns; by default wherever layers are not compiled.
+        """
+        batch, _, *shape, width = fixed.shape
+        layers = compiled_layers()
+        if turns or (turns is None and (layers is None or width < 2 * layers.LANES)):
+            self.rows = torch.empty(batch, *shape, width + 2, 2, dtype=precision)
+            self.rows[..., 0, :] = self.rows[..., -1, :] = 0
+            self.moving, self.fixed = (self.rows[..., 1:-1, k][:, None] for k in (0, 1))
+        else:
+            self.rows = torch.empty(batch, 2, *shape, -(-(width + 2) // 16) * 16)
+            self.rows[..., 0] = self.rows[..., width + 1] = 0
+            self.moving, self.fixed = (self.rows[:, k : k + 1, ..., 1 : width + 1] for k in (0, 1))
         self.fixed.copy_(fixed)
 
     @classmethod
     def of(cls, moving: torch.Tensor, fixed: torch.Tensor) -> ImagePair | None:
-        """The pair that two images are `moving` and `fixed` of; None if they do not lie side by side."""
-        batch, _, depth, height, width = moving.shape
-        row = 2 * (width + 2)
-        strides = (depth * height * row, height * row, row, 2)
-        place = moving.storage_offset() - 2
+        """The pair that two images are `moving` and `fixed` of; None if they do not lie in one."""
         if moving.untyped_storage().data_ptr() != fixed.untyped_storage().data_ptr():
             return None
-        if any(image[:, 0].stride() != strides for image in (moving, fixed)) or fixed.storage_offset() != place + 3:
-            return None
-        pair = cls.__new__(cls)
-        pair.moving, pair.fixed = moving, fixed
-        pair.rows = moving.as_strided((batch, depth, height, width + 2, 2), (*strides, 1), place)
-        return pair
+        batch, _, depth, height, width = moving.shape
+        for turns in (False, True):
+            step = 2 if turns else 1
+            row = 2 * (width + 2) if turns else -(-(width + 2) // 16) * 16
+            image = depth * height * row
+            strides = (image if turns else 2 * image, height * row, row, step)
+            apart = 1 if turns else image
+            if any(one[:, 0].stride() != strides for one in (moving, fixed)):
+                continue
+            if fixed.storage_offset() != moving.storage_offset() + apart:
+                continue
+            pair = cls.__new__(cls)
+            pair.moving, pair.fixed = moving, fixed
+            shape = (batch, depth, height, width + 2, 2) if turns else (batch, 2, depth, height, row)
+            whole = (*strides, 1) if turns else (strides[0], image, *strides[1:])
+            pair.rows = moving.as_strided(shape, whole, moving.storage_offset() - step)
+            return pair
+        return None
+
+    def takes_turns(self) -> bool:
+        """Whether the images' voxels take turns."""
+        return self.moving.stride(-1) == 2
+
+
+def compiled_layers() -> ModuleType | None:
+    """LDR's layers as compiled code; None where `sampling` has no compiled loops."""
+    return _import_layers() if sampling.compiled() else None
+
+
+@functools.lru_cache(maxsize=1)
+def _import_layers() -> ModuleType | None:
+    try:
+        from LDRCore.models import compiled_layers as layers
+    except Exception:  # as in `sampling`: an optional package that is broken must not break a registration
+        return None
+    return layers
 
 
 def convolve_half(layer: nn.Conv3d, features: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
@@ -141,6 +191,12 @@ def convolve_pair(layer: nn.Conv3d, moving: torch.Tensor, fixed: torch.Tensor, *
     if pair is None:
         pair = ImagePair(fixed, _precision(moving.dtype))
         pair.moving.copy_(moving)
+    if not pair.takes_turns():
+        layers = compiled_layers()
+        if layers and layer.out_channels % layers.GROUP == 0:
+            return _convolve_compiled(layers, layer, pair, relu)
+        pair = ImagePair(fixed, _precision(moving.dtype), turns=True)
+        pair.moving.copy_(moving)
     batch, depth, height, width, _ = pair.rows.shape
     pairs = pair.rows.view(batch, depth, height, width // 2, 4).permute(0, 4, 1, 2, 3)
 
@@ -149,6 +205,17 @@ def convolve_pair(layer: nn.Conv3d, moving: torch.Tensor, fixed: torch.Tensor, *
         return weight.unflatten(4, (2, 2)).permute(0, 5, 1, 2, 3, 4).flatten(1, 2), bias_of(layer)
 
     return convolve(pairs, *prepare(layer, "pairs", make), stride=(2, 2, 1), padding=(1, 1, 0), relu=relu)
+
+
+def _convolve_compiled(layers: ModuleType, layer: nn.Conv3d, pair: ImagePair, relu: bool) -> torch.Tensor:
+    """`convolve_pair` of images that follow each other."""
+    batch, _, *shape = pair.moving.shape
+    half = [n // 2 for n in shape]
+    found = torch.empty(batch, *half, layer.out_channels, dtype=_precision(pair.rows.dtype))
+    weights = prepare(layer, "arranged", lambda: (layers.arranged(layer.weight), bias_of(layer)), torch.float32)
+    for rows, out in zip(pair.rows, found, strict=True):
+        layers.first_layer(rows, *weights, out, relu=relu)
+    return found.permute(0, 4, 1, 2, 3)
 
 
 def transposed_gaps(layer: nn.ConvTranspose3d, features: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
@@ -211,7 +278,12 @@ def convolve_gaps(layer: nn.Conv3d, gaps: torch.Tensor, skip: torch.Tensor) -> t
         return _whole_blocks(voxels.flip(3, 5, 7).permute(0, 3, 5, 7, 1, 2, 4, 6).flatten(1, 4)), None
 
     found = convolve(skip, *prepare(layer, "skip", of_skip), (2, 2, 2), (1, 1, 1))
-    found += convolve(gaps, *prepare(layer, "flow of gaps", of_gaps))
+    more = convolve(gaps, *prepare(layer, "flow of gaps", of_gaps))
+    if found.dtype == torch.bfloat16 and layer.out_channels == 3 and (layers := compiled_layers()):
+        last = (one.permute(0, 2, 3, 4, 1) for one in (found, more))
+        entries = [layers.from_blocks(*entry)[None] for entry in zip(*last, strict=True)]
+        return entries[0] if len(entries) == 1 else torch.cat(entries)
+    found += more
     batch, _, depth, height, width = found.shape
     blocks = found[:, : 8 * layer.out_channels].unflatten(1, (2, 2, 2, -1)).permute(0, 4, 5, 1, 6, 2, 7, 3)
     return blocks.reshape(batch, -1, 2 * depth, 2 * height, 2 * width)

@@ -12,6 +12,7 @@ import torch
 from LDRCore import sampling
 
 kernels = pytest.importorskip("LDRCore.kernels", reason="needs the package numba (pip install 'LDRCore[fast]')")
+compiling = pytest.importorskip("LDRCore.compiling")
 
 
 @pytest.mark.parametrize("padding", ["zeros", "border", "half"])
@@ -32,9 +33,37 @@ def test_nor_does_an_image_in_bytes(bad):
     for axis in range(3):
         displacement = torch.zeros(3, 4, 3, 5)
         displacement[axis] = bad
-        out = torch.empty(8, 6, 10, dtype=torch.bfloat16)
-        puller.write(displacement, out)
-        assert set(out.unique().tolist()) == {0.0}
+        for dtype in (torch.float32, torch.bfloat16):
+            out = torch.empty(8, 6, 10, dtype=dtype)
+            puller.write(displacement, out)
+            assert set(out.unique().tolist()) == {0.0}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e30])
+def test_nor_does_a_composition(bad):
+    first = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 5, 6, 7).contiguous()
+    for axis in range(3):
+        second = torch.zeros(3, 5, 6, 7)
+        second[axis] = bad
+        found = kernels.composed(first, second)
+        others = [c for c in range(3) if c != axis]
+        assert torch.equal(found[others], first[others])
+
+
+def test_a_row_is_stretched_alike_by_permuting_vectors_and_one_by_one(monkeypatch):
+    """Coarse fields go through permutations of vectors, finer ones than the lattice cannot."""
+    torch.manual_seed(0)
+    image = torch.rand(9, 10, 60)
+    for width, field_width in ((60, 30), (60, 60), (60, 150), (7, 3), (33, 2), (40, 1)):
+        field = torch.rand(3, 5, 6, field_width) * 4 - 2
+        ratio = (field_width - 1) / (width - 1)
+        to_field = np.diag([0.5, 0.5, ratio, 1.0])
+        lattice = image[..., :width].contiguous()
+        found = sampling.on_lattice(lattice, lattice.shape, np.eye(4), field, to_field)
+        with monkeypatch.context() as plain:
+            plain.setattr(sampling, "COMPILED", False)
+            expected = sampling.on_lattice(lattice, lattice.shape, np.eye(4), field, to_field)
+        assert float((found - expected).abs().max()) < 2e-4
 
 
 def test_a_failure_in_any_thread_is_the_callers():
@@ -43,7 +72,7 @@ def test_a_failure_in_any_thread_is_the_callers():
             raise ValueError("row 500")
 
     with pytest.raises(ValueError, match="row 500"):
-        kernels._share(1000, work)
+        compiling.share(1000, work)
 
 
 def test_every_row_is_done_once_whatever_the_threads():
@@ -53,7 +82,7 @@ def test_every_row_is_done_once_whatever_the_threads():
             torch.set_num_threads(threads)
             for count in (1, 2, 7, 1000):
                 seen = []
-                kernels._share(count, lambda begin, end, seen=seen: seen.extend(range(begin, end)))
+                compiling.share(count, lambda begin, end, seen=seen: seen.extend(range(begin, end)))
                 assert sorted(seen) == list(range(count))
     finally:
         torch.set_num_threads(before)

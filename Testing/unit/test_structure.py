@@ -17,7 +17,8 @@ SCRIPTS = sorted((ROOT / "Training").rglob("*.py"))
 ALLOWED = {
     "LDRCore.errors": set(),
     "LDRCore.memory": set(),
-    "LDRCore.kernels": set(),
+    "LDRCore.compiling": set(),
+    "LDRCore.kernels": {"LDRCore.compiling"},
     "LDRCore.sampling": {"LDRCore.kernels"},
     "LDRCore.spatial": {"LDRCore.sampling"},
     "LDRCore.losses": {"LDRCore.spatial"},
@@ -38,7 +39,7 @@ ALLOWED = {
     },
     "LDRCore.preprocess": {"LDRCore.geometry", "LDRCore.sampling"},
 }
-MODELS = {"LDRCore.spatial", "LDRCore.losses", "LDRCore.sampling"}
+MODELS = {"LDRCore.spatial", "LDRCore.losses", "LDRCore.sampling", "LDRCore.compiling"}
 
 
 def module_name(path: Path) -> str:
