@@ -182,8 +182,8 @@ def warps(pair: Loaded, threads: list[int]) -> Iterator[Item]:
     last = torch.tensor(shape).view(1, 3, 1, 1, 1) - 1
     grid = (2 * where / last - 1).flip(1).permute(0, 2, 3, 4, 1).contiguous()
 
-    room = torch.empty(shape, dtype=torch.bfloat16)
-    puller = sampling.Puller(image[0, 0], room.dtype)
+    room = cpu_layout.ImagePair(image, torch.bfloat16).moving[0, 0]
+    puller = sampling.Puller(image[0, 0], torch.bfloat16)
 
     def torchs() -> torch.Tensor:
         return torch.nn.functional.grid_sample(image, grid, align_corners=True)
