@@ -357,7 +357,8 @@ def open_board(folder: Path) -> Any:
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main function; a user's mistake ends in one sentence and exit code 2.
 
-    Anything else keeps its traceback. The process group is left in every case.
+    Anything else keeps its traceback. The process group is left in every case; where nothing failed, by all processes
+    together, as one that goes early may end the others.
     """
     import sys
 
@@ -369,6 +370,9 @@ def run_script(main: Callable[[], None]) -> None:
     except (ConfigError, DataError, RegistrationError, NotFiniteError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    else:
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.barrier()
     finally:
         if distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()
