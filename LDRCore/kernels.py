@@ -113,6 +113,16 @@ def _at_points(image, where, out, begin, end, padding):  # type: ignore[no-untyp
                 _fade(row, left, np.float32(0))
 
 
+@compiling.inline
+def _shifted(displacement, k, j, z, y, x):  # type: ignore[no-untyped-def]
+    """The coordinates x + u(x) of a row of the grid."""
+    uz, uy, ux = displacement[0, k, j], displacement[1, k, j], displacement[2, k, j]
+    for i in range(len(z)):
+        z[i] = np.float32(k) + uz[i]
+        y[i] = np.float32(j) + uy[i]
+        x[i] = np.float32(np.int32(i)) + ux[i]
+
+
 @compiling.loop
 def _displaced(image, displacement, out, begin, end, padding):  # type: ignore[no-untyped-def]
     """Out = image at x + u(x), for the rows begin ... end of the grid."""
@@ -123,11 +133,7 @@ def _displaced(image, displacement, out, begin, end, padding):  # type: ignore[n
     z, y, x = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
     for row in range(begin, end):
         k, j = row // height, row % height
-        uz, uy, ux = displacement[0, k, j], displacement[1, k, j], displacement[2, k, j]
-        for i in range(width):
-            z[i] = np.float32(k) + uz[i]
-            y[i] = np.float32(j) + uy[i]
-            x[i] = np.float32(np.int32(i)) + ux[i]
+        _shifted(displacement, k, j, z, y, x)
         _locate(z, y, x, shape, padding, index, left)
         for c in range(image.shape[0]):
             found = out[c, k, j]
@@ -213,11 +219,7 @@ def _compose(packed, displacement, out, begin, end):  # type: ignore[no-untyped-
     z, y, x = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
     for row in range(begin, end):
         k, j = row // height, row % height
-        uz, uy, ux = displacement[0, k, j], displacement[1, k, j], displacement[2, k, j]
-        for i in range(width):
-            z[i] = np.float32(k) + uz[i]
-            y[i] = np.float32(j) + uy[i]
-            x[i] = np.float32(np.int32(i)) + ux[i]
+        _shifted(displacement, k, j, z, y, x)
         _locate(z, y, x, packed.shape[:3], BORDER, index, left)
         _pick_vectors(packed, index, z, y, x, found)
         for c in range(3):

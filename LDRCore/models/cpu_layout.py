@@ -193,7 +193,7 @@ def convolve_pair(layer: nn.Conv3d, moving: torch.Tensor, fixed: torch.Tensor, *
         pair.moving.copy_(moving)
     if not pair.takes_turns():
         layers = compiled_layers()
-        if layers and layer.out_channels % layers.GROUP == 0:
+        if layers and layer.out_channels % layers.GROUP == 0 and _precision(torch.float32) != torch.float16:
             return _convolve_compiled(layers, layer, pair, relu)
         pair = ImagePair(fixed, _precision(moving.dtype), turns=True)
         pair.moving.copy_(moving)

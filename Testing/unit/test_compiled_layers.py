@@ -90,3 +90,13 @@ def test_without_compiled_loops_there_are_none(monkeypatch):
     monkeypatch.setattr(sampling, "COMPILED", False)
     assert cpu_layout.compiled_layers() is None
     assert cpu_layout.ImagePair(torch.rand(1, 1, 8, 8, 128), torch.float32).takes_turns()
+
+
+def test_float16_is_left_to_torch(monkeypatch):
+    monkeypatch.setattr(layers, "first_layer", lambda *_, **__: pytest.fail("was taken"))
+    layer = torch.nn.Conv3d(2, 8, 4, stride=2, padding=1)
+    moving, fixed = torch.rand(1, 1, 8, 8, SHORTEST), torch.rand(1, 1, 8, 8, SHORTEST)
+    expected = layer(torch.cat((moving, fixed), 1))
+    with torch.autocast("cpu", torch.float16):
+        found = cpu_layout.convolve_pair(layer, moving, fixed)
+    assert torch.allclose(found.float(), expected, atol=5e-3)
