@@ -436,11 +436,47 @@ def _as_bytes(image, low, scale, out, begin, end):  # type: ignore[no-untyped-de
                 found[i + 1] = np.uint16(a | (b << 8))
 
 
+@compiling.inline
+def _to_blocks(line, bits, out, k, j, number):  # type: ignore[no-untyped-def]
+    """Put row (k, j) of image `number` into blocks; line: a zero, the row, a zero; bits: the same memory.
+
+    out: the blocks of a `cpu_layout.ImagePair`, (D / 2 + 1, H / 2 + 1, W / 2 + 1, n) numbers of 4 bytes, n = 8 where
+    each holds two bfloat16, 16 where one float32.
+    """
+    target = out[(k + 1) // 2, (j + 1) // 2]
+    first = ((k + 1) % 2 * 2 + (j + 1) % 2) * 2 + number
+    count = len(line) // 2
+    if target.shape[1] == 8:
+        one, sixteen, almost_half = np.uint32(1), np.uint32(16), np.uint32(32767)
+        for i in range(len(line)):
+            bits[i] = (bits[i] + ((bits[i] >> sixteen) & one) + almost_half) >> sixteen
+        for i in range(count):
+            target[i, first] = bits[2 * i] | (bits[2 * i + 1] << sixteen)
+    else:
+        for i in range(count):
+            target[i, 2 * first] = bits[2 * i]
+            target[i, 2 * first + 1] = bits[2 * i + 1]
+
+
 @compiling.loop
-def _pull_bytes(image, low, step, field, ratio, zs, ys, xs, out, strides, begin, end):  # type: ignore[no-untyped-def]
+def _into_blocks(image, out, number, begin, end):  # type: ignore[no-untyped-def]
+    """Put rows begin ... end of an image into blocks, see `_to_blocks`."""
+    compiling.wide()
+    height, width = image.shape[1], image.shape[2]
+    line = np.zeros(width + 2, np.float32)
+    bits = line.view(np.uint32)
+    for row in range(begin, end):
+        k, j = row // height, row % height
+        line[1 : width + 1] = image[k, j]
+        line[0] = line[width + 1] = 0
+        _to_blocks(line, bits, out, k, j, number)
+
+
+@compiling.loop
+def _pull_bytes(image, low, step, field, ratio, zs, ys, xs, out, begin, end):  # type: ignore[no-untyped-def]
     """Out = image at x + ratio u(x), for rows begin ... end, zero outside; u on a coarser grid.
 
-    A slice and a row of out lie `strides` apart in the memory that is given.
+    `out` is an image or, with four axes, blocks that it is the moving image in (see `_to_blocks`).
 
     `image` as `_as_bytes` made it: what a row needs stays in the fastest cache, and two numbers hold all eight
     neighbours of a point. zs, ys, xs as in `_along`.
@@ -457,6 +493,8 @@ def _pull_bytes(image, low, step, field, ratio, zs, ys, xs, out, strides, begin,
     index, above, below = np.empty(width, np.int32), np.empty(width, np.uint32), np.empty(width, np.uint32)
     wz, wy, wx = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
     byte, eight, sixteen, most = np.uint32(255), np.uint32(8), np.uint32(16), np.uint32(24)
+    target = np.zeros(width + 2, np.float32)
+    bits = target.view(np.uint32)
     for row in range(begin, end):
         k, j = row // height, row % height
         _hold(flat_field, field.shape, zs, ys, xs, k, j, held, line, flat_lines, padded)
@@ -472,8 +510,6 @@ def _pull_bytes(image, low, step, field, ratio, zs, ys, xs, out, strides, begin,
         for i in range(width):
             p = np.uintp(index[i])
             above[i], below[i] = _two(flat, p), _two(flat, p + down)
-        first = k * strides[0] + j * strides[1]
-        target = out[first : first + width]
         for i in range(width):
             m, n = above[i], below[i]
             a, b = np.float32(np.int32(m & byte)), np.float32(np.int32((m >> sixteen) & byte))
@@ -486,7 +522,12 @@ def _pull_bytes(image, low, step, field, ratio, zs, ys, xs, out, strides, begin,
             e += wx[i] * (b - e)
             c += wx[i] * (d - c)
             e += wy[i] * (c - e)
-            target[i] = low + step * (a + wz[i] * (e - a))
+            target[i + 1] = low + step * (a + wz[i] * (e - a))
+        if out.ndim == 3:
+            out[k, j] = target[1 : width + 1]
+        else:
+            target[0] = target[width + 1] = 0
+            _to_blocks(target, bits, out, k, j, 0)
 
 
 @compiling.loop
@@ -558,6 +599,17 @@ def averaged(image: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tens
     return out
 
 
+def into_blocks(image: torch.Tensor, values: torch.Tensor, number: int) -> None:
+    """Put an image (D, H, W) into blocks: `values` of an entry of a `cpu_layout.ImagePair`; 0: as the moving image."""
+    source, out = compiling.array(image.float()), _words(values)
+    compiling.share(source.shape[0] * source.shape[1], lambda begin, end: _into_blocks(source, out, number, begin, end))
+
+
+def _words(values: torch.Tensor) -> np.ndarray:
+    """Blocks as `_to_blocks` takes them."""
+    return values.flatten(3).view(torch.int32).numpy().view(np.uint32)
+
+
 def _banded(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(first column that counts, the weights from there on) of every row, as many columns for each."""
     used = weights != 0
@@ -612,13 +664,21 @@ class Bytes:
             displacement: u, (3, d, h, w).
             ratio: of its voxels to the image's along each axis.
             lines: as in `Lattice`.
-            out: (D, H, W) float32, each row in one piece.
+            out: (D, H, W) float32, contiguous.
         """
-        field, ends, strides = compiling.array(displacement), (self._low, self._step), out.stride()[:2]
-        count = sum((n - 1) * step for n, step in zip(out.shape, out.stride(), strict=True)) + 1
-        memory = out.as_strided((count,), (1,)).numpy()
-        arguments = self._image, *ends, field, np.array(ratio, np.float32), *_typed(lines), memory, strides
-        compiling.share(out.shape[0] * out.shape[1], lambda begin, end: _pull_bytes(*arguments, begin, end))
+        self._pull(displacement, ratio, lines, out.numpy())
+
+    def pull_into_blocks(
+        self, displacement: torch.Tensor, ratio: Sequence[float], lines: Sequence[Any], values: torch.Tensor
+    ) -> None:
+        """The same for the moving image of blocks, see `into_blocks`."""
+        self._pull(displacement, ratio, lines, _words(values))
+
+    def _pull(self, displacement: torch.Tensor, ratio: Sequence[float], lines: Sequence[Any], out: np.ndarray) -> None:
+        field, ends = compiling.array(displacement), (self._low, self._step)
+        arguments = self._image, *ends, field, np.array(ratio, np.float32), *_typed(lines), out
+        rows = (self._image.shape[0] - 2) * (self._image.shape[1] - 1)
+        compiling.share(rows, lambda begin, end: _pull_bytes(*arguments, begin, end))
 
 
 class Lattice:

@@ -256,18 +256,36 @@ class Puller:
 
         Outside the image lies zero.
         """
-        shape = self._image.shape
-        ratio = [(n - 1) / max(m - 1, 1) for n, m in zip(shape, displacement.shape[1:], strict=True)]
-        to_field = np.diag([*(1 / r if r else 1.0 for r in ratio), 1.0])
+        ratio, to_field = self._how(displacement)
         if not self._bytes:
             scaled = displacement * torch.tensor(ratio, device=displacement.device).view(3, 1, 1, 1)
-            on_lattice(self._image, shape, np.eye(4), scaled, to_field, out)
+            on_lattice(self._image, self._image.shape, np.eye(4), scaled, to_field, out)
             return
-        lines = [(n.low, n.high, n.weight) for n in _lines(displacement, to_field, shape, [0, 1, 2])]
-        found = out if out.dtype == torch.float32 and out.stride(2) == 1 else torch.empty(shape)
-        self._bytes.pull(displacement, ratio, lines, found)
+        found = out if _is_plain(out) and out.is_contiguous() else torch.empty(self._image.shape)
+        self._bytes.pull(displacement, ratio, self._lines(displacement, to_field), found)
         if found is not out:
             out.copy_(found)
+
+    def write_blocks(self, displacement: torch.Tensor, values: torch.Tensor) -> None:
+        """Fill the moving image of an entry of a `cpu_layout.ImagePair` in blocks, the rest as in `write`."""
+        loops = compiled()
+        assert loops is not None
+        ratio, to_field = self._how(displacement)
+        if self._bytes:
+            self._bytes.pull_into_blocks(displacement, ratio, self._lines(displacement, to_field), values)
+            return
+        found = torch.empty(self._image.shape)
+        self.write(displacement, found)
+        loops.into_blocks(found, values, 0)
+
+    def _how(self, displacement: torch.Tensor) -> tuple[list[float], np.ndarray]:
+        """The image's voxels to those of a field, and the map from its indices to the field's."""
+        sizes = zip(self._image.shape, displacement.shape[1:], strict=True)
+        ratio = [(n - 1) / max(m - 1, 1) for n, m in sizes]
+        return ratio, np.diag([*(1 / r if r else 1.0 for r in ratio), 1.0])
+
+    def _lines(self, displacement: torch.Tensor, to_field: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+        return [(n.low, n.high, n.weight) for n in _lines(displacement, to_field, self._image.shape, [0, 1, 2])]
 
 
 def _compiled_lattice(

@@ -110,9 +110,11 @@ _by_torchs_sampler = partial(_without, "ENABLED")
 _without_numba = partial(_without, "COMPILED")
 
 
-def _predict(network: Any, pair: list[torch.Tensor], dtype: torch.dtype) -> float:
+def _predict(network: Any, given: list[torch.Tensor] | cpu_layout.ImagePair, dtype: torch.dtype) -> float:
     with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        return _seconds(lambda: network.predict(*pair))
+        if isinstance(given, cpu_layout.ImagePair):
+            return _seconds(lambda: network.predict_pair(given))
+        return _seconds(lambda: network.predict(*given))
 
 
 def _with_threads(threads: int, once: Callable[[], float]) -> Callable[[], float]:
@@ -128,7 +130,7 @@ def networks(threads: list[int]) -> Iterator[Item]:
     """Every network and stem of the registry alone: channels last, no gradient, float32.
 
     LDR also in the precision that `register` uses here, where that is another one, with the lower bound of that one.
-    The images lie where a cascade puts them: for LDR side by side.
+    The images lie as a cascade puts them: for LDR in an image pair.
     """
     pair = [torch.rand(1, 1, *[NETWORK_SIZE] * 3).to(memory_format=torch.channels_last_3d) for _ in range(2)]
     every: dict[str, Any] = {name: registry.build_network(name) for name in sorted(registry.DENSE)}
@@ -150,11 +152,10 @@ def networks(threads: list[int]) -> Iterator[Item]:
         for dtype in precisions if name.startswith("ldr") else precisions[:1]:
             label = name if dtype == torch.float32 else f"{name}, {_short(dtype)}"
             for n in threads:
-                given = pair
+                given: Any = pair
                 if getattr(network, "side_by_side", False):
-                    room = cpu_layout.ImagePair(pair[1], dtype)
-                    room.moving.copy_(pair[0])
-                    given = [room.moving, room.fixed]
+                    given = network.image_pair(pair[1], dtype)
+                    given.put(pair[0])
                 once = _with_threads(n, partial(_predict, network, given, dtype))
                 lowest = partial(bound, network, dtype, traffic[n])
                 yield Item(("networks", f"{NETWORK_SIZE}^3", n), label, once, bound=lowest)
@@ -182,7 +183,7 @@ def warps(pair: Loaded, threads: list[int]) -> Iterator[Item]:
     last = torch.tensor(shape).view(1, 3, 1, 1, 1) - 1
     grid = (2 * where / last - 1).flip(1).permute(0, 2, 3, 4, 1).contiguous()
 
-    room = cpu_layout.ImagePair(image, torch.bfloat16).moving[0, 0]
+    room = registry.build_network("ldr").image_pair(image, torch.bfloat16)
     puller = sampling.Puller(image[0, 0], torch.bfloat16)
 
     def torchs() -> torch.Tensor:
@@ -201,7 +202,7 @@ def warps(pair: Loaded, threads: list[int]) -> Iterator[Item]:
             _by_torchs_sampler, lambda: spatial.warp_by_coarse(image, half)
         ),
         "image by a field of half size, for a network in bfloat16": partial(
-            _seconds, lambda: puller.write(half[0], room)
+            _seconds, lambda: room.pull([puller], half)
         ),
         "field by a field, half size": partial(_seconds, lambda: spatial.compose(half, half)),
         "field by a field, half size, without numba": partial(_without_numba, lambda: spatial.compose(half, half)),

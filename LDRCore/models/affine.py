@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from torch import nn
 from LDRCore import spatial
 from LDRCore.models import cpu_layout
 from LDRCore.models.blocks import check_pair
+
+_SLOPE = 0.1  # of negative features
 
 
 class AffineStem(nn.Module):
@@ -55,17 +58,32 @@ class AffineLDR(AffineStem):
     def predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `AffineStem.predict`."""
         check_pair(moving, fixed, self.multiple)
-        fast = cpu_layout.can_take(moving)
-        features = torch.empty(0) if fast else torch.cat((moving, fixed), dim=1)
-        for level, layer in enumerate(self.encoder):
-            assert isinstance(layer, nn.Conv3d)
-            if not fast:
-                features = layer(features)
-            elif level:
-                features = cpu_layout.convolve_half(layer, features)
-            else:
-                features = cpu_layout.convolve_pair(layer, moving, fixed)
-            features = F.leaky_relu(features, 0.1)
+        if cpu_layout.can_take(moving):
+            features = self._features_on_cpu(moving, fixed)
+        else:
+            features = torch.cat((moving, fixed), dim=1)
+            for layer in self.encoder:
+                features = F.leaky_relu(layer(features), _SLOPE)
         features = F.adaptive_avg_pool3d(features, self.pool).flatten(1)
         matrix = torch.eye(3, device=features.device, dtype=features.dtype) + self.matrix(features).view(-1, 3, 3)
         return matrix, self.translation(features) * (max(fixed.shape[2:]) / 2)
+
+    def _features_on_cpu(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+        """What the encoder finds; see `cpu_layout`."""
+        encoder = [cast(nn.Conv3d, layer) for layer in self.encoder]
+        precision = cpu_layout.precision_of(moving.dtype)
+        layers = cpu_layout.compiled_layers(precision)
+        pair = cpu_layout.ImagePair(fixed, precision, blocks=bool(layers))
+        pair.put(moving)
+        if layers:
+            entries = []
+            for blocks in pair.values:
+                found = layers.first(encoder[0], blocks, _SLOPE)
+                for convolution in encoder[1:]:
+                    found = layers.down(convolution, found, _SLOPE)
+                entries.append(found.tensor())
+            return torch.stack(entries)
+        features = F.leaky_relu(cpu_layout.convolve_pair(encoder[0], pair), _SLOPE)
+        for convolution in encoder[1:]:
+            features = F.leaky_relu(cpu_layout.convolve_half(convolution, features), _SLOPE)
+        return features

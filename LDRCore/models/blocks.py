@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from LDRCore import spatial
+from LDRCore.models.cpu_layout import ImagePair
 
 
 def check_pair(moving: torch.Tensor, fixed: torch.Tensor, multiple: int) -> None:
@@ -29,8 +30,8 @@ class DenseNetwork(nn.Module):
     """A base network of a cascade: (moving, fixed) -> displacement.
 
     Subclasses implement `predict`, whose displacement may live on a coarser grid with the same corners:
-    `field_stride` 2 means half the voxels along each axis. `multiple` is the size rule of the input. On a CPU a network
-    that is `side_by_side` is given the images of a `cpu_layout.ImagePair`.
+    `field_stride` 2 means half the voxels along each axis. `multiple` is the size rule of the input. On a CPU, without
+    gradients, a network that is `side_by_side` is given its `image_pair`.
     """
 
     multiple: int = 16
@@ -43,6 +44,19 @@ class DenseNetwork(nn.Module):
         Args:
             moving, fixed: (B, 1, D, H, W), intensities about 0 to 1.
         """
+        raise NotImplementedError
+
+    def image_pair(self, fixed: torch.Tensor, precision: torch.dtype) -> ImagePair:
+        """Both images as this network reads them on a CPU, the moving one still missing.
+
+        Args:
+            fixed: (B, 1, D, H, W), intensities about 0 to 1.
+            precision: of convolutions.
+        """
+        raise NotImplementedError
+
+    def predict_pair(self, pair: ImagePair) -> torch.Tensor:
+        """`predict` for an `image_pair`."""
         raise NotImplementedError
 
     def forward(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:

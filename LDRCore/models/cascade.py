@@ -37,24 +37,24 @@ class CascadeOutput:
 
 
 class _PairOnCPU:
-    """What the networks look at on a CPU: both images where the first layer reads them, the moving one warped there."""
+    """What a network looks at on a CPU: both images where its first layer reads them, the moving one warped there."""
 
-    def __init__(self, moving: torch.Tensor, fixed: torch.Tensor, precision: torch.dtype) -> None:
+    def __init__(
+        self, network: DenseNetwork, moving: torch.Tensor, fixed: torch.Tensor, precision: torch.dtype
+    ) -> None:
         self._moving, self._precision = moving, precision
-        self._pair = cpu_layout.ImagePair(fixed, precision)
+        self._pair = network.image_pair(fixed, precision)
         self._pullers: list[sampling.Puller] = []
 
-    def behind(self, total: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def behind(self, total: torch.Tensor | None) -> cpu_layout.ImagePair:
         """The moving image behind a displacement, and the fixed one; of use until it is called again."""
-        moving = self._pair.moving
         if total is None:
-            moving.copy_(self._moving)
-            return moving, self._pair.fixed
+            self._pair.put(self._moving)
+            return self._pair
         if not self._pullers:
             self._pullers = [sampling.Puller(image, self._precision) for image in self._moving[:, 0]]
-        for puller, displacement, out in zip(self._pullers, total, moving[:, 0], strict=True):
-            puller.write(displacement, out)
-        return moving, self._pair.fixed
+        self._pair.pull(self._pullers, total)
+        return self._pair
 
 
 class Cascade(nn.Module):
@@ -134,7 +134,7 @@ class Cascade(nn.Module):
         if self.stem is not None:
             shape = tuple(n // self.stem_stride for n in fixed.shape[2:])
             seen[shape] = spatial.shrink(moving, shape), spatial.shrink(fixed, shape)
-            with torch.autocast(fixed.device.type, self.precision, enabled=self.precision != torch.float32):
+            with self._in_precision(fixed.device):
                 matrix, translation = self.stem.predict(*seen[shape])
             affine = _on_grid(matrix.float(), translation.float(), shape, fixed.shape[2:])
             field_shape = self.field_shape(fixed.shape[2:])
@@ -181,11 +181,14 @@ class Cascade(nn.Module):
             source, target = seen[shape]
             if network.side_by_side and self._on_cpu(network, source):
                 if shape not in pairs:
-                    pairs[shape] = _PairOnCPU(source, target, self.precision)
-                source, target = pairs[shape].behind(total)
-            elif total is not None:
-                source = self._warp(source, total)
-            increment = self._predict(network, source.detach() if self.detach_images else source, target)
+                    pairs[shape] = _PairOnCPU(network, source, target, self.precision)
+                pair = pairs[shape].behind(total)
+                with self._in_precision(fixed.device):
+                    increment = network.predict_pair(pair)
+            else:
+                if total is not None:
+                    source = self._warp(source, total)
+                increment = self._predict(network, source.detach() if self.detach_images else source, target)
             increment = increment.float() if self.multiplier == 1 else increment.float() * self.multiplier
             total = increment if total is None else spatial.compose(total, increment)
             output.increments.append(increment)
@@ -200,10 +203,13 @@ class Cascade(nn.Module):
         if any(short):
             padding = [p for n in reversed(short) for p in (0, n)]
             moving, fixed = F.pad(moving, padding), F.pad(fixed, padding)
-        with torch.autocast(fixed.device.type, self.precision, enabled=self.precision != torch.float32):
+        with self._in_precision(fixed.device):
             found = network.predict(moving, fixed)
         d, h, w = (n - s // network.field_stride for n, s in zip(found.shape[2:], short, strict=True))
         return found[..., :d, :h, :w]
+
+    def _in_precision(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32)
 
     @staticmethod
     def _on_cpu(network: DenseNetwork, image: torch.Tensor) -> bool:

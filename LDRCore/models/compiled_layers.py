@@ -1,235 +1,732 @@
-"""LDR's first layer and the end of its last one as compiled code, used where the package numba is installed.
+"""LDR's layers as compiled code, used where the package numba is installed and the processor has long vectors.
 
-Nothing here is needed: `cpu_layout` does the same with torch. A matrix unit works on many channels at once; for two
-channels in, and for three out, it mostly waits. The first layer here holds eight channels of a few outputs in
-registers while it goes through their inputs. Importing this file imports numba.
+Nothing here is needed: `cpu_layout` does the same with torch. Every layer of LDR, arranged as said below, is the same
+sum: for each output along a row, over some rows of its inputs, over neighbouring numbers of such a row. One function
+computes it, with the processor's matrix unit (AMX) for bfloat16, with its vectors for float32 and, where there is no
+matrix unit, for pairs of bfloat16. Importing this file imports numba.
+
+Arrangement, channels last:
+
+- features: (D, H, W + 2, channels), a voxel of zeros at both ends of a row, so that the inputs of an output are
+  neighbours in memory;
+- two images: blocks of 2x2x2 voxels, (D / 2 + 1, H / 2 + 1, W / 2 + 1, 16), block b of an axis holding voxels 2 b - 1
+  (parity 0) and 2 b (parity 1); numbers of a block by parity of z, y, image (moving first), parity of x;
+- gaps, the result of a transposed convolution to few channels: as `cpu_layout.transposed_gaps` says.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
+from torch import nn
 
 from LDRCore import compiling
+from LDRCore.models import cpu_layout
 
-LANES = compiling.LANES  # outputs of a row at once: a row must have at least so many
-GROUP = 8  # channels at once: a layer must have a multiple of so many
-_TAPS = 4  # along x
+LANES = compiling.LANES  # outputs (channels) of a vector, and of a tile
+USABLE = compiling.has("avx512f") or (compiling.has("avx2") and compiling.has("fma"))
+_ELEMENTS = 16  # numbers of 4 bytes, a float32 or two bfloat16, that the inputs of an output come in
+_TILE_ROWS = 16
+_MOST_ENTRIES = 32  # of the tables of a product: 4x4 rows of two inputs
+_MOST_ROWS = 32  # outputs along a row at once, at most
+
+# what a number of this type asks `_product` for
+_FLOATS, _PAIRS, _TILES = np.float32(0), np.uint16(0), np.uint8(0)
 
 
-def _outputs_of(vectors: int) -> Any:
-    """A function that computes so many vectors of outputs of a row at once, GROUP channels each, at stride 2."""
+class _BFloat(ir.Type):
+    """LLVM's bfloat, which llvmlite does not know."""
 
-    def block(typing, rows, starts, weights, places, count, bias, lowest, at, out, room):  # type: ignore[no-untyped-def]
-        """Output n, channel c: the sum of rows[starts[t] + 2 (at + n) + tap] * weights[places[t] + GROUP tap + c] over
-        t < count and tap < _TAPS, plus bias[c], at least `lowest`. Kept in out[room + n * (out's channels) + c], as
-        bfloat16 if `out` holds whole numbers.
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
+
+
+_I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+_FLOAT_VECTOR, _WHOLE_VECTOR = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(_I32, LANES)
+_POINTER = _I8.as_pointer()
+
+
+def _call(builder: Any, name: str, *arguments: Any, returns: Any = None) -> Any:
+    """An instruction of the processor by LLVM's name."""
+    kind = ir.FunctionType(returns or ir.VoidType(), [a.type for a in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), arguments)
+
+
+def _data(context: Any, builder: Any, signature: Any, arguments: Any, number: int) -> Any:
+    """Where an array's numbers lie."""
+    return context.make_array(signature.args[number])(context, builder, arguments[number]).data
+
+
+def _tiles_instruction(name: str) -> Any:
+    """A function of (unit, array) that is this instruction with the array where `unit` asks for tiles."""
+
+    def typed(typing, unit, array):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            if unit == types.uint8:
+                place = _data(context, builder, signature, arguments, 1)
+                _call(builder, name, builder.bitcast(place, _POINTER))
+            return context.get_dummy_value()
+
+        return types.void(unit, array), generate
+
+    return intrinsic(typed)
+
+
+_configure, _configuration = _tiles_instruction("ldtilecfg"), _tiles_instruction("sttilecfg")
+
+
+def _product_of(large: bool, groups: int) -> Any:
+    """A function that computes outputs at once: many of them or few, one or two groups of LANES channels each."""
+
+    def product(typing, unit, starts, steps, amounts, places, count, at, group, scratch):  # type: ignore[no-untyped-def]
+        """scratch[m * 2 LANES + c] = sum over t < count and over numbers e of ``input * weight``.
+
+        Inputs of output `at` + m are amounts[t] times _ELEMENTS numbers from address starts[t] + steps[t] (at + m) on,
+        weights those of channel group `group` at address places[t], as `_arranged` puts them.
         """
-        signature = types.void(rows, starts, weights, places, count, bias, lowest, at, out, room)
-        return signature, lambda context, builder, sig, given: _write_block(context, builder, sig, given, vectors)
+        signature: Any = types.void(unit, starts, steps, amounts, places, count, at, group, scratch)
+        write: Any = _write_tiles if unit == types.uint8 else _write_vectors
 
-    return intrinsic(block)
+        def generate(context, builder, sig, arguments):  # type: ignore[no-untyped-def]
+            tables = [_data(context, builder, sig, arguments, n) for n in range(1, 5)]
+            scratch = _data(context, builder, sig, arguments, 8)
+            write(builder, unit, tables, *arguments[5:8], scratch, large, groups)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return intrinsic(product)
 
 
-def _write_block(context: Any, builder: Any, signature: Any, arguments: Any, vectors: int) -> Any:
-    """The instructions of `_outputs_of`."""
-    i32, i64, f32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
-    floats = ir.VectorType(f32, LANES)
-    empty, zeros = ir.Constant(floats, ir.Undefined), ir.Constant(ir.VectorType(i32, LANES), [0] * LANES)
+def _addresses(builder: Any, tables: Any, t: Any, at: Any, group: Any) -> tuple[Any, Any, Any, Any]:
+    """Of entry t of the tables: address of the inputs, step between outputs, amount, address of the weights."""
+    start, step, amount, place = (builder.load(builder.gep(table, [t])) for table in tables)
+    source = builder.add(start, builder.mul(step, at))
+    place = builder.add(place, builder.mul(group, builder.mul(amount, _I64(_ELEMENTS * LANES * 4))))
+    return source, step, amount, place
 
-    def data(number):  # type: ignore[no-untyped-def]
-        return context.make_array(signature.args[number])(context, builder, arguments[number])
+
+def _write_tiles(
+    builder: Any, _: Any, tables: Any, count: Any, at: Any, group: Any, scratch: Any, large: bool, groups: int
+) -> None:
+    """The product by the matrix unit: tiles 0 to 3 are sums, 4 and 5 inputs, 6 and 7 weights."""
+    parts, size = range(1 + large), _I64(_ELEMENTS * LANES * 4)
+    sums = {(m, n): 2 * m + n for m in parts for n in range(groups)}
+
+    def pointer(address):  # type: ignore[no-untyped-def]
+        return builder.inttoptr(address, _POINTER)
+
+    for tile in sums.values():
+        _call(builder, "tilezero", _I8(tile))
+    with cgutils.for_range(builder, count) as rows:
+        source, step, amount, place = _addresses(builder, tables, rows.index, at, group)
+        second, further = builder.mul(amount, size), builder.mul(step, _I64(_TILE_ROWS))
+        with cgutils.for_range(builder, amount) as pieces:
+            here = builder.add(source, builder.mul(pieces.index, _I64(_ELEMENTS * 4)))
+            weights = builder.add(place, builder.mul(pieces.index, size))
+            for n in range(groups):
+                _call(builder, "tileloadd64", _I8(6 + n), pointer(weights), _I64(LANES * 4))
+                weights = builder.add(weights, second)
+            for m in parts:
+                _call(builder, "tileloadd64", _I8(4 + m), pointer(here), step)
+                here = builder.add(here, further)
+                for n in range(groups):
+                    _call(builder, "tdpbf16ps", _I8(sums[m, n]), _I8(4 + m), _I8(6 + n))
+    for (m, n), tile in sums.items():
+        place = builder.gep(scratch, [_I64(m * _TILE_ROWS * 2 * LANES + n * LANES)])
+        _call(builder, "tilestored64", _I8(tile), builder.bitcast(place, _POINTER), _I64(2 * LANES * 4))
+
+
+def _rows_of_vectors(large: bool, groups: int) -> int:
+    """How many outputs fit into the registers."""
+    return (8 if LANES == 16 or groups == 1 else 4) if large else 1
+
+
+def _write_vectors(
+    builder: Any, unit: Any, tables: Any, count: Any, at: Any, group: Any, scratch: Any, large: bool, groups: int
+) -> None:
+    """The product by vectors, one for each output and group, four elements of inputs a round."""
+    rows, unrolled = _rows_of_vectors(large, groups), 4
+    pairs = unit == types.uint16
+    element = _I32 if pairs else ir.FloatType()
+    vector = _WHOLE_VECTOR if pairs else _FLOAT_VECTOR
+    zeros = ir.Constant(_WHOLE_VECTOR, [0] * LANES)
+
+    def load(address, kind):  # type: ignore[no-untyped-def]
+        found = builder.load(builder.inttoptr(address, kind.as_pointer()))
+        found.align = 4
+        return found
 
     def everywhere(value):  # type: ignore[no-untyped-def]
-        one = builder.insert_element(empty, value, i32(0))
-        return builder.shuffle_vector(one, empty, zeros)
+        one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _I32(0))
+        return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
 
-    def pick(a, b, numbers):  # type: ignore[no-untyped-def]
-        return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(i32, len(numbers)), numbers))
+    def add_product(total, a, b):  # type: ignore[no-untyped-def]
+        if not pairs:
+            return builder.fadd(builder.fmul(a, b, flags=("contract",)), total, flags=("contract",))
+        halves = ir.VectorType(_BFloat(), 2 * LANES)
+        name = f"avx512bf16.dpbf16ps.{32 * LANES}"
+        return _call(builder, name, total, builder.bitcast(a, halves), builder.bitcast(b, halves), returns=total.type)
 
-    def item(base, *steps):  # type: ignore[no-untyped-def]
-        place = steps[0]
-        for step in steps[1:]:
-            place = builder.add(place, step)
-        return builder.load(builder.gep(base, [place]))
+    sums = [[cgutils.alloca_once(builder, _FLOAT_VECTOR) for _ in range(groups)] for _ in range(rows)]
+    for total in (total for row in sums for total in row):
+        builder.store(ir.Constant(_FLOAT_VECTOR, [0.0] * LANES), total)
+    with cgutils.for_range(builder, count) as entries:
+        source, step, amount, place = _addresses(builder, tables, entries.index, at, group)
+        second = builder.mul(amount, _I64(_ELEMENTS * LANES * 4))
+        with cgutils.for_range(builder, builder.mul(amount, _I64(_ELEMENTS // unrolled))) as pieces:
+            here = builder.add(source, builder.mul(pieces.index, _I64(unrolled * 4)))
+            weights = builder.add(place, builder.mul(pieces.index, _I64(unrolled * LANES * 4)))
+            for e in range(unrolled):
+                first = builder.add(weights, _I64(e * LANES * 4))
+                factors = [load(first, vector), load(builder.add(first, second), vector)][:groups]
+                row = builder.add(here, _I64(4 * e))
+                for m in range(rows):
+                    value = everywhere(load(row, element))
+                    row = builder.add(row, step)
+                    for n in range(groups):
+                        builder.store(add_product(builder.load(sums[m][n]), value, factors[n]), sums[m][n])
+    for m, row in enumerate(sums):
+        for n, total in enumerate(row):
+            place = builder.gep(scratch, [_I64(m * 2 * LANES + n * LANES)])
+            builder.store(builder.load(total), builder.bitcast(place, _FLOAT_VECTOR.as_pointer())).align = 4
 
-    image, first, weight, place = (data(k).data for k in range(4))
-    count, lowest, at, room = (arguments[k] for k in (4, 6, 7, 9))
-    biases = [everywhere(item(data(5).data, i64(c))) for c in range(GROUP)]
-    start, loop, end = builder.block, *(builder.append_basic_block(name) for name in ("rows", "rows.end"))
-    builder.branch(loop)
-    builder.position_at_end(loop)
-    t = builder.phi(i64)
-    t.add_incoming(i64(0), start)
-    sums = [[builder.phi(floats) for _ in range(GROUP)] for _ in range(vectors)]
-    for vector in sums:
-        for total, bias in zip(vector, biases, strict=True):
-            total.add_incoming(bias, start)
-    row = builder.gep(image, [builder.add(item(first, t), builder.shl(at, i64(1)))])
-    base = item(place, t)
-    totals = [list(vector) for vector in sums]
-    for pair in range(_TAPS // 2):
-        halves = []
-        for half in range(2 * vectors):
-            here = builder.gep(row, [i64(2 * pair + half * LANES)])
-            halves.append(builder.load(builder.bitcast(here, floats.as_pointer())))
-            halves[-1].align = 4
-        for parity in range(2):
-            order = [2 * n + parity for n in range(LANES)]
-            inputs = [pick(halves[2 * v], halves[2 * v + 1], order) for v in range(vectors)]
-            for c in range(GROUP):
-                factor = everywhere(item(weight, base, i64(GROUP * (2 * pair + parity) + c)))
-                for v in range(vectors):
-                    product = builder.fmul(inputs[v], factor, flags=("contract",))
-                    totals[v][c] = builder.fadd(product, totals[v][c], flags=("contract",))
-    following = builder.add(t, i64(1))
-    t.add_incoming(following, loop)
-    for before, after in zip(sums, totals, strict=True):
-        for total, now in zip(before, after, strict=True):
-            total.add_incoming(now, loop)
-    builder.cbranch(builder.icmp_signed("<", following, count), loop, end)
-    builder.position_at_end(end)
 
-    result = data(8)
-    halved = isinstance(signature.args[8].dtype, types.Integer)
-    size = 2 if halved else 4
-    stride = builder.udiv(builder.extract_value(result.strides, 0), i64(size))
-    target = ir.VectorType(result.data.type.pointee, GROUP).as_pointer()
-    floor = everywhere(lowest)
-    for v in range(vectors):
-        channels = [builder.select(builder.fcmp_ordered("<", total, floor), floor, total) for total in totals[v]]
-        if halved:
-            channels = [_as_bfloat16(builder, values) for values in channels]
-        while len(channels) > 1:  # from channel by channel to output by output
-            half, length = len(channels) // 2, channels[0].type.count
-            order = [n + side * length for n in range(length) for side in range(2)]
-            channels = [pick(a, b, order) for a, b in zip(channels[:half], channels[half:], strict=True)]
-        for n in range(LANES):
-            piece = pick(channels[0], channels[0], list(range(GROUP * n, GROUP * (n + 1))))
-            where = builder.add(room, builder.mul(stride, i64(v * LANES + n)))
-            builder.store(piece, builder.bitcast(builder.gep(result.data, [where]), target)).align = size
-    return context.get_dummy_value()
+_large_one, _large_two, _small_one, _small_two = (_product_of(big, n) for big in (True, False) for n in (1, 2))
+
+
+def _settle_of(length: int) -> Any:
+    """A function that keeps so many channels of an output."""
+
+    def settle(typing, scratch, place, bias, channel, slope, out, target):  # type: ignore[no-untyped-def]
+        """out[target + c] = scratch[place + c] + bias[channel + c], times `slope` (0 to 1) where that is negative.
+
+        As bfloat16 if `out` holds whole numbers.
+        """
+
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            vector = ir.VectorType(ir.FloatType(), length)
+
+            def load(number, at):  # type: ignore[no-untyped-def]
+                place = builder.gep(_data(context, builder, signature, arguments, number), [at])
+                found = builder.load(builder.bitcast(place, vector.as_pointer()))
+                found.align = 4
+                return found
+
+            value = builder.fadd(load(0, arguments[1]), load(2, arguments[3]))
+            slopes = builder.insert_element(ir.Constant(vector, ir.Undefined), arguments[4], _I32(0))
+            order = ir.Constant(ir.VectorType(_I32, length), [0] * length)
+            slopes = builder.shuffle_vector(slopes, ir.Constant(vector, ir.Undefined), order)
+            lower = builder.fmul(value, slopes)
+            value = builder.select(builder.fcmp_ordered(">", value, lower), value, lower)
+            halved = isinstance(signature.args[5].dtype, types.Integer)
+            if halved:
+                value = _as_bfloat16(builder, value)
+            place = builder.gep(_data(context, builder, signature, arguments, 5), [arguments[6]])
+            builder.store(value, builder.bitcast(place, value.type.as_pointer())).align = 2 if halved else 4
+            return context.get_dummy_value()
+
+        return types.void(scratch, place, bias, channel, slope, out, target), generate
+
+    return intrinsic(settle)
 
 
 def _as_bfloat16(builder: Any, values: Any) -> Any:
     """A vector of float32 rounded to bfloat16, to the nearest, ties to even; their bits as whole numbers."""
-    bits = ir.VectorType(ir.IntType(32), LANES)
-    one, sixteen, almost_half = (ir.Constant(bits, [n] * LANES) for n in (1, 16, 32767))
-    whole = builder.bitcast(values, bits)
-    odd = builder.and_(builder.lshr(whole, sixteen), one)
-    rounded = builder.lshr(builder.add(builder.add(whole, odd), almost_half), sixteen)
-    return builder.trunc(rounded, ir.VectorType(ir.IntType(16), LANES))
+    count = values.type.count
+    return builder.bitcast(
+        builder.fptrunc(values, ir.VectorType(_BFloat(), count)), ir.VectorType(ir.IntType(16), count)
+    )
 
 
-_one_vector, _two_vectors = _outputs_of(1), _outputs_of(2)
-_TWO = LANES == 16  # there are registers for two
+_settle, _settle_eight = _settle_of(LANES), _settle_of(8)
+
+
+@compiling.inline
+def _list_rows(plan, groups, k, j, piece, starts, steps, amounts, places):  # type: ignore[no-untyped-def]
+    """Fill the tables of `_product` with the rows of inputs of output row (k, j); returns their number.
+
+    Rows beyond an input's ends, which would be zeros, are left out. `piece` of the weights counts.
+    """
+    count = 0
+    for s in range(len(plan)):
+        address, depth, height, row, step, scale_z, scale_y, first, kernel_z, kernel_y, amount, weights = plan[s]
+        size = groups * amount * (_ELEMENTS * LANES * 4)
+        for dz in range(kernel_z):
+            z = scale_z * k + first + dz
+            for dy in range(kernel_y):
+                y = scale_y * j + first + dy
+                if 0 <= z < depth and 0 <= y < height:
+                    starts[count] = address + (z * height + y) * row
+                    steps[count], amounts[count] = step, amount
+                    places[count] = weights + ((piece * kernel_z + dz) * kernel_y + dy) * size
+                    count += 1
+    return count
+
+
+@compiling.inline
+def _outputs_from(at, width, large, small):  # type: ignore[no-untyped-def]
+    """(first, how many) of the outputs of a row that are computed next when those before `at` are done.
+
+    The last ones of a row overlap others, so that no input beyond a row is read.
+    """
+    if width - at > small and width >= large:
+        return min(at, width - large), large
+    return min(at, width - small), small
+
+
+@compiling.inline
+def _multiply(unit, starts, steps, amounts, places, count, at, many, group, two, scratch):  # type: ignore[no-untyped-def]
+    """The right one of the products."""
+    if many and two:
+        _large_two(unit, starts, steps, amounts, places, count, at, group, scratch)
+    elif many:
+        _large_one(unit, starts, steps, amounts, places, count, at, group, scratch)
+    elif two:
+        _small_two(unit, starts, steps, amounts, places, count, at, group, scratch)
+    else:
+        _small_one(unit, starts, steps, amounts, places, count, at, group, scratch)
+
+
+def _two_numbers(typing, source, at, bias, channel, out, place):  # type: ignore[no-untyped-def]
+    """out[place + p] = source[at + p] + bias[channel + p] for p < 2."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        vector = ir.VectorType(ir.FloatType(), 2)
+
+        def pointer(number, at):  # type: ignore[no-untyped-def]
+            place = builder.gep(_data(context, builder, signature, arguments, number), [at])
+            return builder.bitcast(place, vector.as_pointer())
+
+        parts = [builder.load(pointer(n, arguments[n + 1])) for n in (0, 2)]
+        for part in parts:
+            part.align = 4
+        builder.store(builder.fadd(*parts), pointer(4, arguments[5])).align = 4
+        return context.get_dummy_value()
+
+    return types.void(source, at, bias, channel, out, place), generate
+
+
+_put_two: Any = intrinsic(_two_numbers)
 
 
 @compiling.loop
-def _first(rows, weights, bias, lowest, out, begin, end):  # type: ignore[no-untyped-def]
-    """A convolution of two images, for rows begin ... end of out, (D / 2, H / 2, W / 2, channels).
-
-    rows: (2, D, H, W + 2 or more). weights: (groups, kernel, kernel, 2, _TAPS, GROUP).
-    """
-    _, depth, height, length = rows.shape
-    groups, size = weights.shape[0], weights.shape[1]
-    width = out.shape[2]
-    flat, flat_weights = rows.ravel(), weights.ravel()
-    starts, places = np.empty(2 * size * size, np.int64), np.empty(2 * size * size, np.int64)
-    for row in range(begin, end):
-        k, j = row // out.shape[1], row % out.shape[1]
-        count = 0
-        for dz in range(size):
-            z = 2 * k - 1 + dz
-            for dy in range(size):
-                y = 2 * j - 1 + dy
-                if 0 <= z < depth and 0 <= y < height:
-                    for image in range(2):
-                        starts[count] = ((image * depth + z) * height + y) * length
-                        places[count] = ((dz * size + dy) * 2 + image) * (_TAPS * GROUP)
-                        count += 1
-        for group in range(groups):
-            some = flat_weights[group * (2 * size * size * _TAPS * GROUP) :]
-            own, target = bias[group * GROUP :], out[k, j]
-            at = 0
-            while _TWO and at + 2 * LANES <= width:
-                room = at * out.shape[3] + group * GROUP
-                _two_vectors(flat, starts, some, places, count, own, lowest, at, target, room)
-                at += 2 * LANES
-            while at < width:
-                at = min(at, width - LANES)
-                room = at * out.shape[3] + group * GROUP
-                _one_vector(flat, starts, some, places, count, own, lowest, at, target, room)
-                at += LANES
-
-
-def first_layer(
-    rows: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor, out: torch.Tensor, *, relu: bool
-) -> None:
-    """Fill `out` with a stride 2, padding 1 convolution of two images.
+def _features(unit, tiles, sizes, plan, groups, shape, parities, bias, slope, out, begin, end):  # type: ignore[no-untyped-def]
+    """Rows begin ... end of a layer's features; with parities, all rows of a slice about gaps begin ... end.
 
     Args:
-        rows: both images, (2, D, H, W + 2 or more) float32: a zero, the W voxels of a row, a zero; W at least 2 LANES.
-        weights: as `arranged` returns them.
-        bias: (channels,) float32.
-        out: (D / 2, H / 2, W / 2, channels), float32 or bfloat16.
-        relu: rectify.
+        unit, tiles, sizes: as `_means` returns them.
+        plan: of each input what `_Input.plan` returns.
+        groups: of LANES channels; with parities those of even voxels of even rows, of odd rows, then of odd voxels.
+        shape: of the result (height, outputs along a row, zeros at either end of it, channels).
+        parities: whether an output's parities say which of the weights count, and of which gap it is.
+        bias: of all channels, filled up to groups of LANES.
+        slope: see `_settle_of`.
+        out: the result, flat.
     """
-    lowest = np.float32(0 if relu else -np.inf)
-    target = (out.view(torch.uint16) if out.dtype == torch.bfloat16 else out).numpy()
-    arguments = rows.numpy(), compiling.array(weights), compiling.array(bias), lowest, target
-    compiling.share(target.shape[0] * target.shape[1], lambda begin, end: _first(*arguments, begin, end))
-
-
-def arranged(weight: torch.Tensor) -> torch.Tensor:
-    """Weights (channels, 2, k, k, k) of a convolution, k = 3 or 4, as `first_layer` reads them."""
-    padded = torch.nn.functional.pad(weight.float(), (0, _TAPS - weight.shape[4]))
-    return padded.unflatten(0, (-1, GROUP)).permute(0, 3, 4, 2, 5, 1).contiguous()
+    height, width, edge, channels = shape
+    saved = np.zeros(64, np.uint8)
+    _configuration(unit, saved)
+    _configure(unit, tiles)
+    starts, steps = np.empty(_MOST_ENTRIES, np.int64), np.empty(_MOST_ENTRIES, np.int64)
+    amounts, places = np.empty(_MOST_ENTRIES, np.int64), np.empty(_MOST_ENTRIES, np.int64)
+    scratch = np.empty(_MOST_ROWS * 2 * LANES, np.float32)
+    stride = 2 if parities else 1
+    length = width * channels + 2 * edge
+    own, count_x, count_y = groups // (stride * stride), width // stride, height // stride + parities
+    for row in range(begin, end):
+        k, j = row // count_y, row % count_y
+        if parities:
+            count = _list_rows(plan, groups, (k + 1) // 2, j, k % 2, starts, steps, amounts, places)
+        else:
+            count = _list_rows(plan, groups, k, j, 0, starts, steps, amounts, places)
+        group = 0
+        while group < groups:
+            two = group % (stride * own) + 1 < stride * own
+            px = group // (stride * own)
+            large = sizes[1] if two else sizes[0]
+            done = 0
+            while done < count_x:
+                at, rows = _outputs_from(done, count_x, large, sizes[2])
+                _multiply(unit, starts, steps, amounts, places, count, at + px, rows == large, group, two, scratch)
+                for g in range(2 if two else 1):
+                    y = stride * j - (group + g) // own % stride
+                    if not 0 <= y < height:
+                        continue
+                    channel = (group + g) % own * LANES
+                    place = (k * height + y) * length + edge + (at * stride + px) * channels + channel
+                    if channels - channel < LANES:
+                        for r in range(rows):
+                            source = r * 2 * LANES + g * LANES
+                            _settle_eight(scratch, source, bias, channel, slope, out, place + r * stride * channels)
+                    else:
+                        for r in range(rows):
+                            source = r * 2 * LANES + g * LANES
+                            _settle(scratch, source, bias, channel, slope, out, place + r * stride * channels)
+                done = at + rows
+            group += 2 if two else 1
+        for y in range(max(stride * j - stride + 1, 0), min(stride * j + 1, height)):
+            first = (k * height + y) * length
+            last = first + length - edge
+            for c in range(edge):
+                out[first + c] = out[last + c] = 0
+    _configure(unit, saved)
 
 
 @compiling.loop
-def _from_blocks(first, second, out, begin, end):  # type: ignore[no-untyped-def]
-    """Out (3, 2 D, 2 H, 2 W) = first + second, (D, H, W, channels): blocks of 2x2x2, for rows begin ... end of these.
-
-    Both hold bfloat16 by its bits. Channel 3 p + c is component c at parity p.
-    """
-    compiling.wide()
-    depth, height, width, channels = first.shape
-    count = width * channels
-    one, other = np.empty(count, np.uint32), np.empty(count, np.uint32)
-    total, more = one.view(np.float32), other.view(np.float32)
-    flat_first, flat_second, flat = first.ravel(), second.ravel(), out.ravel()
-    sixteen, step = np.uint32(16), np.uintp(channels)
+def _clear_outside(out, shape, begin, end):  # type: ignore[no-untyped-def]
+    """Set to zero what of gaps lies outside of the result, for rows begin ... end; `shape` is that of gaps."""
+    depth, height, width, channels = shape
+    part = channels // 8
     for row in range(begin, end):
         k, j = row // height, row % height
-        here = np.uintp(row * count)
-        for i in range(count):
-            one[i] = np.uint32(flat_first[here + np.uintp(i)]) << sixteen
-            other[i] = np.uint32(flat_second[here + np.uintp(i)]) << sixteen
-        for i in range(count):
-            total[i] += more[i]
-        for p in range(4):
-            for c in range(3):
-                target = np.uintp(((2 * depth * c + 2 * k + p // 2) * 2 * height + 2 * j + p % 2) * 2 * width)
-                even = np.uintp(6 * p + c)
-                for i in range(width):
-                    flat[target + np.uintp(2 * i)] = total[even + np.uintp(i) * step]
-                    flat[target + np.uintp(2 * i + 1)] = total[even + np.uintp(3) + np.uintp(i) * step]
+        for parity in range(8):
+            outside = k == (0 if parity & 4 else depth - 1) or j == (0 if parity & 2 else height - 1)
+            first, last = (0, 1) if parity & 1 else (width - 1, width)
+            if outside:
+                first, last = 0, width
+            for i in range(first, last):
+                place = (row * width + i) * channels + parity * part
+                for c in range(part):
+                    out[place + c] = 0
 
 
-def from_blocks(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """The displacement (3, 2 D, 2 H, 2 W) float32 that is the sum of two in blocks of 2x2x2.
+@compiling.loop
+def _field(unit, tiles, sizes, plan, groups, shape, sign, bias, out, begin, end):  # type: ignore[no-untyped-def]
+    """A displacement, out (3, D, H, W), for rows begin ... end of blocks of 2x2x2 or 1x2x2.
+
+    Along z and y the voxel of a block at a parity is 2 k + sign * parity; along x the first one of a block is voxel
+    2 i where `sign` is 1, and 2 i - 1 where it is -1. Channel 6 (2 pz + py) + 2 c + p is component c at these parities
+    of the p-th of the two. `shape` is (height, width) of the blocks and the number of channels, 24, or 12 where blocks
+    are of one slice; the rest as in `_features`.
+    """
+    height, width, channels = shape
+    saved = np.zeros(64, np.uint8)
+    _configuration(unit, saved)
+    _configure(unit, tiles)
+    starts, steps = np.empty(_MOST_ENTRIES, np.int64), np.empty(_MOST_ENTRIES, np.int64)
+    amounts, places = np.empty(_MOST_ENTRIES, np.int64), np.empty(_MOST_ENTRIES, np.int64)
+    scratch = np.empty(_MOST_ROWS * 2 * LANES, np.float32)
+    flat = out.ravel()
+    _, full_depth, full_height, full_width = out.shape
+    for row in range(begin, end):
+        k, j = row // height, row % height
+        count = _list_rows(plan, groups, k, j, 0, starts, steps, amounts, places)
+        group = 0
+        while group < groups:
+            two = group + 1 < groups
+            large = sizes[1] if two else sizes[0]
+            done = 0
+            while done < width:
+                at, rows = _outputs_from(done, width, large, sizes[2])
+                _multiply(unit, starts, steps, amounts, places, count, at, rows == large, group, two, scratch)
+                for channel in range(group * LANES, min((group + 2 if two else group + 1) * LANES, channels), 2):
+                    line, component = channel // 6, channel // 2 % 3
+                    z, y = channels // 12 * k + sign * (line // 2), 2 * j + sign * (line % 2)
+                    if not (0 <= z < full_depth and 0 <= y < full_height):
+                        continue
+                    place = ((component * full_depth + z) * full_height + y) * full_width + 2 * at
+                    source = channel - group * LANES
+                    if sign > 0:
+                        for r in range(rows):
+                            _put_two(scratch, r * 2 * LANES + source, bias, channel, flat, place + 2 * r)
+                        continue
+                    first, last = 1 if at == 0 else 0, rows - 1 if at + rows == width else rows
+                    if first:
+                        flat[place] = scratch[source + 1] + bias[channel + 1]
+                    for r in range(first, last):
+                        _put_two(scratch, r * 2 * LANES + source, bias, channel, flat, place + 2 * r - 1)
+                    if last < rows:
+                        flat[place + 2 * last - 1] = scratch[last * 2 * LANES + source] + bias[channel]
+                done = at + rows
+            group += 2 if two else 1
+    _configure(unit, saved)
+
+
+@dataclass(frozen=True)
+class Features:
+    """The result of a layer.
+
+    Attributes:
+        values: (D, H, W + 2 ends, channels), float32 or bfloat16.
+        ends: voxels of zeros at either end of a row.
+    """
+
+    values: torch.Tensor
+    ends: int = 1
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along each axis."""
+        depth, height, row, _ = self.values.shape
+        return depth, height, row - 2 * self.ends
+
+    @property
+    def channels(self) -> int:
+        """Numbers of a voxel."""
+        return self.values.shape[3]
+
+    def tensor(self) -> torch.Tensor:
+        """(channels, D, H, W), not copied."""
+        return self.values[:, :, self.ends : self.values.shape[2] - self.ends].permute(3, 0, 1, 2)
+
+
+@dataclass(frozen=True)
+class _Input:
+    """What a layer reads of some features.
+
+    Attributes:
+        features: these.
+        scale, first: for output i along an axis (z, y, x), voxels from scale * i + first on.
+        kernel: so many, along z and y.
+        weights: as `_arranged`.
+    """
+
+    features: Features
+    scale: tuple[int, int, int]
+    first: int
+    kernel: tuple[int, int]
+    weights: torch.Tensor
+
+    def plan(self) -> list[int]:
+        """Numbers for `_list_rows`: addresses and distances in bytes."""
+        values = self.features.values
+        depth, height, _, channels = values.shape
+        voxel, row = channels * values.itemsize, values.stride(1) * values.itemsize
+        start = values.data_ptr() + (self.first + self.features.ends) * voxel
+        *scale, step = self.scale
+        amount = self.weights.shape[3]
+        return [
+            start,
+            depth,
+            height,
+            row,
+            step * voxel,
+            *scale,
+            self.first,
+            *self.kernel,
+            amount,
+            self.weights.data_ptr(),
+        ]
+
+
+@functools.lru_cache(maxsize=1)
+def _has_tiles() -> bool:
+    """Whether this process may use the matrix unit for bfloat16; asks the system for it."""
+    if LANES != 16 or not (compiling.has("amx-tile") and compiling.has("amx-bf16")):
+        return False
+    start = getattr(torch.cpu, "_init_amx", None)
+    return bool(start and start())
+
+
+def takes(precision: torch.dtype) -> bool:
+    """Whether layers compute in this precision here, bfloat16 as fast as the processor can."""
+    if precision == torch.bfloat16:
+        return _has_tiles() or (LANES == 16 and compiling.has("avx512bf16"))
+    return USABLE and precision == torch.float32
+
+
+def _means(precision: torch.dtype, width: int) -> tuple[Any, np.ndarray, tuple[int, int, int]]:
+    """How to multiply: what `_product` is asked for, what the matrix unit is told, and numbers of outputs at once.
+
+    The last are: many with one group of channels, many with two, few.
+    """
+    tiles = np.zeros(64, np.uint8)
+    if precision == torch.bfloat16 and _has_tiles():
+        rows = min(_TILE_ROWS, width)
+        tiles[0] = 1  # the kind of configuration
+        tiles[16:32:2] = 64  # bytes of a row, for each of eight tiles
+        tiles[48:56] = [rows] * 6 + [_ELEMENTS] * 2
+        return _TILES, tiles, (2 * rows, 2 * rows, rows)
+    unit = _FLOATS if precision == torch.float32 else _PAIRS
+    return unit, tiles, (_rows_of_vectors(True, 1), _rows_of_vectors(True, 2), 1)
+
+
+def _arranged(weight: torch.Tensor, precision: torch.dtype) -> torch.Tensor:
+    """Weights (pieces, outputs, inputs, kz, ky, kx) as the loops read them.
+
+    (pieces, kz * ky, groups, amount, _ELEMENTS, LANES, 1, or 2 for bfloat16); outputs are filled up with zeros to
+    groups of LANES. kx times inputs must be a multiple of _ELEMENTS of what 4 bytes hold.
+    """
+    per = 4 // precision.itemsize
+    weight = nn.functional.pad(weight.detach(), [0] * 8 + [0, -weight.shape[1] % LANES])
+    pieces, _, _, kz, ky, _ = weight.shape
+    rows = weight.permute(0, 3, 4, 1, 5, 2).reshape(pieces, kz * ky, -1, LANES, weight.shape[5] * weight.shape[2])
+    return rows.unflatten(4, (-1, _ELEMENTS, per)).permute(0, 1, 2, 4, 5, 3, 6).to(precision).contiguous()
+
+
+def _bias(layer: nn.Conv3d | nn.ConvTranspose3d, repeats: int = 1, order: torch.Tensor | None = None) -> torch.Tensor:
+    bias = cpu_layout.bias_of(layer, repeats).detach().float()
+    bias = bias if order is None else bias[order]
+    return nn.functional.pad(bias, (0, -len(bias) % LANES)).contiguous()
+
+
+def _compute(
+    inputs: Sequence[_Input],
+    bias: torch.Tensor,
+    slope: float,
+    result: Features,
+    *,
+    parities: bool = False,
+    twos: int = 1,
+) -> Features:
+    """Fill `result`; `twos`: so many outputs of a row are channels of one."""
+    values = result.values
+    depth, height, width = result.shape
+    unit, tiles, sizes = _means(values.dtype, width // (2 if parities else twos))
+    plan = np.array([one.plan() for one in inputs], np.int64)
+    shape = height, width // twos, result.ends * result.channels, result.channels * twos
+    groups = inputs[0].weights.shape[2]
+    arguments = unit, tiles, sizes, plan, groups, shape, parities, bias.numpy(), np.float32(slope), _flat(values)
+    rows = depth * (height // 2 + 1 if parities else height)
+    compiling.share(rows, lambda begin, end: _features(*arguments, begin, end))
+    return result
+
+
+def _flat(values: torch.Tensor) -> np.ndarray:
+    """Numbers in a row, bfloat16 by their bits."""
+    return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).view(-1).numpy()
+
+
+def _room(shape: Sequence[int], channels: int, precision: torch.dtype, ends: int = 1) -> Features:
+    depth, height, width = shape
+    return Features(torch.empty(depth, height, width + 2 * ends, channels, dtype=precision), ends)
+
+
+def first(layer: nn.Conv3d, blocks: torch.Tensor, slope: float = 0.0) -> Features:
+    """A stride 2, padding 1 convolution of two images, a 3x3x3 or 4x4x4 one.
 
     Args:
-        first, second: (D, H, W, channels) bfloat16, contiguous; channel 3 p + c is component c at parity p of a block.
+        layer: two channels to a multiple of 8.
+        blocks: the images, see `cpu_layout.ImagePair`.
+        slope: of negative results: 0 for ReLU, 1 for no change.
     """
-    depth, height, width, _ = first.shape
-    out = torch.empty(3, 2 * depth, 2 * height, 2 * width)
-    arguments = first.view(torch.uint16).numpy(), second.view(torch.uint16).numpy(), out.numpy()
-    compiling.share(depth * height, lambda begin, end: _from_blocks(*arguments, begin, end))
-    return out
+    precision = blocks.dtype
+
+    # outputs of a row by twos, where one alone leaves most of a vector empty
+    twos = 2 if layer.out_channels == 8 < LANES and precision == torch.float32 else 1
+
+    def make() -> tuple[torch.Tensor, torch.Tensor]:
+        taps = nn.functional.pad(layer.weight, [0, layer.kernel_size[0] % 2] * 3).unflatten(4, (2, 2))
+        taps = taps.unflatten(3, (2, 2)).unflatten(2, (2, 2))  # (out, image, block, parity, block, parity, ...)
+        weight = taps.permute(0, 3, 5, 1, 7, 2, 4, 6).flatten(1, 4)
+        weight = torch.cat([nn.functional.pad(weight, (n, twos - 1 - n)) for n in range(twos)])
+        return _arranged(weight[None], precision), _bias(layer, twos)
+
+    weights, bias = cpu_layout.kept(layer, f"of blocks, {precision}", make)
+    given = Features(blocks.flatten(3), 0)
+    result = _room([n - 1 for n in given.shape], layer.out_channels, precision)
+    inputs = [_Input(given, (1, 1, twos), 0, (2, 2), weights)]
+    return _compute(inputs, bias, slope, result, twos=twos)
+
+
+def down(layer: nn.Conv3d, features: Features, slope: float = 0.0) -> Features:
+    """A stride 2, padding 1 convolution, 3x3x3 or 4x4x4, of features; see `first`."""
+    precision = features.values.dtype
+
+    def make() -> tuple[torch.Tensor, torch.Tensor]:
+        weight = nn.functional.pad(layer.weight, (0, layer.kernel_size[2] % 2))
+        return _arranged(weight[None], precision), _bias(layer)
+
+    weights, bias = cpu_layout.kept(layer, f"down, {precision}", make)
+    result = _room([n // 2 for n in features.shape], layer.out_channels, precision)
+    kernel = layer.kernel_size[0], layer.kernel_size[1]
+    return _compute([_Input(features, (2, 2, 2), -1, kernel, weights)], bias, slope, result)
+
+
+_TAPS = torch.tensor([[3, 1], [2, 0]])  # of a transposed convolution: what the two inputs about a gap add at a parity
+
+
+def _by_parity(weight: torch.Tensor) -> torch.Tensor:
+    """Weights (inputs, outputs, 4, 4, 4) as (8 parities, outputs, inputs, 2, 2, 2)."""
+    for axis in (2, 4, 6):
+        weight = weight.index_select(axis, _TAPS.flatten()).unflatten(axis, (2, 2))
+    return weight.permute(2, 4, 6, 1, 0, 3, 5, 7).flatten(0, 2)
+
+
+def up(layer: nn.ConvTranspose3d, inputs: Sequence[Features], slope: float = 0.0) -> Features:
+    """A 4x4x4, stride 2, padding 1 transposed convolution of features of one size, one after the other.
+
+    Its result stays in gaps where its channels do not fill a group.
+    """
+    precision = inputs[0].values.dtype
+    whole = layer.out_channels % LANES == 0
+    sizes = [one.channels for one in inputs]
+
+    def make() -> tuple[torch.Tensor, ...]:
+        pieces = [_by_parity(weight) for weight in layer.weight.split(sizes)]
+        if whole:
+            pieces = [piece.unflatten(0, (2, 2, 2)).transpose(1, 2).flatten(1, 3) for piece in pieces]
+        else:
+            pieces = [piece.flatten(0, 1)[None] for piece in pieces]
+        return *(_arranged(piece, precision) for piece in pieces), _bias(layer, 1 if whole else 8)
+
+    *weights, bias = cpu_layout.kept(layer, f"up {sizes}, {precision}", make)
+    given = [_Input(one, (1, 1, 1), -1, (2, 2), weight) for one, weight in zip(inputs, weights, strict=True)]
+    if whole:
+        result = _room([2 * n for n in inputs[0].shape], layer.out_channels, precision)
+        return _compute(given, bias, slope, result, parities=True)
+    result = _room([n + 1 for n in inputs[0].shape], 8 * layer.out_channels, precision, 0)
+    _compute(given, bias, slope, result)
+    flat, shape = _flat(result.values), tuple(result.values.shape)
+    compiling.share(shape[0] * shape[1], lambda begin, end: _clear_outside(flat, shape, begin, end))
+    return result
+
+
+def flow(layer: nn.Conv3d | nn.ConvTranspose3d, inputs: Sequence[Features]) -> torch.Tensor:
+    """The displacement (3, D, H, W) float32 by LDR's last layer, either head; the first inputs may be gaps."""
+    precision = inputs[0].values.dtype
+    transposed = isinstance(layer, nn.ConvTranspose3d)
+    sizes = [one.channels if one.ends else one.channels // 8 for one in inputs]
+    flat = not transposed and all(one.ends for one in inputs)  # blocks of one slice: fewer zeros among the weights
+    # from (pz, py, px, component) to (pz, py, component, voxel along x)
+    order = torch.arange(12 if flat else 24).view(-1, 2, 3)
+    order = (order.flip(1) if transposed else order).transpose(1, 2).flatten()
+
+    def make() -> tuple[torch.Tensor, ...]:
+        parts = layer.weight.split(sizes, 0 if transposed else 1)
+        pieces = []
+        for one, weight in zip(inputs, parts, strict=True):
+            if transposed:
+                piece = _by_parity(weight).flatten(0, 1)
+            else:
+                piece = cpu_layout.by_blocks(weight) if one.ends else cpu_layout.by_gaps(weight)
+            piece = piece[:12, :, :3] if flat else piece
+            pieces.append(_arranged(piece[order][None], precision))
+        return *pieces, _bias(layer, 8, order)
+
+    *weights, bias = cpu_layout.kept(layer, f"flow {sizes}, {precision}", make)
+    given = []
+    for one, weight in zip(inputs, weights, strict=True):
+        if transposed:
+            given.append(_Input(one, (1, 1, 1), -1, (2, 2), weight))
+        elif one.ends:
+            given.append(_Input(one, (1 if flat else 2, 2, 2), -1, (3 if flat else 4, 4), weight))
+        else:
+            given.append(_Input(one, (1, 1, 1), 0, (2, 2), weight))
+    size = inputs[-1].shape
+    count = [n + 1 if transposed else n // 2 for n in size]
+    if flat:
+        count[0] = size[0]
+    found = torch.empty(3, *(2 * n if transposed else n for n in size))
+    unit, tiles, rows = _means(precision, count[2])
+    plan = np.array([one.plan() for one in given], np.int64)
+    shape = count[1], count[2], len(order)
+    sign = -1 if transposed else 1
+    arguments = unit, tiles, rows, plan, weights[0].shape[2], shape, sign, bias.numpy(), found.numpy()
+    compiling.share(count[0] * count[1], lambda begin, end: _field(*arguments, begin, end))
+    return found

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -39,9 +39,14 @@ def convolve(
     """A convolution, with `relu` rectified, by oneDNN wherever it runs.
 
     For small kernels and images torch chooses an implementation of its own by a rule that was made for pictures; for
-    volumes it is many times slower.
+    volumes it is many times slower. With the matrix unit (AMX) and bfloat16 oneDNN reads memory that nobody has written
+    where rows of the result have one voxel; these are computed in float32.
     """
-    image = image.to(_precision(image.dtype)).contiguous(memory_format=_LAST)
+    precision = precision_of(image.dtype)
+    if precision == torch.bfloat16 and image.shape[4] + 2 * padding[2] < weight.shape[4] + stride[2]:
+        with torch.autocast("cpu", enabled=False):
+            return convolve(image.float(), weight, bias, stride, padding, relu=relu).to(precision)
+    image = image.to(precision).contiguous(memory_format=_LAST)
     weight, bias = weight.to(image.dtype), None if bias is None else bias.to(image.dtype)
     if not onednn_takes(image.dtype):
         found = F.conv3d(image, weight, bias, stride=stride, padding=padding)
@@ -52,32 +57,35 @@ def convolve(
     return found.relu_() if relu else found
 
 
-def _precision(given: torch.dtype) -> torch.dtype:
+def precision_of(given: torch.dtype) -> torch.dtype:
     """What convolutions compute in here: that of autocast where it is on."""
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else given
 
 
 _Weights = tuple[torch.Tensor, torch.Tensor | None]  # of a convolution: weight and bias
-_prepared: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[object, _Weights]]] = weakref.WeakKeyDictionary()
+_Made = TypeVar("_Made")
+_kept: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[object, Any]]] = weakref.WeakKeyDictionary()
 
 
-def prepare(
-    layer: nn.Conv3d | nn.ConvTranspose3d, form: str, make: Callable[[], _Weights], dtype: torch.dtype | None = None
-) -> _Weights:
-    """A layer's weights in another form, kept until they change; those of a convolution channels last.
-
-    In `dtype`, by default the precision of convolutions.
-    """
-    dtype = dtype or _precision(layer.weight.dtype)
+def kept(layer: nn.Conv3d | nn.ConvTranspose3d, form: str, make: Callable[[], _Made]) -> _Made:
+    """A layer's weights in another form, kept until they change."""
     own = (layer.weight, *(() if layer.bias is None else (layer.bias,)))
-    now = dtype, *((w.data_ptr(), w._version) for w in own)
-    forms = _prepared.setdefault(layer, {})
+    now = tuple((w.data_ptr(), w._version) for w in own)
+    forms = _kept.setdefault(layer, {})
     if form not in forms or forms[form][0] != now:
-        weight, bias = make()
-        last = _LAST if weight.ndim == 5 else torch.contiguous_format
-        made = weight.to(dtype).contiguous(memory_format=last), None if bias is None else bias.to(dtype).contiguous()
-        forms[form] = now, made
+        forms[form] = now, make()
     return forms[form][1]
+
+
+def _prepare(layer: nn.Conv3d | nn.ConvTranspose3d, form: str, make: Callable[[], _Weights]) -> _Weights:
+    """A layer's weights in another form, channels last, in the precision of convolutions, kept until they change."""
+    precision = precision_of(layer.weight.dtype)
+
+    def made() -> _Weights:
+        weight, bias = make()
+        return weight.to(precision).contiguous(memory_format=_LAST), None if bias is None else bias.to(precision)
+
+    return kept(layer, f"{form}, {precision}", made)
 
 
 def bias_of(layer: nn.Conv3d | nn.ConvTranspose3d, repeats: int = 1) -> torch.Tensor:
@@ -105,66 +113,63 @@ def _pointwise() -> Any:
 class ImagePair:
     """Two images as LDR's first layer reads them on a CPU, so that a warped one is written in place.
 
-    A row has a voxel of zeros at both ends. Where there are compiled layers one image follows the other, in float32,
-    rows begin at multiples of 64 bytes; elsewhere the images' voxels take turns, in the precision of convolutions.
+    For compiled layers (see `compiled_layers`) in blocks of 2x2x2 voxels; elsewhere the images' voxels take turns, and
+    a row has a voxel of zeros at both ends.
 
     Attributes:
-        rows: (B, 2, D, H, W + 2 or more) or (B, D, H, W + 2, 2), moving image first.
-        moving, fixed: (B, 1, D, H, W) of it.
+        values: (B, D / 2 + 1, H / 2 + 1, W / 2 + 1, 2, 2, 2, 2), or (B, D, H, W + 2, 2), moving image first.
+        blocks: whether it is the former.
     """
 
-    def __init__(self, fixed: torch.Tensor, precision: torch.dtype, *, turns: bool | None = None) -> None:
+    def __init__(self, fixed: torch.Tensor, precision: torch.dtype, *, blocks: bool = False) -> None:
         """Room for a moving image, and a copy of the fixed one, (B, 1, D, H, W).
 
         Args:
-            fixed: the fixed image.
+            fixed: the fixed image; its axes are even.
             precision: of convolutions.
-            turns: whether the images' voxels take turns; by default wherever layers are not compiled.
+            blocks: how they shall lie; blocks need compiled loops (`sampling.compiled`).
         """
-        batch, _, *shape, width = fixed.shape
-        layers = compiled_layers()
-        if turns or (turns is None and (layers is None or width < 2 * layers.LANES)):
-            self.rows = torch.empty(batch, *shape, width + 2, 2, dtype=precision)
-            self.rows[..., 0, :] = self.rows[..., -1, :] = 0
-            self.moving, self.fixed = (self.rows[..., 1:-1, k][:, None] for k in (0, 1))
+        batch, _, *shape = fixed.shape
+        self.blocks = blocks
+        if blocks:
+            self.values = torch.empty(batch, *(n // 2 + 1 for n in shape), 2, 2, 2, 2, dtype=precision)
+            for axis in (
+                1,
+                2,
+                3,
+            ):  # beyond the images, those of one parity in the first blocks, of the other in the last
+                for end, parity in ((0, 0), (-1, 1)):
+                    self.values.select(axis, end).select(axis + 2 if axis < 3 else 6, parity).zero_()
         else:
-            self.rows = torch.empty(batch, 2, *shape, -(-(width + 2) // 16) * 16)
-            self.rows[..., 0] = self.rows[..., width + 1] = 0
-            self.moving, self.fixed = (self.rows[:, k : k + 1, ..., 1 : width + 1] for k in (0, 1))
-        self.fixed.copy_(fixed)
+            self.values = torch.empty(batch, *shape[:2], shape[2] + 2, 2, dtype=precision)
+            self.values[..., 0, :] = self.values[..., -1, :] = 0
+        self._put(fixed, 1)
 
-    @classmethod
-    def of(cls, moving: torch.Tensor, fixed: torch.Tensor) -> ImagePair | None:
-        """The pair that two images are `moving` and `fixed` of; None if they do not lie in one."""
-        if moving.untyped_storage().data_ptr() != fixed.untyped_storage().data_ptr():
-            return None
-        batch, _, depth, height, width = moving.shape
-        for turns in (False, True):
-            step = 2 if turns else 1
-            row = 2 * (width + 2) if turns else -(-(width + 2) // 16) * 16
-            image = depth * height * row
-            strides = (image if turns else 2 * image, height * row, row, step)
-            apart = 1 if turns else image
-            if any(one[:, 0].stride() != strides for one in (moving, fixed)):
-                continue
-            if fixed.storage_offset() != moving.storage_offset() + apart:
-                continue
-            pair = cls.__new__(cls)
-            pair.moving, pair.fixed = moving, fixed
-            shape = (batch, depth, height, width + 2, 2) if turns else (batch, 2, depth, height, row)
-            whole = (*strides, 1) if turns else (strides[0], image, *strides[1:])
-            pair.rows = moving.as_strided(shape, whole, moving.storage_offset() - step)
-            return pair
-        return None
+    def _put(self, images: torch.Tensor, number: int) -> None:
+        for image, values in zip(images[:, 0], self.values, strict=True):
+            loops = sampling.compiled() if self.blocks else None
+            if loops:
+                loops.into_blocks(image, values, number)
+            else:
+                values[..., 1:-1, number].copy_(image)
 
-    def takes_turns(self) -> bool:
-        """Whether the images' voxels take turns."""
-        return self.moving.stride(-1) == 2
+    def put(self, moving: torch.Tensor) -> None:
+        """Copy a moving image (B, 1, D, H, W)."""
+        self._put(moving, 0)
+
+    def pull(self, pullers: Sequence[sampling.Puller], displacement: torch.Tensor) -> None:
+        """The moving images of `pullers` behind a displacement (B, 3, d, h, w); see `sampling.Puller`."""
+        for puller, field, values in zip(pullers, displacement, self.values, strict=True):
+            if self.blocks:
+                puller.write_blocks(field, values)
+            else:
+                puller.write(field, values[..., 1:-1, 0])
 
 
-def compiled_layers() -> ModuleType | None:
-    """LDR's layers as compiled code; None where `sampling` has no compiled loops."""
-    return _import_layers() if sampling.compiled() else None
+def compiled_layers(precision: torch.dtype) -> ModuleType | None:
+    """LDR's layers as compiled code; None where `sampling` has no compiled loops, or not in this precision."""
+    layers = _import_layers() if sampling.compiled() else None
+    return layers if layers and layers.takes(precision) else None
 
 
 @functools.lru_cache(maxsize=1)
@@ -178,44 +183,20 @@ def _import_layers() -> ModuleType | None:
 
 def convolve_half(layer: nn.Conv3d, features: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
     """A stride 2, padding 1 convolution: ``layer(features)``, with `relu` rectified."""
-    weights = prepare(layer, "as it is", lambda: (layer.weight, bias_of(layer)))
+    weights = _prepare(layer, "as it is", lambda: (layer.weight, bias_of(layer)))
     return convolve(features, *weights, (2, 2, 2), (1, 1, 1), relu=relu)
 
 
-def convolve_pair(layer: nn.Conv3d, moving: torch.Tensor, fixed: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
-    """A 3x3x3 or 4x4x4, stride 2, padding 1 convolution of two images (B, 1, D, H, W), with `relu` rectified.
-
-    ``layer(torch.cat((moving, fixed), 1))``; images of an `ImagePair` are not copied.
-    """
-    pair = ImagePair.of(moving, fixed)
-    if pair is None:
-        pair = ImagePair(fixed, _precision(moving.dtype))
-        pair.moving.copy_(moving)
-    if not pair.takes_turns():
-        layers = compiled_layers()
-        if layers and layer.out_channels % layers.GROUP == 0 and _precision(torch.float32) != torch.float16:
-            return _convolve_compiled(layers, layer, pair, relu)
-        pair = ImagePair(fixed, _precision(moving.dtype), turns=True)
-        pair.moving.copy_(moving)
-    batch, depth, height, width, _ = pair.rows.shape
-    pairs = pair.rows.view(batch, depth, height, width // 2, 4).permute(0, 4, 1, 2, 3)
+def convolve_pair(layer: nn.Conv3d, pair: ImagePair, *, relu: bool = False) -> torch.Tensor:
+    """A 3x3x3 or 4x4x4, stride 2, padding 1 convolution of two images that take turns, with `relu` rectified."""
+    batch, depth, height, width, _ = pair.values.shape
+    pairs = pair.values.view(batch, depth, height, width // 2, 4).permute(0, 4, 1, 2, 3)
 
     def make() -> _Weights:
         weight = F.pad(layer.weight, (0, layer.kernel_size[2] % 2))  # four voxels of a row, seen as two pairs
         return weight.unflatten(4, (2, 2)).permute(0, 5, 1, 2, 3, 4).flatten(1, 2), bias_of(layer)
 
-    return convolve(pairs, *prepare(layer, "pairs", make), stride=(2, 2, 1), padding=(1, 1, 0), relu=relu)
-
-
-def _convolve_compiled(layers: ModuleType, layer: nn.Conv3d, pair: ImagePair, relu: bool) -> torch.Tensor:
-    """`convolve_pair` of images that follow each other."""
-    batch, _, *shape = pair.moving.shape
-    half = [n // 2 for n in shape]
-    found = torch.empty(batch, *half, layer.out_channels, dtype=_precision(pair.rows.dtype))
-    weights = prepare(layer, "arranged", lambda: (layers.arranged(layer.weight), bias_of(layer)), torch.float32)
-    for rows, out in zip(pair.rows, found, strict=True):
-        layers.first_layer(rows, *weights, out, relu=relu)
-    return found.permute(0, 4, 1, 2, 3)
+    return convolve(pairs, *_prepare(layer, "pairs", make), stride=(2, 2, 1), padding=(1, 1, 0), relu=relu)
 
 
 def transposed_gaps(layer: nn.ConvTranspose3d, features: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
@@ -238,7 +219,7 @@ def transposed_gaps(layer: nn.ConvTranspose3d, features: torch.Tensor, *, relu: 
         taps = _by_twos(layer.weight.flip(2, 3, 4))  # (in, out, t, p, t, p, t, p)
         return taps.permute(3, 5, 7, 1, 0, 2, 4, 6).flatten(0, 3), bias_of(layer, 8)
 
-    found = convolve(features, *prepare(layer, "gaps", make), padding=(1, 1, 1), relu=relu)
+    found = convolve(features, *_prepare(layer, "gaps", make), padding=(1, 1, 1), relu=relu)
     parities = found.unflatten(1, (2, 2, 2, -1))
     for axis in range(3):
         for parity, end in ((1, 0), (0, -1)):
@@ -268,25 +249,29 @@ def convolve_gaps(layer: nn.Conv3d, gaps: torch.Tensor, skip: torch.Tensor) -> t
     c = gaps.shape[1] // 8
 
     def of_skip() -> _Weights:
-        # output r of a block sees the voxels -1 + s (s = 0 ... 3) of the block by the weights s - r
-        weight = torch.cat([F.pad(layer.weight[:, c:], _shifts(r)) for r in _PARITIES])
-        return _whole_blocks(weight), _whole_blocks(bias_of(layer, 8))
+        return _whole_blocks(by_blocks(layer.weight[:, c:])), _whole_blocks(bias_of(layer, 8))
 
     def of_gaps() -> _Weights:
-        # and these voxels are, gap by gap, parity 1 and parity 0
-        voxels = _by_twos(torch.cat([F.pad(layer.weight[:, :c], _shifts(r)) for r in _PARITIES]))
-        return _whole_blocks(voxels.flip(3, 5, 7).permute(0, 3, 5, 7, 1, 2, 4, 6).flatten(1, 4)), None
+        return _whole_blocks(by_gaps(layer.weight[:, :c])), None
 
-    found = convolve(skip, *prepare(layer, "skip", of_skip), (2, 2, 2), (1, 1, 1))
-    more = convolve(gaps, *prepare(layer, "flow of gaps", of_gaps))
-    if found.dtype == torch.bfloat16 and layer.out_channels == 3 and (layers := compiled_layers()):
-        last = (one.permute(0, 2, 3, 4, 1) for one in (found, more))
-        entries = [layers.from_blocks(*entry)[None] for entry in zip(*last, strict=True)]
-        return entries[0] if len(entries) == 1 else torch.cat(entries)
+    found = convolve(skip, *_prepare(layer, "skip", of_skip), (2, 2, 2), (1, 1, 1))
+    more = convolve(gaps, *_prepare(layer, "flow of gaps", of_gaps))
     found += more
     batch, _, depth, height, width = found.shape
     blocks = found[:, : 8 * layer.out_channels].unflatten(1, (2, 2, 2, -1)).permute(0, 4, 5, 1, 6, 2, 7, 3)
     return blocks.reshape(batch, -1, 2 * depth, 2 * height, 2 * width)
+
+
+def by_blocks(weight: torch.Tensor) -> torch.Tensor:
+    """Weights of a 3x3x3, padding 1 convolution for blocks of 2x2x2 outputs: (8 c, channels, 4, 4, 4), stride 2."""
+    # output r of a block sees the voxels -1 + s (s = 0 ... 3) of the block by the weights s - r
+    return torch.cat([F.pad(weight, _shifts(r)) for r in _PARITIES])
+
+
+def by_gaps(weight: torch.Tensor) -> torch.Tensor:
+    """The same for inputs that lie by gaps, (8 c, 8 channels, 2, 2, 2)."""
+    # the four voxels that a block sees are, gap by gap, parity 1 and parity 0
+    return _by_twos(by_blocks(weight)).flip(3, 5, 7).permute(0, 3, 5, 7, 1, 2, 4, 6).flatten(1, 4)
 
 
 def _whole_blocks(weights: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import cast
 
 import torch
@@ -66,7 +67,9 @@ class LDR(DenseNetwork):
         """See `DenseNetwork.predict`."""
         check_pair(moving, fixed, self.multiple)
         if cpu_layout.can_take(moving):
-            return self._predict_on_cpu(moving, fixed)
+            pair = self.image_pair(fixed, cpu_layout.precision_of(moving.dtype))
+            pair.put(moving)
+            return self.predict_pair(pair)
         features = torch.cat((moving, fixed), dim=1)
         skips: list[torch.Tensor] = []
         for layer in self.encoder:
@@ -77,10 +80,40 @@ class LDR(DenseNetwork):
             features = torch.cat((torch.relu(layer(features)), skips.pop()), dim=1)
         return self.flow(features)
 
-    def _predict_on_cpu(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-        """The same, layers arranged as `cpu_layout` says."""
+    def image_pair(self, fixed: torch.Tensor, precision: torch.dtype) -> cpu_layout.ImagePair:
+        """See `DenseNetwork.image_pair`."""
+        compiled = self._fits_compiled_layers() and cpu_layout.compiled_layers(precision)
+        return cpu_layout.ImagePair(fixed, precision, blocks=bool(compiled))
+
+    def _fits_compiled_layers(self) -> bool:
+        """Whether every layer's inputs fill what compiled layers read at once."""
+        first, *others = (cast(nn.Conv3d, layer).out_channels for layer in self.encoder)
+        *ups, last = (cast(nn.ConvTranspose3d, layer).out_channels for layer in self.decoder)
+        joined = (first, last) if self.field_stride == 1 else ()
+        return first % 8 == 0 and last % 2 == 0 and all(n % 16 == 0 for n in (*others, *ups, *joined))
+
+    def predict_pair(self, pair: cpu_layout.ImagePair) -> torch.Tensor:
+        """See `DenseNetwork.predict_pair`."""
+        layers = cpu_layout.compiled_layers(pair.values.dtype) if pair.blocks else None
+        if layers:
+            found = [self._predict_compiled(layers, blocks)[None] for blocks in pair.values]
+            return found[0] if len(found) == 1 else torch.cat(found)
+        return self._predict_on_cpu(pair)
+
+    def _predict_compiled(self, layers: ModuleType, blocks: torch.Tensor) -> torch.Tensor:
+        """Of one pair, by `compiled_layers`."""
+        skips = [layers.first(self.encoder[0], blocks)]
+        for layer in self.encoder[1:]:
+            skips.append(layers.down(layer, skips[-1]))
+        features = [skips.pop()]
+        for layer in self.decoder:
+            features = [layers.up(layer, features), skips.pop()]
+        return layers.flow(self.flow, features)
+
+    def _predict_on_cpu(self, pair: cpu_layout.ImagePair) -> torch.Tensor:
+        """The same by torch, layers arranged as `cpu_layout` says."""
         encoder = [cast(nn.Conv3d, layer) for layer in self.encoder]
-        skips = [cpu_layout.convolve_pair(encoder[0], moving, fixed, relu=True)]
+        skips = [cpu_layout.convolve_pair(encoder[0], pair, relu=True)]
         for convolution in encoder[1:]:
             skips.append(cpu_layout.convolve_half(convolution, skips[-1], relu=True))
         features = skips.pop()

@@ -76,8 +76,25 @@ def test_a_processor_whose_onednn_refuses_bfloat16_still_convolves(monkeypatch):
     for takes in (cpu_layout.onednn_takes, lambda dtype: dtype == torch.float32):
         monkeypatch.setattr(cpu_layout, "onednn_takes", takes)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            found.append(cpu_layout.convolve_pair(pair, moving, fixed, relu=True))
+            images = cpu_layout.ImagePair(fixed, torch.bfloat16)
+            images.put(moving)
+            found.append(cpu_layout.convolve_pair(pair, images, relu=True))
             found.append(cpu_layout.convolve_half(layer, moving))
     assert all(f.dtype == torch.bfloat16 for f in found)
     assert torch.allclose(found[0].float(), found[2].float(), atol=0.02)
     assert torch.allclose(found[1].float(), found[3].float(), atol=0.02)
+
+
+def test_rows_of_one_voxel_hold_what_was_computed():
+    """oneDNN reads memory that nobody has written there, with the matrix unit."""
+    torch.manual_seed(0)
+    layer = torch.nn.Conv3d(16, 32, 4, stride=2, padding=1)
+    features = torch.rand(1, 16, 4, 6, 2)
+    expected = torch.nn.functional.conv3d(features, layer.weight, layer.bias, 2, 1)
+    for _ in range(3):
+        for size in (1 << 10, 1 << 14, 1 << 17):
+            torch.full((size,), 1e38)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            found = cpu_layout.convolve_half(layer, features)
+        assert found.dtype == torch.bfloat16
+        assert torch.allclose(found.float(), expected, atol=0.02)

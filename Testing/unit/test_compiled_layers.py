@@ -8,11 +8,15 @@ import torch.nn.functional as F
 
 from LDRCore import sampling
 from LDRCore.models import cpu_layout
+from LDRCore.models.affine import AffineLDR
+from LDRCore.models.ldr import LDR
 
 layers = pytest.importorskip(
     "LDRCore.models.compiled_layers", reason="needs the package numba (pip install 'LDRCore[fast]')"
 )
-SHORTEST = 2 * layers.LANES
+# how to multiply, and how far the result may be from float32's, relative to numbers about 1
+WAYS = {"float32": (torch.float32, 1e-5), "vectors of pairs": (torch.bfloat16, 0.02), "tiles": (torch.bfloat16, 0.02)}
+SMALL = {"head": "half", "channels": (8, 32, 32, 32), "up": (16, 16, 4)}
 
 
 @pytest.fixture(autouse=True)
@@ -21,82 +25,188 @@ def without_gradients():
         yield
 
 
-@pytest.mark.parametrize("width", [SHORTEST, SHORTEST + 2, SHORTEST + 16, 2 * SHORTEST, 128])
-@pytest.mark.parametrize(("channels", "kernel"), [(8, 4), (16, 4), (16, 3)])
-@pytest.mark.parametrize("relu", [True, False])
-def test_the_first_layer_is_a_convolution(width, channels, kernel, relu):
+@pytest.fixture(params=WAYS, ids=str)
+def way(request, monkeypatch):
+    """(precision, tolerance) of a way to multiply that this processor has."""
+    precision, tolerance = WAYS[request.param]
+    if request.param == "tiles" and not layers._has_tiles():
+        pytest.skip("needs a processor with a matrix unit for bfloat16 (AMX)")
+    if request.param == "vectors of pairs":
+        monkeypatch.setattr(layers, "_has_tiles", lambda: False)
+    if not layers.takes(precision):
+        pytest.skip(f"needs a processor that multiplies {request.param}")
+    return precision, tolerance
+
+
+def features_of(image, precision):
+    """(C, D, H, W) as the layers take it."""
+    return layers.Features(F.pad(image.permute(1, 2, 3, 0), (0, 0, 1, 1)).to(precision).contiguous())
+
+
+def blocks_of(moving, fixed, precision):
+    pair = cpu_layout.ImagePair(fixed, precision, blocks=True)
+    pair.put(moving)
+    return pair.values[0]
+
+
+def assert_ends_are_zero(features):
+    assert features.ends == 1
+    assert float(features.values[:, :, 0].abs().max()) == float(features.values[:, :, -1].abs().max()) == 0
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (4, 8, 4), (6, 10, 36), (8, 4, 128), (4, 6, 84)], ids=str)
+@pytest.mark.parametrize(("channels", "kernel", "slope"), [(8, 4, 0.0), (16, 4, 1.0), (16, 3, 0.1), (24, 4, 0.0)])
+def test_the_first_layer_is_a_convolution_of_two_images(shape, channels, kernel, slope, way):
+    precision, tolerance = way
     torch.manual_seed(0)
     layer = torch.nn.Conv3d(2, channels, kernel, stride=2, padding=1)
-    moving, fixed = torch.rand(2, 1, 6, 10, width) - 0.3, torch.rand(2, 1, 6, 10, width)
-    pair = cpu_layout.ImagePair(fixed, torch.float32)
-    assert not pair.takes_turns()
-    pair.moving.copy_(moving)
-    expected = layer(torch.cat((moving, fixed), 1))
-    expected = expected.relu() if relu else expected
-    found = cpu_layout.convolve_pair(layer, pair.moving, pair.fixed, relu=relu)
-    assert found.shape == expected.shape
-    assert float((found - expected).abs().max()) < 1e-5
+    moving, fixed = torch.rand(2, 1, 1, *shape) - 0.3
+    expected = F.leaky_relu(layer(torch.cat((moving, fixed), 1))[0], slope)
+    found = layers.first(layer, blocks_of(moving, fixed, precision), slope)
+    assert found.values.dtype == precision
+    assert found.tensor().shape == expected.shape
+    assert float((found.tensor() - expected).abs().max()) < tolerance
+    assert_ends_are_zero(found)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (6, 4, 10), (4, 6, 34), (4, 2, 64), (2, 4, 70)], ids=str)
+@pytest.mark.parametrize(("inputs", "outputs", "kernel"), [(8, 32, 4), (16, 16, 3), (48, 64, 4)])
+def test_further_layers_are_convolutions(shape, inputs, outputs, kernel, way):
+    precision, tolerance = way
+    torch.manual_seed(0)
+    layer = torch.nn.Conv3d(inputs, outputs, kernel, stride=2, padding=1)
+    image = torch.rand(inputs, *shape) - 0.3
+    expected = F.leaky_relu(layer(image[None])[0], 0.1)
+    found = layers.down(layer, features_of(image, precision), 0.1)
+    assert float((found.tensor() - expected).abs().max()) < tolerance
+    assert_ends_are_zero(found)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 5), (3, 2, 16), (1, 3, 33)], ids=str)
+@pytest.mark.parametrize("outputs", [4, 16, 48])
+def test_transposed_convolutions_of_several_inputs(shape, outputs, way):
+    precision, tolerance = way
+    torch.manual_seed(0)
+    layer = torch.nn.ConvTranspose3d(48, outputs, 4, stride=2, padding=1)
+    image = torch.rand(48, *shape) - 0.3
+    expected = F.relu(layer(image[None]))
+    found = layers.up(layer, [features_of(part, precision) for part in image.split((16, 32))])
+    if found.ends:
+        assert_ends_are_zero(found)
+        tensor = found.tensor()[None]
+    else:
+        assert outputs == 4  # fewer than fill a vector
+        tensor = cpu_layout.from_gaps(found.tensor()[None])
+        assert torch.equal(gaps_of(tensor[0]), found.values.float())
+    assert float((tensor - expected).abs().max()) < tolerance
+
+
+def gaps_of(image):
+    """(C, D, H, W) by gaps, (D / 2 + 1, H / 2 + 1, W / 2 + 1, 8 C), by definition."""
+    parts = F.pad(image, (1,) * 6).unfold(1, 2, 2).unfold(2, 2, 2).unfold(3, 2, 2).flip(4, 5, 6)
+    return parts.permute(1, 2, 3, 4, 5, 6, 0).flatten(3).float()  # parity 1 lies before parity 0
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (4, 6, 10), (6, 4, 68)], ids=str)
+@pytest.mark.parametrize("gaps", [True, False])
+def test_a_flow_layer_at_half_size_is_a_convolution(shape, gaps, way):
+    precision, tolerance = way
+    torch.manual_seed(0)
+    first = 4 if gaps else 16
+    layer = torch.nn.Conv3d(first + 8, 3, 3, padding=1)
+    image = torch.rand(first + 8, *shape) - 0.3
+    expected = layer(image[None])[0]
+    one = layers.Features(gaps_of(image[:4]).to(precision), 0) if gaps else features_of(image[:first], precision)
+    found = layers.flow(layer, [one, features_of(image[first:], precision)])
+    assert found.dtype == torch.float32
+    assert float((found - expected).abs().max()) < tolerance
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 5), (3, 2, 34)], ids=str)
+def test_a_flow_layer_at_full_size_is_a_transposed_convolution(shape, way):
+    precision, tolerance = way
+    torch.manual_seed(0)
+    layer = torch.nn.ConvTranspose3d(32, 3, 4, stride=2, padding=1)
+    image = torch.rand(32, *shape) - 0.3
+    found = layers.flow(layer, [features_of(part, precision) for part in image.split((16, 16))])
+    assert float((found - layer(image[None])[0]).abs().max()) < tolerance
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("options", [{}, {"head": "half"}, SMALL], ids=str)
+def test_a_whole_network(options, way, threads):
+    precision, tolerance = way
+    torch.manual_seed(0)
+    network = LDR(**options).requires_grad_(False)
+    torch.nn.init.normal_(network.flow.weight, 0, 0.1)
+    moving, fixed = torch.rand(2, 2, 1, 32, 48, 80)
+    with torch.enable_grad():  # torch's own layers
+        expected = network.predict(moving, fixed)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        pair = network.image_pair(fixed, precision)
+        pair.put(moving)
+        assert pair.blocks
+        found = network.predict_pair(pair)
+    finally:
+        torch.set_num_threads(before)
+    assert float((found - expected).abs().max()) < tolerance * float(expected.abs().max())
+
+
+def test_the_affine_stem(way):
+    precision, tolerance = way
+    torch.manual_seed(0)
+    stem = AffineLDR().requires_grad_(False)
+    torch.nn.init.normal_(stem.matrix.weight, 0, 0.1)
+    moving, fixed = torch.rand(2, 2, 1, 32, 48, 64)
+    with torch.enable_grad():
+        expected, _ = stem.predict(moving, fixed)
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        found, _ = stem.predict(moving, fixed)
+    assert float((found - expected).abs().max()) < tolerance
+
+
+def test_the_matrix_unit_is_left_as_it_was():
+    """OneDNN remembers what it told the unit, and does not tell it again."""
+    if not layers.takes(torch.bfloat16):
+        pytest.skip("needs a processor that multiplies bfloat16")
+    torch.manual_seed(0)
+    layer = torch.nn.Conv3d(32, 32, 3, padding=1)
+    narrow = torch.nn.Conv3d(16, 16, 4, stride=2, padding=1)
+    image, small = torch.rand(1, 32, 12, 12, 12), torch.rand(16, 4, 4, 8)
     with torch.autocast("cpu", torch.bfloat16):
-        half = cpu_layout.convolve_pair(layer, pair.moving, pair.fixed, relu=relu)
-    assert half.dtype == torch.bfloat16
-    assert torch.allclose(half.float(), expected, rtol=2**-8, atol=1e-5)  # rounded once, at the end
-    if relu:
-        assert float(half.min()) == 0
-
-
-@pytest.mark.parametrize(("channels", "width"), [(6, SHORTEST), (8, SHORTEST - 4)])
-def test_other_layers_and_short_rows_are_left_to_torch(channels, width, monkeypatch):
-    monkeypatch.setattr(layers, "first_layer", lambda *_, **__: pytest.fail("was taken"))
-    layer = torch.nn.Conv3d(2, channels, 4, stride=2, padding=1)
-    moving, fixed = torch.rand(1, 1, 8, 8, width), torch.rand(1, 1, 8, 8, width)
-    expected = layer(torch.cat((moving, fixed), 1))
-    assert torch.allclose(cpu_layout.convolve_pair(layer, moving, fixed), expected, atol=1e-5)
+        expected = layer(image)
+        for _ in range(5):
+            layers.down(narrow, features_of(small, torch.bfloat16))
+            assert torch.equal(layer(image), expected)
 
 
 def test_weights_that_change_are_arranged_anew():
     layer = torch.nn.Conv3d(2, 8, 4, stride=2, padding=1)
-    pair = cpu_layout.ImagePair(torch.rand(1, 1, 8, 8, SHORTEST), torch.float32)
-    pair.moving.zero_()
-    before = cpu_layout.convolve_pair(layer, pair.moving, pair.fixed)
+    blocks = blocks_of(torch.zeros(1, 1, 8, 8, 16), torch.rand(1, 1, 8, 8, 16), torch.float32)
+    before = layers.first(layer, blocks).tensor()
     layer.weight.mul_(2)
     layer.bias.mul_(2)
-    assert torch.allclose(cpu_layout.convolve_pair(layer, pair.moving, pair.fixed), 2 * before, atol=1e-5)
+    assert torch.allclose(layers.first(layer, blocks).tensor(), 2 * before, atol=1e-5)
 
 
-def test_blocks_become_voxels():
-    torch.manual_seed(0)
-    first, second = (torch.randn(3, 4, 5, 32).bfloat16() for _ in range(2))
-    found = layers.from_blocks(first, second)
-    total = (first.float() + second.float())[..., :24].view(3, 4, 5, 2, 2, 2, 3)
-    assert torch.equal(found, total.permute(6, 0, 3, 1, 4, 2, 5).reshape(3, 6, 8, 10))
-
-
-def test_a_flow_layer_by_blocks_is_a_convolution():
-    torch.manual_seed(0)
-    layer = torch.nn.Conv3d(4 + 8, 3, 3, padding=1)
-    features, skip = torch.rand(1, 4, 8, 12, 16), torch.rand(1, 8, 8, 12, 16)
-    gaps = F.pad(features, (1,) * 6).unfold(2, 2, 2).unfold(3, 2, 2).unfold(4, 2, 2)
-    gaps = gaps.flip(5, 6, 7).permute(0, 5, 6, 7, 1, 2, 3, 4).flatten(1, 4)  # parity 1 lies before parity 0
-    assert torch.equal(cpu_layout.from_gaps(gaps), features)
-    expected = layer(torch.cat((features, skip), 1))
-    with torch.autocast("cpu", torch.bfloat16):
-        found = cpu_layout.convolve_gaps(layer, gaps, skip)
-    assert found.dtype == torch.float32
-    assert float((found - expected).abs().max()) < 0.02
+@pytest.mark.parametrize("channels", [(12, 32, 64, 128), (16, 24, 64, 128)])
+def test_networks_whose_channels_do_not_fit_are_left_to_torch(channels):
+    network = LDR(channels=channels)
+    pair = network.image_pair(torch.rand(1, 1, 16, 16, 32), torch.float32)
+    assert not pair.blocks
+    pair.put(torch.rand(1, 1, 16, 16, 32))
+    assert network.predict_pair(pair).shape == (1, 3, 16, 16, 32)
 
 
 def test_without_compiled_loops_there_are_none(monkeypatch):
-    assert cpu_layout.compiled_layers() is layers
+    assert cpu_layout.compiled_layers(torch.float32) is layers
     monkeypatch.setattr(sampling, "COMPILED", False)
-    assert cpu_layout.compiled_layers() is None
-    assert cpu_layout.ImagePair(torch.rand(1, 1, 8, 8, 128), torch.float32).takes_turns()
+    assert cpu_layout.compiled_layers(torch.float32) is None
+    assert not LDR().image_pair(torch.rand(1, 1, 16, 16, 32), torch.float32).blocks
 
 
-def test_float16_is_left_to_torch(monkeypatch):
-    monkeypatch.setattr(layers, "first_layer", lambda *_, **__: pytest.fail("was taken"))
-    layer = torch.nn.Conv3d(2, 8, 4, stride=2, padding=1)
-    moving, fixed = torch.rand(1, 1, 8, 8, SHORTEST), torch.rand(1, 1, 8, 8, SHORTEST)
-    expected = layer(torch.cat((moving, fixed), 1))
-    with torch.autocast("cpu", torch.float16):
-        found = cpu_layout.convolve_pair(layer, moving, fixed)
-    assert torch.allclose(found.float(), expected, atol=5e-3)
+def test_float16_is_left_to_torch():
+    assert not layers.takes(torch.float16)
+    assert not LDR().image_pair(torch.rand(1, 1, 16, 16, 32), torch.float16).blocks

@@ -212,20 +212,27 @@ def test_ldr_rearranged_for_a_cpu_is_the_same_network(options):
     assert torch.allclose(plain, rearranged, atol=1e-5)
 
 
-def test_images_side_by_side_are_not_copied():
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_pair_is_what_its_network_reads(precision, compiled, monkeypatch):
+    monkeypatch.setattr(sampling, "COMPILED", compiled)
     torch.manual_seed(0)
     network = LDR().to(memory_format=torch.channels_last_3d).requires_grad_(False)
     torch.nn.init.normal_(network.flow.weight, 0, 0.1)
-    moving, fixed = torch.rand(2, 1, 16, 48, 32), torch.rand(2, 1, 16, 48, 32)
-    pair = cpu_layout.ImagePair(fixed, torch.float32)
-    pair.moving.copy_(moving)
-    assert torch.equal(pair.moving, moving)
-    assert torch.equal(pair.fixed, fixed)
-    assert cpu_layout.ImagePair.of(pair.moving, pair.fixed).rows.data_ptr() == pair.rows.data_ptr()
-    others = [(moving, fixed), (pair.fixed, pair.moving), (pair.moving, pair.moving), (pair.moving, fixed)]
-    assert all(cpu_layout.ImagePair.of(*images) is None for images in others)
+    moving, fixed = smooth(2, 48, 64, 80)[:, None], smooth(2, 48, 64, 80, seed=1)[:, None]
+    field = 3 * (smooth(6, 24, 32, 40, seed=3) - 0.5).view(2, 3, 24, 32, 40)
+    warped = spatial.warp_by_coarse(moving, field)
+    in_precision = torch.autocast("cpu", precision, enabled=precision != torch.float32)
     with torch.no_grad():
-        assert torch.equal(network.predict(pair.moving, pair.fixed), network.predict(moving, fixed))
+        pair = network.image_pair(fixed, precision)
+        pair.put(moving)
+        with in_precision:
+            assert torch.equal(network.predict_pair(pair), network.predict(moving, fixed))
+        pair.pull([sampling.Puller(image, precision) for image in moving[:, 0]], field)
+        with in_precision:
+            found, expected = network.predict_pair(pair), network.predict(warped, fixed)
+    scale = float(expected.abs().max())
+    assert float((found - expected).abs().max()) < scale * (1e-4 if precision == torch.float32 else 0.02)
 
 
 def test_the_stem_rearranged_for_a_cpu_is_the_same_network():
