@@ -209,6 +209,71 @@ def _write_vectors(
 _large_one, _large_two, _small_one, _small_two = (_product_of(big, n) for big in (True, False) for n in (1, 2))
 
 
+def _dots_of(many: bool) -> Any:
+    """A function that computes three outputs of several places, or of one, with inputs in the lanes of vectors."""
+
+    def dots(typing, starts, steps, amounts, places, count, at, bias, out, place, plane):  # type: ignore[no-untyped-def]
+        """out[place + n * plane + m] = bias[n] + sum over t < count and over numbers e of ``input * weight``.
+
+        Inputs of place `at` + m are amounts[t] times LANES float32 from address starts[t] + steps[t] (at + m) on, their
+        weights for n < 3 lie at address places[t], n fastest, then inputs by LANES.
+        """
+        signature = types.void(starts, steps, amounts, places, count, at, bias, out, place, plane)
+
+        def generate(context, builder, sig, arguments):  # type: ignore[no-untyped-def]
+            tables = [_data(context, builder, sig, arguments, n) for n in range(4)]
+            bias, out = (_data(context, builder, sig, arguments, n) for n in (6, 7))
+            _, _, _, _, count, at, _, _, place, plane = arguments
+            _write_dots(builder, tables, count, at, bias, out, place, plane, _places_of_dots(many))
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return intrinsic(dots)
+
+
+def _places_of_dots(many: bool) -> int:
+    return (8 if LANES == 16 else 4) if many else 1
+
+
+def _write_dots(
+    builder: Any, tables: Any, count: Any, at: Any, bias: Any, out: Any, place: Any, plane: Any, rows: int
+) -> None:
+    """The instructions of `_dots_of`."""
+
+    def load(address):  # type: ignore[no-untyped-def]
+        found = builder.load(builder.inttoptr(address, _FLOAT_VECTOR.as_pointer()))
+        found.align = 4
+        return found
+
+    sums = [[cgutils.alloca_once(builder, _FLOAT_VECTOR) for _ in range(3)] for _ in range(rows)]
+    for total in (total for row in sums for total in row):
+        builder.store(ir.Constant(_FLOAT_VECTOR, [0.0] * LANES), total)
+    with cgutils.for_range(builder, count) as entries:
+        source, step, amount, weights = _addresses(builder, tables, entries.index, at, _I64(0))
+        with cgutils.for_range(builder, amount) as pieces:
+            row = builder.add(source, builder.mul(pieces.index, _I64(LANES * 4)))
+            first = builder.add(weights, builder.mul(pieces.index, _I64(3 * LANES * 4)))
+            factors = [load(builder.add(first, _I64(n * LANES * 4))) for n in range(3)]
+            for row_sums in sums:
+                value = load(row)
+                row = builder.add(row, step)
+                for total, factor in zip(row_sums, factors, strict=True):
+                    product = builder.fmul(value, factor, flags=("contract",))
+                    builder.store(builder.fadd(product, builder.load(total), flags=("contract",)), total)
+    kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), _FLOAT_VECTOR])
+    reduce = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
+    for n in range(3):
+        here = builder.add(place, builder.mul(plane, _I64(n)))
+        start = builder.load(builder.gep(bias, [_I64(n)]))
+        for m, row_sums in enumerate(sums):
+            total = builder.call(reduce, [start, builder.load(row_sums[n])], fastmath=("reassoc",))
+            builder.store(total, builder.gep(out, [builder.add(here, _I64(m))]))
+
+
+_many_dots, _one_dots = _dots_of(True), _dots_of(False)
+
+
 def _settle_of(length: int) -> Any:
     """A function that keeps so many channels of an output."""
 
@@ -257,15 +322,14 @@ _settle, _settle_eight = _settle_of(LANES), _settle_of(8)
 
 
 @compiling.inline
-def _list_rows(plan, groups, k, j, piece, starts, steps, amounts, places):  # type: ignore[no-untyped-def]
+def _list_rows(plan, k, j, piece, starts, steps, amounts, places):  # type: ignore[no-untyped-def]
     """Fill the tables of `_product` with the rows of inputs of output row (k, j); returns their number.
 
     Rows beyond an input's ends, which would be zeros, are left out. `piece` of the weights counts.
     """
     count = 0
     for s in range(len(plan)):
-        address, depth, height, row, step, scale_z, scale_y, first, kernel_z, kernel_y, amount, weights = plan[s]
-        size = groups * amount * (_ELEMENTS * LANES * 4)
+        address, depth, height, row, step, scale_z, scale_y, first, kernel_z, kernel_y, amount, weights, size = plan[s]
         for dz in range(kernel_z):
             z = scale_z * k + first + dz
             for dy in range(kernel_y):
@@ -351,9 +415,9 @@ def _features(unit, tiles, sizes, plan, groups, shape, parities, bias, slope, ou
     for row in range(begin, end):
         k, j = row // count_y, row % count_y
         if parities:
-            count = _list_rows(plan, groups, (k + 1) // 2, j, k % 2, starts, steps, amounts, places)
+            count = _list_rows(plan, (k + 1) // 2, j, k % 2, starts, steps, amounts, places)
         else:
-            count = _list_rows(plan, groups, k, j, 0, starts, steps, amounts, places)
+            count = _list_rows(plan, k, j, 0, starts, steps, amounts, places)
         group = 0
         while group < groups:
             two = group % (stride * own) + 1 < stride * own
@@ -425,7 +489,7 @@ def _field(unit, tiles, sizes, plan, groups, shape, sign, bias, out, begin, end)
     _, full_depth, full_height, full_width = out.shape
     for row in range(begin, end):
         k, j = row // height, row % height
-        count = _list_rows(plan, groups, k, j, 0, starts, steps, amounts, places)
+        count = _list_rows(plan, k, j, 0, starts, steps, amounts, places)
         group = 0
         while group < groups:
             two = group + 1 < groups
@@ -455,6 +519,27 @@ def _field(unit, tiles, sizes, plan, groups, shape, sign, bias, out, begin, end)
                 done = at + rows
             group += 2 if two else 1
     _configure(unit, saved)
+
+
+@compiling.loop
+def _field_by_voxel(plan, bias, out, many, begin, end):  # type: ignore[no-untyped-def]
+    """The same voxel by voxel, for rows begin ... end of out (3, D, H, W); `plan` as in `_features`."""
+    starts, steps = np.empty(_MOST_ENTRIES, np.int64), np.empty(_MOST_ENTRIES, np.int64)
+    amounts, places = np.empty(_MOST_ENTRIES, np.int64), np.empty(_MOST_ENTRIES, np.int64)
+    flat = out.ravel()
+    _, depth, height, width = out.shape
+    plane = depth * height * width
+    for row in range(begin, end):
+        k, j = row // height, row % height
+        count = _list_rows(plan, k, j, 0, starts, steps, amounts, places)
+        done = 0
+        while done < width:
+            at, rows = _outputs_from(done, width, many, 1)
+            if rows == many:
+                _many_dots(starts, steps, amounts, places, count, at, bias, flat, row * width + at, plane)
+            else:
+                _one_dots(starts, steps, amounts, places, count, at, bias, flat, row * width + at, plane)
+            done = at + rows
 
 
 @dataclass(frozen=True)
@@ -493,7 +578,7 @@ class _Input:
         features: these.
         scale, first: for output i along an axis (z, y, x), voxels from scale * i + first on.
         kernel: so many, along z and y.
-        weights: as `_arranged`.
+        weights: as `_arranged`: pieces, entries of the tables, groups, amount and so on.
     """
 
     features: Features
@@ -509,19 +594,9 @@ class _Input:
         voxel, row = channels * values.itemsize, values.stride(1) * values.itemsize
         start = values.data_ptr() + (self.first + self.features.ends) * voxel
         *scale, step = self.scale
-        amount = self.weights.shape[3]
-        return [
-            start,
-            depth,
-            height,
-            row,
-            step * voxel,
-            *scale,
-            self.first,
-            *self.kernel,
-            amount,
-            self.weights.data_ptr(),
-        ]
+        plan = [start, depth, height, row, step * voxel, *scale, self.first, *self.kernel]
+        weights = self.weights
+        return [*plan, weights.shape[3], weights.data_ptr(), weights.stride(1) * weights.itemsize]
 
 
 @functools.lru_cache(maxsize=1)
@@ -687,11 +762,35 @@ def up(layer: nn.ConvTranspose3d, inputs: Sequence[Features], slope: float = 0.0
     return result
 
 
+def _flow_by_voxel(layer: nn.Conv3d, inputs: Sequence[Features]) -> torch.Tensor:
+    """`flow` at half size in float32, where the inputs of three voxels fill vectors: no weight of zero is added."""
+    sizes = [one.channels for one in inputs]
+
+    def make() -> tuple[torch.Tensor, ...]:
+        pieces = []
+        for weight in layer.weight.detach().float().split(sizes, 1):
+            rows = weight.permute(2, 3, 4, 1, 0).reshape(9, -1, LANES, 3)  # (kz ky, kx inputs, outputs)
+            pieces.append(rows.transpose(2, 3)[None, :, None].contiguous())
+        return *pieces, cpu_layout.bias_of(layer).detach().float().contiguous()
+
+    *weights, bias = cpu_layout.kept(layer, f"flow by voxel {sizes}", make)
+    given = [_Input(one, (1, 1, 1), -1, (3, 3), weight) for one, weight in zip(inputs, weights, strict=True)]
+    depth, height, width = inputs[0].shape
+    found = torch.empty(3, depth, height, width)
+    plan = np.array([one.plan() for one in given], np.int64)
+    arguments = plan, bias.numpy(), found.numpy(), _places_of_dots(True)
+    compiling.share(depth * height, lambda begin, end: _field_by_voxel(*arguments, begin, end))
+    return found
+
+
 def flow(layer: nn.Conv3d | nn.ConvTranspose3d, inputs: Sequence[Features]) -> torch.Tensor:
     """The displacement (3, D, H, W) float32 by LDR's last layer, either head; the first inputs may be gaps."""
     precision = inputs[0].values.dtype
     transposed = isinstance(layer, nn.ConvTranspose3d)
     sizes = [one.channels if one.ends else one.channels // 8 for one in inputs]
+    whole = all(one.ends and 3 * one.channels % LANES == 0 for one in inputs)
+    if isinstance(layer, nn.Conv3d) and precision == torch.float32 and whole:
+        return _flow_by_voxel(layer, inputs)
     flat = not transposed and all(one.ends for one in inputs)  # blocks of one slice: fewer zeros among the weights
     # from (pz, py, px, component) to (pz, py, component, voxel along x)
     order = torch.arange(12 if flat else 24).view(-1, 2, 3)

@@ -201,7 +201,7 @@ def test_networks_whose_channels_do_not_fit_are_left_to_torch(channels):
 
 
 def test_without_compiled_loops_there_are_none(monkeypatch):
-    assert cpu_layout.compiled_layers(torch.float32) is layers
+    assert cpu_layout.compiled_layers(torch.float32) is (layers if layers.USABLE else None)
     monkeypatch.setattr(sampling, "COMPILED", False)
     assert cpu_layout.compiled_layers(torch.float32) is None
     assert not LDR().image_pair(torch.rand(1, 1, 16, 16, 32), torch.float32).blocks
