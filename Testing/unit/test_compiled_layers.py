@@ -14,6 +14,7 @@ from LDRCore.models.ldr import LDR
 layers = pytest.importorskip(
     "LDRCore.models.compiled_layers", reason="needs the package numba (pip install 'LDRCore[fast]')"
 )
+loops = pytest.importorskip("LDRCore.models.layer_loops")
 # how to multiply, and how far the result may be from float32's, relative to numbers about 1
 WAYS = {"float32": (torch.float32, 1e-5), "vectors of pairs": (torch.bfloat16, 0.02), "tiles": (torch.bfloat16, 0.02)}
 SMALL = {"head": "half", "channels": (8, 32, 32, 32), "up": (16, 16, 4)}
@@ -29,10 +30,10 @@ def without_gradients():
 def way(request, monkeypatch):
     """(precision, tolerance) of a way to multiply that this processor has."""
     precision, tolerance = WAYS[request.param]
-    if request.param == "tiles" and not layers._has_tiles():
+    if request.param == "tiles" and not loops.has_tiles():
         pytest.skip("needs a processor with a matrix unit for bfloat16 (AMX)")
     if request.param == "vectors of pairs":
-        monkeypatch.setattr(layers, "_has_tiles", lambda: False)
+        monkeypatch.setattr(loops, "has_tiles", lambda: False)
     if not layers.takes(precision):
         pytest.skip(f"needs a processor that multiplies {request.param}")
     return precision, tolerance
@@ -201,7 +202,7 @@ def test_networks_whose_channels_do_not_fit_are_left_to_torch(channels):
 
 
 def test_without_compiled_loops_there_are_none(monkeypatch):
-    assert cpu_layout.compiled_layers(torch.float32) is (layers if layers.USABLE else None)
+    assert cpu_layout.compiled_layers(torch.float32) is (layers if loops.USABLE else None)
     monkeypatch.setattr(sampling, "COMPILED", False)
     assert cpu_layout.compiled_layers(torch.float32) is None
     assert not LDR().image_pair(torch.rand(1, 1, 16, 16, 32), torch.float32).blocks
