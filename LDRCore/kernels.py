@@ -65,22 +65,56 @@ def _locate(z, y, x, shape, padding, index, left):  # type: ignore[no-untyped-de
         index[i] = np.int32(np.int32(z0 * plane) + np.int32(y0 * row)) + x0
 
 
+def _two_floats(typing, flat, index, out, place):  # type: ignore[no-untyped-def]
+    """Copy flat[index] and the number after it to out[place] and the place after it, as one."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        kind = ir.IntType(64).as_pointer()
+
+        def pointer(number, at):  # type: ignore[no-untyped-def]
+            data = context.make_array(signature.args[number])(context, builder, arguments[number]).data
+            return builder.bitcast(builder.gep(data, [at]), kind)
+
+        read = builder.load(pointer(0, arguments[1]))
+        read.align = 4
+        builder.store(read, pointer(2, arguments[3])).align = 4
+        return context.get_dummy_value()
+
+    return types.void(flat, index, out, place), generate
+
+
+_copy_two: Any = intrinsic(_two_floats)
+
+
 @compiling.loop
-def _pick(flat, shape, index, wz, wy, wx, out):  # type: ignore[no-untyped-def]
-    """Linear interpolation of a flat image at a row of places that `_locate` found."""
+def _pick(flat, shape, index, wz, wy, wx, room, out):  # type: ignore[no-untyped-def]
+    """Linear interpolation of a flat image at a row of places that `_locate` found; `room` for 8 numbers a place."""
     compiling.wide()
     depth, height, width = shape
     along = np.uintp(1 if width > 1 else 0)
     across = np.uintp(width if height > 1 else 0)
     down = np.uintp(height * width if depth > 1 else 0)
-    for i in range(len(out)):
-        p = np.uintp(index[i])
+    count = len(out)
+    near, far, low, lower = room[: 2 * count], room[2 * count :], room[4 * count :], room[6 * count :]
+    for i in range(count):
+        p, two = np.uintp(index[i]), np.uintp(2 * i)
         q = p + down
-        a, b, c, d = flat[p], flat[p + across], flat[q], flat[q + across]
-        a += wx[i] * (flat[p + along] - a)
-        b += wx[i] * (flat[p + across + along] - b)
-        c += wx[i] * (flat[q + along] - c)
-        d += wx[i] * (flat[q + across + along] - d)
+        if along:
+            _copy_two(flat, p, near, two)
+            _copy_two(flat, p + across, far, two)
+            _copy_two(flat, q, low, two)
+            _copy_two(flat, q + across, lower, two)
+        else:
+            near[two] = near[two + np.uintp(1)] = flat[p]
+            far[two] = far[two + np.uintp(1)] = flat[p + across]
+            low[two] = low[two + np.uintp(1)] = flat[q]
+            lower[two] = lower[two + np.uintp(1)] = flat[q + across]
+    for i in range(count):
+        a, b, c, d = near[2 * i], far[2 * i], low[2 * i], lower[2 * i]
+        a += wx[i] * (near[2 * i + 1] - a)
+        b += wx[i] * (far[2 * i + 1] - b)
+        c += wx[i] * (low[2 * i + 1] - c)
+        d += wx[i] * (lower[2 * i + 1] - d)
         a += wy[i] * (b - a)
         c += wy[i] * (d - c)
         out[i] = a + wz[i] * (c - a)
@@ -99,7 +133,9 @@ def _at_points(image, where, out, begin, end, padding):  # type: ignore[no-untyp
     """out[:, n] = image at where[:, n] for the blocks begin ... end of 512 points."""
     compiling.wide()
     shape = image.shape[1:]
+    flat, size = image.ravel(), shape[0] * shape[1] * shape[2]
     index, left, at = np.empty(512, np.int32), np.empty(512, np.float32), np.empty((3, 512), np.float32)
+    room = np.empty(8 * 512, np.float32)
     for block in range(begin, end):
         first = 512 * block
         count = min(512, where.shape[1] - first)
@@ -108,7 +144,7 @@ def _at_points(image, where, out, begin, end, padding):  # type: ignore[no-untyp
         _locate(z, y, x, shape, padding, index, left)
         for c in range(image.shape[0]):
             row = out[c, first : first + count]
-            _pick(image[c].ravel(), shape, index, z, y, x, row)
+            _pick(flat[c * size :], shape, index, z, y, x, room, row)
             if padding != BORDER:
                 _fade(row, left, np.float32(0))
 
@@ -129,7 +165,9 @@ def _displaced(image, displacement, out, begin, end, padding):  # type: ignore[n
     compiling.wide()
     height, width = out.shape[2], out.shape[3]
     shape = image.shape[1:]
+    flat, size = image.ravel(), shape[0] * shape[1] * shape[2]
     index, left = np.empty(width, np.int32), np.empty(width, np.float32)
+    room = np.empty(8 * width, np.float32)
     z, y, x = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
     for row in range(begin, end):
         k, j = row // height, row % height
@@ -137,7 +175,7 @@ def _displaced(image, displacement, out, begin, end, padding):  # type: ignore[n
         _locate(z, y, x, shape, padding, index, left)
         for c in range(image.shape[0]):
             found = out[c, k, j]
-            _pick(image[c].ravel(), shape, index, z, y, x, found)
+            _pick(flat[c * size :], shape, index, z, y, x, room, found)
             if padding != BORDER:
                 _fade(found, left, np.float32(0))
 
@@ -249,12 +287,13 @@ def _affine(image, matrix, out, first, begin, end, padding, outside):  # type: i
     height, width = out.shape[1], out.shape[2]
     flat = image.ravel()
     index, left = np.empty(width, np.int32), np.empty(width, np.float32)
+    room = np.empty(8 * width, np.float32)
     z, y, x = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
     for row in range(begin, end):
         k, j = row // height, row % height
         _straight(matrix, first + k, j, z, y, x)
         _locate(z, y, x, image.shape, padding, index, left)
-        _pick(flat, image.shape, index, z, y, x, out[k, j])
+        _pick(flat, image.shape, index, z, y, x, room, out[k, j])
         if padding != BORDER:
             _fade(out[k, j], left, outside)
 
@@ -348,6 +387,7 @@ def _along(image, matrix, field, zs, ys, xs, out, first, begin, end, padding, ou
     height, width = out.shape[1], out.shape[2]
     flat = image.ravel()
     index, left = np.empty(width, np.int32), np.empty(width, np.float32)
+    room = np.empty(8 * width, np.float32)
     z, y, x = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
     held, line, lines = _room(field, width)
     flat_field, flat_lines, padded = field.ravel(), lines.ravel(), lines.shape[2]
@@ -361,7 +401,7 @@ def _along(image, matrix, field, zs, ys, xs, out, first, begin, end, padding, ou
             y[i] += near[1, i] + weight * (far[1, i] - near[1, i])
             x[i] += near[2, i] + weight * (far[2, i] - near[2, i])
         _locate(z, y, x, image.shape, padding, index, left)
-        _pick(flat, image.shape, index, z, y, x, out[k, j])
+        _pick(flat, image.shape, index, z, y, x, room, out[k, j])
         if padding != BORDER:
             _fade(out[k, j], left, outside)
 
@@ -373,6 +413,7 @@ def _oblique(image, matrix, packed, to_field, out, first, begin, end, padding, o
     height, width = out.shape[1], out.shape[2]
     flat = image.ravel()
     index, left = np.empty(width, np.int32), np.empty(width, np.float32)
+    room = np.empty(8 * width, np.float32)
     z, y, x = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
     fz, fy, fx = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
     moved = np.empty((3, width), np.float32)
@@ -387,7 +428,7 @@ def _oblique(image, matrix, packed, to_field, out, first, begin, end, padding, o
             y[i] += moved[1, i]
             x[i] += moved[2, i]
         _locate(z, y, x, image.shape, padding, index, left)
-        _pick(flat, image.shape, index, z, y, x, out[k, j])
+        _pick(flat, image.shape, index, z, y, x, room, out[k, j])
         if padding != BORDER:
             _fade(out[k, j], left, outside)
 
