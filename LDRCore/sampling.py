@@ -268,13 +268,12 @@ class Puller:
 
     def write_blocks(self, displacement: torch.Tensor, values: torch.Tensor) -> None:
         """Fill the moving image of an entry of a `cpu_layout.ImagePair` in blocks, the rest as in `write`."""
-        loops = compiled()
-        assert loops is not None
-        ratio, to_field = self._how(displacement)
         if self._bytes:
+            ratio, to_field = self._how(displacement)
             self._bytes.pull_into_blocks(displacement, ratio, self._lines(displacement, to_field), values)
             return
-        found = torch.empty(self._image.shape)
+        loops, found = compiled(), torch.empty(self._image.shape)
+        assert loops is not None
         self.write(displacement, found)
         loops.into_blocks(found, values, 0)
 

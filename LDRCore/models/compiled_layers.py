@@ -104,6 +104,10 @@ def _bias(layer: nn.Conv3d | nn.ConvTranspose3d, repeats: int = 1, order: torch.
     return nn.functional.pad(bias, (0, -len(bias) % LANES)).contiguous()
 
 
+def _plans(inputs: Sequence[_Input]) -> np.ndarray:
+    return np.array([one.plan() for one in inputs], np.int64)
+
+
 def _compute(
     inputs: Sequence[_Input],
     bias: torch.Tensor,
@@ -117,7 +121,7 @@ def _compute(
     values = result.values
     depth, height, width = result.shape
     unit, tiles, sizes = layer_loops.means(values.dtype, width // (2 if parities else twos))
-    plan = np.array([one.plan() for one in inputs], np.int64)
+    plan = _plans(inputs)
     shape = height, width // twos, result.ends * result.channels, result.channels * twos
     groups = inputs[0].weights.shape[2]
     arguments = unit, tiles, sizes, plan, groups, shape, parities, bias.numpy(), np.float32(slope), _flat(values)
@@ -145,13 +149,12 @@ def first(layer: nn.Conv3d, blocks: torch.Tensor, slope: float = 0.0) -> Feature
         slope: of negative results: 0 for ReLU, 1 for no change.
     """
     precision = blocks.dtype
-
     # outputs of a row by twos, where one alone leaves most of a vector empty
     twos = 2 if layer.out_channels == 8 < LANES and precision == torch.float32 else 1
 
     def make() -> tuple[torch.Tensor, torch.Tensor]:
-        taps = nn.functional.pad(layer.weight, [0, layer.kernel_size[0] % 2] * 3).unflatten(4, (2, 2))
-        taps = taps.unflatten(3, (2, 2)).unflatten(2, (2, 2))  # (out, image, block, parity, block, parity, ...)
+        # (out, image, block, parity, block, parity, block, parity)
+        taps = cpu_layout.by_twos(nn.functional.pad(layer.weight, [0, layer.kernel_size[0] % 2] * 3))
         weight = taps.permute(0, 3, 5, 1, 7, 2, 4, 6).flatten(1, 4)
         weight = torch.cat([nn.functional.pad(weight, (n, twos - 1 - n)) for n in range(twos)])
         return _arranged(weight[None], precision), _bias(layer, twos)
@@ -177,16 +180,6 @@ def down(layer: nn.Conv3d, features: Features, slope: float = 0.0) -> Features:
     return _compute([_Input(features, (2, 2, 2), -1, kernel, weights)], bias, slope, result)
 
 
-_TAPS = torch.tensor([[3, 1], [2, 0]])  # of a transposed convolution: what the two inputs about a gap add at a parity
-
-
-def _by_parity(weight: torch.Tensor) -> torch.Tensor:
-    """Weights (inputs, outputs, 4, 4, 4) as (8 parities, outputs, inputs, 2, 2, 2)."""
-    for axis in (2, 4, 6):
-        weight = weight.index_select(axis, _TAPS.flatten()).unflatten(axis, (2, 2))
-    return weight.permute(2, 4, 6, 1, 0, 3, 5, 7).flatten(0, 2)
-
-
 def up(layer: nn.ConvTranspose3d, inputs: Sequence[Features], slope: float = 0.0) -> Features:
     """A 4x4x4, stride 2, padding 1 transposed convolution of features of one size, one after the other.
 
@@ -197,7 +190,7 @@ def up(layer: nn.ConvTranspose3d, inputs: Sequence[Features], slope: float = 0.0
     sizes = [one.channels for one in inputs]
 
     def make() -> tuple[torch.Tensor, ...]:
-        pieces = [_by_parity(weight) for weight in layer.weight.split(sizes)]
+        pieces = [cpu_layout.by_parity(weight) for weight in layer.weight.split(sizes)]
         if whole:
             pieces = [piece.unflatten(0, (2, 2, 2)).transpose(1, 2).flatten(1, 3) for piece in pieces]
         else:
@@ -231,7 +224,7 @@ def _flow_by_voxel(layer: nn.Conv3d, inputs: Sequence[Features]) -> torch.Tensor
     given = [_Input(one, (1, 1, 1), -1, (3, 3), weight) for one, weight in zip(inputs, weights, strict=True)]
     depth, height, width = inputs[0].shape
     found = torch.empty(3, depth, height, width)
-    plan = np.array([one.plan() for one in given], np.int64)
+    plan = _plans(given)
     arguments = plan, bias.numpy(), found.numpy(), layer_loops.places_of_dots(True)
     compiling.share(depth * height, lambda begin, end: layer_loops.field_by_voxel(*arguments, begin, end))
     return found
@@ -255,7 +248,7 @@ def flow(layer: nn.Conv3d | nn.ConvTranspose3d, inputs: Sequence[Features]) -> t
         pieces = []
         for one, weight in zip(inputs, parts, strict=True):
             if transposed:
-                piece = _by_parity(weight).flatten(0, 1)
+                piece = cpu_layout.by_parity(weight).flatten(0, 1)
             else:
                 piece = cpu_layout.by_blocks(weight) if one.ends else cpu_layout.by_gaps(weight)
             piece = piece[:12, :, :3] if flat else piece
@@ -277,7 +270,7 @@ def flow(layer: nn.Conv3d | nn.ConvTranspose3d, inputs: Sequence[Features]) -> t
         count[0] = size[0]
     found = torch.empty(3, *(2 * n if transposed else n for n in size))
     unit, tiles, rows = layer_loops.means(precision, count[2])
-    plan = np.array([one.plan() for one in given], np.int64)
+    plan = _plans(given)
     shape = count[1], count[2], len(order)
     sign = -1 if transposed else 1
     arguments = unit, tiles, rows, plan, weights[0].shape[2], shape, sign, bias.numpy(), found.numpy()

@@ -215,9 +215,7 @@ def transposed_gaps(layer: nn.ConvTranspose3d, features: torch.Tensor, *, relu: 
     """
 
     def make() -> _Weights:
-        # tap t of the output at parity p is number 2 t + p: the same voxels, seen from the gap between them
-        taps = _by_twos(layer.weight.flip(2, 3, 4))  # (in, out, t, p, t, p, t, p)
-        return taps.permute(3, 5, 7, 1, 0, 2, 4, 6).flatten(0, 3), bias_of(layer, 8)
+        return by_parity(layer.weight).flatten(0, 1), bias_of(layer, 8)
 
     found = convolve(features, *_prepare(layer, "gaps", make), padding=(1, 1, 1), relu=relu)
     parities = found.unflatten(1, (2, 2, 2, -1))
@@ -255,11 +253,16 @@ def convolve_gaps(layer: nn.Conv3d, gaps: torch.Tensor, skip: torch.Tensor) -> t
         return _whole_blocks(by_gaps(layer.weight[:, :c])), None
 
     found = convolve(skip, *_prepare(layer, "skip", of_skip), (2, 2, 2), (1, 1, 1))
-    more = convolve(gaps, *_prepare(layer, "flow of gaps", of_gaps))
-    found += more
+    found += convolve(gaps, *_prepare(layer, "flow of gaps", of_gaps))
     batch, _, depth, height, width = found.shape
     blocks = found[:, : 8 * layer.out_channels].unflatten(1, (2, 2, 2, -1)).permute(0, 4, 5, 1, 6, 2, 7, 3)
     return blocks.reshape(batch, -1, 2 * depth, 2 * height, 2 * width)
+
+
+def by_parity(weight: torch.Tensor) -> torch.Tensor:
+    """Weights of a transposed convolution, (in, out, 4, 4, 4), for gaps: (8 parities, out, in, 2, 2, 2)."""
+    # tap t of the output at parity p is number 2 t + p: the same voxels, seen from the gap between them
+    return by_twos(weight.flip(2, 3, 4)).permute(3, 5, 7, 1, 0, 2, 4, 6).flatten(0, 2)
 
 
 def by_blocks(weight: torch.Tensor) -> torch.Tensor:
@@ -271,7 +274,7 @@ def by_blocks(weight: torch.Tensor) -> torch.Tensor:
 def by_gaps(weight: torch.Tensor) -> torch.Tensor:
     """The same for inputs that lie by gaps, (8 c, 8 channels, 2, 2, 2)."""
     # the four voxels that a block sees are, gap by gap, parity 1 and parity 0
-    return _by_twos(by_blocks(weight)).flip(3, 5, 7).permute(0, 3, 5, 7, 1, 2, 4, 6).flatten(1, 4)
+    return by_twos(by_blocks(weight)).flip(3, 5, 7).permute(0, 3, 5, 7, 1, 2, 4, 6).flatten(1, 4)
 
 
 def _whole_blocks(weights: torch.Tensor) -> torch.Tensor:
@@ -282,7 +285,7 @@ def _whole_blocks(weights: torch.Tensor) -> torch.Tensor:
 _PARITIES = [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)]
 
 
-def _by_twos(weight: torch.Tensor) -> torch.Tensor:
+def by_twos(weight: torch.Tensor) -> torch.Tensor:
     """(a, b, 4, 4, 4) as (a, b, 2, 2, 2, 2, 2, 2), each axis split."""
     return weight.unflatten(4, (2, 2)).unflatten(3, (2, 2)).unflatten(2, (2, 2))
 

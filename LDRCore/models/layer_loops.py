@@ -81,19 +81,19 @@ _configure, _configuration = _tiles_instruction("ldtilecfg"), _tiles_instruction
 def _product_of(large: bool, groups: int) -> Any:
     """A function that computes outputs at once: many of them or few, one or two groups of LANES channels each."""
 
-    def product(typing, unit, starts, steps, amounts, places, count, at, group, scratch):  # type: ignore[no-untyped-def]
+    def product(typing, unit, tables, count, at, group, scratch):  # type: ignore[no-untyped-def]
         """scratch[m * 2 LANES + c] = sum over t < count and over numbers e of ``input * weight``.
 
-        Inputs of output `at` + m are amounts[t] times ELEMENTS numbers from address starts[t] + steps[t] (at + m) on,
-        weights those of channel group `group` at address places[t], as `compiled_layers` arranges them.
+        Column t of the tables is (start, step, amount, place): inputs of output `at` + m are `amount` times ELEMENTS
+        numbers from address start + step (at + m) on, weights those of channel group `group` at address `place`, as
+        `compiled_layers` arranges them.
         """
-        signature: Any = types.void(unit, starts, steps, amounts, places, count, at, group, scratch)
+        signature: Any = types.void(unit, tables, count, at, group, scratch)
         write: Any = _write_tiles if unit == types.uint8 else _write_vectors
 
         def generate(context, builder, sig, arguments):  # type: ignore[no-untyped-def]
-            tables = [_data(context, builder, sig, arguments, n) for n in range(1, 5)]
-            scratch = _data(context, builder, sig, arguments, 8)
-            write(builder, unit, tables, *arguments[5:8], scratch, large, groups)
+            tables, scratch = (_data(context, builder, sig, arguments, n) for n in (1, 5))
+            write(builder, unit, tables, *arguments[2:5], scratch, large, groups)
             return context.get_dummy_value()
 
         return signature, generate
@@ -103,7 +103,8 @@ def _product_of(large: bool, groups: int) -> Any:
 
 def _addresses(builder: Any, tables: Any, t: Any, at: Any, group: Any) -> tuple[Any, Any, Any, Any]:
     """Of entry t of the tables: address of the inputs, step between outputs, amount, address of the weights."""
-    start, step, amount, place = (builder.load(builder.gep(table, [t])) for table in tables)
+    entries = (builder.add(t, _I64(n * _MOST_ENTRIES)) for n in range(4))
+    start, step, amount, place = (builder.load(builder.gep(tables, [entry])) for entry in entries)
     source = builder.add(start, builder.mul(step, at))
     place = builder.add(place, builder.mul(group, builder.mul(amount, _I64(ELEMENTS * LANES * 4))))
     return source, step, amount, place
@@ -201,18 +202,17 @@ _large_one, _large_two, _small_one, _small_two = (_product_of(big, n) for big in
 def _dots_of(many: bool) -> Any:
     """A function that computes three outputs of several places, or of one, with inputs in the lanes of vectors."""
 
-    def dots(typing, starts, steps, amounts, places, count, at, bias, out, place, plane):  # type: ignore[no-untyped-def]
+    def dots(typing, tables, count, at, bias, out, place, plane):  # type: ignore[no-untyped-def]
         """out[place + n * plane + m] = bias[n] + sum over t < count and over numbers e of ``input * weight``.
 
-        Inputs of place `at` + m are amounts[t] times LANES float32 from address starts[t] + steps[t] (at + m) on, their
-        weights for n < 3 lie at address places[t], n fastest, then inputs by LANES.
+        Tables as in `_product_of`: inputs are `amount` times LANES float32, their weights for n < 3 lie at `place`,
+        LANES inputs for each n in turn.
         """
-        signature = types.void(starts, steps, amounts, places, count, at, bias, out, place, plane)
+        signature = types.void(tables, count, at, bias, out, place, plane)
 
         def generate(context, builder, sig, arguments):  # type: ignore[no-untyped-def]
-            tables = [_data(context, builder, sig, arguments, n) for n in range(4)]
-            bias, out = (_data(context, builder, sig, arguments, n) for n in (6, 7))
-            _, _, _, _, count, at, _, _, place, plane = arguments
+            tables, bias, out = (_data(context, builder, sig, arguments, n) for n in (0, 3, 4))
+            _, count, at, _, _, place, plane = arguments
             _write_dots(builder, tables, count, at, bias, out, place, plane, places_of_dots(many))
             return context.get_dummy_value()
 
@@ -312,7 +312,7 @@ _settle, _settle_eight = _settle_of(LANES), _settle_of(8)
 
 
 @compiling.inline
-def _list_rows(plan, k, j, piece, starts, steps, amounts, places):  # type: ignore[no-untyped-def]
+def _list_rows(plan, k, j, piece, tables):  # type: ignore[no-untyped-def]
     """Fill the tables of `_product` with the rows of inputs of output row (k, j); returns their number.
 
     Rows beyond an input's ends, which would be zeros, are left out. `piece` of the weights counts.
@@ -325,9 +325,9 @@ def _list_rows(plan, k, j, piece, starts, steps, amounts, places):  # type: igno
             for dy in range(kernel_y):
                 y = scale_y * j + first + dy
                 if 0 <= z < depth and 0 <= y < height:
-                    starts[count] = address + (z * height + y) * row
-                    steps[count], amounts[count] = step, amount
-                    places[count] = weights + ((piece * kernel_z + dz) * kernel_y + dy) * size
+                    tables[0, count] = address + (z * height + y) * row
+                    tables[1, count], tables[2, count] = step, amount
+                    tables[3, count] = weights + ((piece * kernel_z + dz) * kernel_y + dy) * size
                     count += 1
     return count
 
@@ -344,16 +344,16 @@ def _outputs_from(at, width, large, small):  # type: ignore[no-untyped-def]
 
 
 @compiling.inline
-def _multiply(unit, starts, steps, amounts, places, count, at, many, group, two, scratch):  # type: ignore[no-untyped-def]
+def _multiply(unit, tables, count, at, many, group, two, scratch):  # type: ignore[no-untyped-def]
     """The right one of the products."""
     if many and two:
-        _large_two(unit, starts, steps, amounts, places, count, at, group, scratch)
+        _large_two(unit, tables, count, at, group, scratch)
     elif many:
-        _large_one(unit, starts, steps, amounts, places, count, at, group, scratch)
+        _large_one(unit, tables, count, at, group, scratch)
     elif two:
-        _small_two(unit, starts, steps, amounts, places, count, at, group, scratch)
+        _small_two(unit, tables, count, at, group, scratch)
     else:
-        _small_one(unit, starts, steps, amounts, places, count, at, group, scratch)
+        _small_one(unit, tables, count, at, group, scratch)
 
 
 def _two_numbers(typing, source, at, bias, channel, out, place):  # type: ignore[no-untyped-def]
@@ -396,18 +396,14 @@ def features(unit, tiles, sizes, plan, groups, shape, parities, bias, slope, out
     saved = np.zeros(64, np.uint8)
     _configuration(unit, saved)
     _configure(unit, tiles)
-    starts, steps = np.empty(_MOST_ENTRIES, np.int64), np.empty(_MOST_ENTRIES, np.int64)
-    amounts, places = np.empty(_MOST_ENTRIES, np.int64), np.empty(_MOST_ENTRIES, np.int64)
+    tables = np.empty((4, _MOST_ENTRIES), np.int64)
     scratch = np.empty(_MOST_ROWS * 2 * LANES, np.float32)
     stride = 2 if parities else 1
     length = width * channels + 2 * edge
     own, count_x, count_y = groups // (stride * stride), width // stride, height // stride + parities
     for row in range(begin, end):
         k, j = row // count_y, row % count_y
-        if parities:
-            count = _list_rows(plan, (k + 1) // 2, j, k % 2, starts, steps, amounts, places)
-        else:
-            count = _list_rows(plan, k, j, 0, starts, steps, amounts, places)
+        count = _list_rows(plan, (k + 1) // 2, j, k % 2, tables) if parities else _list_rows(plan, k, j, 0, tables)
         group = 0
         while group < groups:
             two = group % (stride * own) + 1 < stride * own
@@ -416,7 +412,7 @@ def features(unit, tiles, sizes, plan, groups, shape, parities, bias, slope, out
             done = 0
             while done < count_x:
                 at, rows = _outputs_from(done, count_x, large, sizes[2])
-                _multiply(unit, starts, steps, amounts, places, count, at + px, rows == large, group, two, scratch)
+                _multiply(unit, tables, count, at + px, rows == large, group, two, scratch)
                 for g in range(2 if two else 1):
                     y = stride * j - (group + g) // own % stride
                     if not 0 <= y < height:
@@ -472,14 +468,13 @@ def field(unit, tiles, sizes, plan, groups, shape, sign, bias, out, begin, end):
     saved = np.zeros(64, np.uint8)
     _configuration(unit, saved)
     _configure(unit, tiles)
-    starts, steps = np.empty(_MOST_ENTRIES, np.int64), np.empty(_MOST_ENTRIES, np.int64)
-    amounts, places = np.empty(_MOST_ENTRIES, np.int64), np.empty(_MOST_ENTRIES, np.int64)
+    tables = np.empty((4, _MOST_ENTRIES), np.int64)
     scratch = np.empty(_MOST_ROWS * 2 * LANES, np.float32)
     flat = out.ravel()
     _, full_depth, full_height, full_width = out.shape
     for row in range(begin, end):
         k, j = row // height, row % height
-        count = _list_rows(plan, k, j, 0, starts, steps, amounts, places)
+        count = _list_rows(plan, k, j, 0, tables)
         group = 0
         while group < groups:
             two = group + 1 < groups
@@ -487,7 +482,7 @@ def field(unit, tiles, sizes, plan, groups, shape, sign, bias, out, begin, end):
             done = 0
             while done < width:
                 at, rows = _outputs_from(done, width, large, sizes[2])
-                _multiply(unit, starts, steps, amounts, places, count, at, rows == large, group, two, scratch)
+                _multiply(unit, tables, count, at, rows == large, group, two, scratch)
                 for channel in range(group * LANES, min((group + 2 if two else group + 1) * LANES, channels), 2):
                     line, component = channel // 6, channel // 2 % 3
                     z, y = channels // 12 * k + sign * (line // 2), 2 * j + sign * (line % 2)
@@ -514,21 +509,20 @@ def field(unit, tiles, sizes, plan, groups, shape, sign, bias, out, begin, end):
 @compiling.loop
 def field_by_voxel(plan, bias, out, many, begin, end):  # type: ignore[no-untyped-def]
     """The same voxel by voxel, for rows begin ... end of out (3, D, H, W); `plan` as in `features`."""
-    starts, steps = np.empty(_MOST_ENTRIES, np.int64), np.empty(_MOST_ENTRIES, np.int64)
-    amounts, places = np.empty(_MOST_ENTRIES, np.int64), np.empty(_MOST_ENTRIES, np.int64)
+    tables = np.empty((4, _MOST_ENTRIES), np.int64)
     flat = out.ravel()
     _, depth, height, width = out.shape
     plane = depth * height * width
     for row in range(begin, end):
         k, j = row // height, row % height
-        count = _list_rows(plan, k, j, 0, starts, steps, amounts, places)
+        count = _list_rows(plan, k, j, 0, tables)
         done = 0
         while done < width:
             at, rows = _outputs_from(done, width, many, 1)
             if rows == many:
-                _many_dots(starts, steps, amounts, places, count, at, bias, flat, row * width + at, plane)
+                _many_dots(tables, count, at, bias, flat, row * width + at, plane)
             else:
-                _one_dots(starts, steps, amounts, places, count, at, bias, flat, row * width + at, plane)
+                _one_dots(tables, count, at, bias, flat, row * width + at, plane)
             done = at + rows
 
 
