@@ -14,6 +14,7 @@ Arrangement, channels last:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -130,6 +131,17 @@ def _compute(
     return result
 
 
+def _compute_about_gaps(inputs: Sequence[_Input], bias: torch.Tensor, slope: float, result: Features) -> Features:
+    """Fill `result`, the eight outputs about a gap at once."""
+    depth, height, width = result.shape
+    unit, tiles, sizes = layer_loops.means(result.values.dtype, width // 2 + 1)
+    shape = depth, height, width, result.channels
+    arguments = unit, tiles, sizes, _plans(inputs), shape, bias.numpy(), np.float32(slope), _flat(result.values)
+    rows = (depth // 2 + 1) * (height // 2 + 1)
+    compiling.share(rows, lambda begin, end: layer_loops.features_about_gaps(*arguments, begin, end))
+    return result
+
+
 def _flat(values: torch.Tensor) -> np.ndarray:
     """Numbers in a row, bfloat16 by their bits."""
     return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).view(-1).numpy()
@@ -137,7 +149,11 @@ def _flat(values: torch.Tensor) -> np.ndarray:
 
 def _room(shape: Sequence[int], channels: int, precision: torch.dtype, ends: int = 1) -> Features:
     depth, height, width = shape
-    return Features(torch.empty(depth, height, width + 2 * ends, channels, dtype=precision), ends)
+    size = depth, height, width + 2 * ends, channels
+    # behind the last row zeros, as ends of rows are: vectors of the last output may reach there
+    values = torch.empty(math.prod(size) + LANES, dtype=precision)
+    values[-LANES:] = 0
+    return Features(values[:-LANES].view(size), ends)
 
 
 def first(layer: nn.Conv3d, blocks: torch.Tensor, slope: float = 0.0) -> Features:
@@ -183,24 +199,28 @@ def down(layer: nn.Conv3d, features: Features, slope: float = 0.0) -> Features:
 def up(layer: nn.ConvTranspose3d, inputs: Sequence[Features], slope: float = 0.0) -> Features:
     """A 4x4x4, stride 2, padding 1 transposed convolution of features of one size, one after the other.
 
-    Its result stays in gaps where its channels do not fill a group.
+    Its result stays in gaps where neither its channels nor, in float32, those of two voxels fill what is put at once.
     """
     precision = inputs[0].values.dtype
     whole = layer.out_channels % LANES == 0
+    two = precision == torch.float32 and 2 * layer.out_channels in (8, LANES)
     sizes = [one.channels for one in inputs]
 
     def make() -> tuple[torch.Tensor, ...]:
         pieces = [cpu_layout.by_parity(weight) for weight in layer.weight.split(sizes)]
-        if whole:
+        if whole:  # (pz; px, py, channel)
             pieces = [piece.unflatten(0, (2, 2, 2)).transpose(1, 2).flatten(1, 3) for piece in pieces]
-        else:
+        else:  # (pz, py, px, channel), with `two` both voxels in their order
+            pieces = [piece.unflatten(0, (4, 2)).flip(1).flatten(0, 1) if two else piece for piece in pieces]
             pieces = [piece.flatten(0, 1)[None] for piece in pieces]
         return *(_arranged(piece, precision) for piece in pieces), _bias(layer, 1 if whole else 8)
 
     *weights, bias = cpu_layout.kept(layer, f"up {sizes}, {precision}", make)
     given = [_Input(one, (1, 1, 1), -1, (2, 2), weight) for one, weight in zip(inputs, weights, strict=True)]
-    if whole:
+    if whole or two:
         result = _room([2 * n for n in inputs[0].shape], layer.out_channels, precision)
+        if two:
+            return _compute_about_gaps(given, bias, slope, result)
         return _compute(given, bias, slope, result, parities=True)
     result = _room([n + 1 for n in inputs[0].shape], 8 * layer.out_channels, precision, 0)
     _compute(given, bias, slope, result)
@@ -210,14 +230,15 @@ def up(layer: nn.ConvTranspose3d, inputs: Sequence[Features], slope: float = 0.0
 
 
 def _flow_by_voxel(layer: nn.Conv3d, inputs: Sequence[Features]) -> torch.Tensor:
-    """`flow` at half size in float32, where the inputs of three voxels fill vectors: no weight of zero is added."""
+    """`flow` at half size in float32; the inputs of three voxels are filled up to whole vectors."""
     sizes = [one.channels for one in inputs]
 
     def make() -> tuple[torch.Tensor, ...]:
         pieces = []
         for weight in layer.weight.detach().float().split(sizes, 1):
-            rows = weight.permute(2, 3, 4, 1, 0).reshape(9, -1, LANES, 3)  # (kz ky, kx inputs, outputs)
-            pieces.append(rows.transpose(2, 3)[None, :, None].contiguous())
+            rows = weight.permute(2, 3, 0, 4, 1).flatten(3)  # (kz, ky, outputs, kx inputs)
+            rows = nn.functional.pad(rows, (0, -rows.shape[3] % LANES)).flatten(0, 1).unflatten(2, (-1, LANES))
+            pieces.append(rows.transpose(1, 2)[None, :, None].contiguous())
         return *pieces, cpu_layout.bias_of(layer).detach().float().contiguous()
 
     *weights, bias = cpu_layout.kept(layer, f"flow by voxel {sizes}", make)
@@ -235,8 +256,7 @@ def flow(layer: nn.Conv3d | nn.ConvTranspose3d, inputs: Sequence[Features]) -> t
     precision = inputs[0].values.dtype
     transposed = isinstance(layer, nn.ConvTranspose3d)
     sizes = [one.channels if one.ends else one.channels // 8 for one in inputs]
-    whole = all(one.ends and 3 * one.channels % LANES == 0 for one in inputs)
-    if isinstance(layer, nn.Conv3d) and precision == torch.float32 and whole:
+    if isinstance(layer, nn.Conv3d) and precision == torch.float32 and all(one.ends for one in inputs):
         return _flow_by_voxel(layer, inputs)
     flat = not transposed and all(one.ends for one in inputs)  # blocks of one slice: fewer zeros among the weights
     # from (pz, py, px, component) to (pz, py, component, voxel along x)

@@ -141,6 +141,14 @@ def _write_tiles(
         _call(builder, "tilestored64", _I8(tile), builder.bitcast(place, _POINTER), _I64(2 * LANES * 4))
 
 
+def _opaque(builder: Any, value: Any) -> Any:
+    """The same number, of which LLVM shall not know how it came about.
+
+    Addresses of rows would otherwise be computed one from another, which takes longer than the sums.
+    """
+    return builder.asm(ir.FunctionType(value.type, [value.type]), "", "=r,0", [value], False)
+
+
 def _rows_of_vectors(large: bool, groups: int) -> int:
     """How many outputs fit into the registers."""
     return (8 if LANES == 16 or groups == 1 else 4) if large else 1
@@ -178,16 +186,18 @@ def _write_vectors(
     with cgutils.for_range(builder, count) as entries:
         source, step, amount, place = _addresses(builder, tables, entries.index, at, group)
         second = builder.mul(amount, _I64(ELEMENTS * LANES * 4))
+        starts = [source]
+        while len(starts) < rows:
+            starts.append(_opaque(builder, builder.add(starts[-1], step)))
         with cgutils.for_range(builder, builder.mul(amount, _I64(ELEMENTS // unrolled))) as pieces:
-            here = builder.add(source, builder.mul(pieces.index, _I64(unrolled * 4)))
+            here = builder.mul(pieces.index, _I64(unrolled * 4))
             weights = builder.add(place, builder.mul(pieces.index, _I64(unrolled * LANES * 4)))
             for e in range(unrolled):
                 first = builder.add(weights, _I64(e * LANES * 4))
                 factors = [load(first, vector), load(builder.add(first, second), vector)][:groups]
-                row = builder.add(here, _I64(4 * e))
                 for m in range(rows):
+                    row = builder.add(starts[m], builder.add(here, _I64(4 * e)))
                     value = everywhere(load(row, element))
-                    row = builder.add(row, step)
                     for n in range(groups):
                         builder.store(add_product(builder.load(sums[m][n]), value, factors[n]), sums[m][n])
     for m, row in enumerate(sums):
@@ -434,6 +444,51 @@ def features(unit, tiles, sizes, plan, groups, shape, parities, bias, slope, out
             last = first + length - edge
             for c in range(edge):
                 out[first + c] = out[last + c] = 0
+    _configure(unit, saved)
+
+
+@compiling.loop
+def features_about_gaps(unit, tiles, sizes, plan, shape, bias, slope, out, begin, end):  # type: ignore[no-untyped-def]
+    """Features of a transposed convolution to few channels, for rows of gaps begin ... end.
+
+    About gap i of an axis lie the voxels 2 i (parity 0) and 2 i - 1 (parity 1). Those of a row are put at once: channels
+    are by parity of z, of y, then the voxels in their order. `shape` is (depth, height, width, channels) of the result,
+    the rest as in `features`.
+    """
+    depth, height, width, channels = shape
+    saved = np.zeros(64, np.uint8)
+    _configuration(unit, saved)
+    _configure(unit, tiles)
+    tables = np.empty((4, _MOST_ENTRIES), np.int64)
+    scratch = np.empty(_MOST_ROWS * 2 * LANES, np.float32)
+    count_x, count_y, pair, length = width // 2 + 1, height // 2 + 1, 2 * channels, (width + 2) * channels
+    groups = 4 * pair // LANES
+    for row in range(begin, end):
+        k, j = row // count_y, row % count_y
+        count = _list_rows(plan, k, j, 0, tables)
+        for group in range(0, groups, 2):
+            done = 0
+            while done < count_x:
+                at, rows = _outputs_from(done, count_x, sizes[1], sizes[2])
+                _multiply(unit, tables, count, at, rows == sizes[1], group, True, scratch)
+                for part in range(0, 2 * LANES, pair):
+                    channel = group * LANES + part
+                    z, y = 2 * k - channel // pair // 2, 2 * j - channel // pair % 2
+                    if not (0 <= z < depth and 0 <= y < height):
+                        continue
+                    place = (z * height + y) * length + at * pair
+                    for r in range(rows):
+                        source, target = r * 2 * LANES + part, place + r * pair
+                        if pair == LANES:
+                            _settle(scratch, source, bias, channel, slope, out, target)
+                        else:
+                            _settle_eight(scratch, source, bias, channel, slope, out, target)
+                done = at + rows
+        for z in range(max(2 * k - 1, 0), min(2 * k + 1, depth)):
+            for y in range(max(2 * j - 1, 0), min(2 * j + 1, height)):
+                first = (z * height + y) * length
+                for c in range(channels):  # what the first and the last gap put beyond the row
+                    out[first + c] = out[first + length - channels + c] = 0
     _configure(unit, saved)
 
 
