@@ -26,7 +26,7 @@ from LDRCore import compiling
 from LDRCore.models import cpu_layout, layer_loops
 from LDRCore.models.layer_loops import ELEMENTS, LANES, takes
 
-__all__ = ["Features", "down", "first", "flow", "takes", "up"]
+__all__ = ["Features", "down", "first", "flow", "room", "takes", "up"]
 
 
 @dataclass(frozen=True)
@@ -147,10 +147,10 @@ def _flat(values: torch.Tensor) -> np.ndarray:
     return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).view(-1).numpy()
 
 
-def _room(shape: Sequence[int], channels: int, precision: torch.dtype, ends: int = 1) -> Features:
+def room(shape: Sequence[int], channels: int, precision: torch.dtype, ends: int = 1) -> Features:
+    """Features yet to be computed, of `shape` (D, H, W); what is read behind the last row is zero."""
     depth, height, width = shape
     size = depth, height, width + 2 * ends, channels
-    # behind the last row zeros, as ends of rows are: vectors of the last output may reach there
     values = torch.empty(math.prod(size) + LANES, dtype=precision)
     values[-LANES:] = 0
     return Features(values[:-LANES].view(size), ends)
@@ -177,7 +177,7 @@ def first(layer: nn.Conv3d, blocks: torch.Tensor, slope: float = 0.0) -> Feature
 
     weights, bias = cpu_layout.kept(layer, f"of blocks, {precision}", make)
     given = Features(blocks.flatten(3), 0)
-    result = _room([n - 1 for n in given.shape], layer.out_channels, precision)
+    result = room([n - 1 for n in given.shape], layer.out_channels, precision)
     inputs = [_Input(given, (1, 1, twos), 0, (2, 2), weights)]
     return _compute(inputs, bias, slope, result, twos=twos)
 
@@ -191,7 +191,7 @@ def down(layer: nn.Conv3d, features: Features, slope: float = 0.0) -> Features:
         return _arranged(weight[None], precision), _bias(layer)
 
     weights, bias = cpu_layout.kept(layer, f"down, {precision}", make)
-    result = _room([n // 2 for n in features.shape], layer.out_channels, precision)
+    result = room([n // 2 for n in features.shape], layer.out_channels, precision)
     kernel = layer.kernel_size[0], layer.kernel_size[1]
     return _compute([_Input(features, (2, 2, 2), -1, kernel, weights)], bias, slope, result)
 
@@ -218,11 +218,11 @@ def up(layer: nn.ConvTranspose3d, inputs: Sequence[Features], slope: float = 0.0
     *weights, bias = cpu_layout.kept(layer, f"up {sizes}, {precision}", make)
     given = [_Input(one, (1, 1, 1), -1, (2, 2), weight) for one, weight in zip(inputs, weights, strict=True)]
     if whole or two:
-        result = _room([2 * n for n in inputs[0].shape], layer.out_channels, precision)
+        result = room([2 * n for n in inputs[0].shape], layer.out_channels, precision)
         if two:
             return _compute_about_gaps(given, bias, slope, result)
         return _compute(given, bias, slope, result, parities=True)
-    result = _room([n + 1 for n in inputs[0].shape], 8 * layer.out_channels, precision, 0)
+    result = room([n + 1 for n in inputs[0].shape], 8 * layer.out_channels, precision, 0)
     _compute(given, bias, slope, result)
     flat, shape = _flat(result.values), tuple(result.values.shape)
     compiling.share(shape[0] * shape[1], lambda begin, end: layer_loops.clear_outside(flat, shape, begin, end))

@@ -41,7 +41,9 @@ def way(request, monkeypatch):
 
 def features_of(image, precision):
     """(C, D, H, W) as the layers take it."""
-    return layers.Features(F.pad(image.permute(1, 2, 3, 0), (0, 0, 1, 1)).to(precision).contiguous())
+    features = layers.room(image.shape[1:], len(image), precision)
+    features.values.copy_(F.pad(image.permute(1, 2, 3, 0), (0, 0, 1, 1)))
+    return features
 
 
 def blocks_of(moving, fixed, precision):
@@ -84,7 +86,7 @@ def test_further_layers_are_convolutions(shape, inputs, outputs, kernel, way):
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 5), (3, 2, 16), (1, 3, 33)], ids=str)
-@pytest.mark.parametrize("outputs", [4, 16, 48])
+@pytest.mark.parametrize("outputs", [4, 8, 16, 48])
 def test_transposed_convolutions_of_several_inputs(shape, outputs, way):
     precision, tolerance = way
     torch.manual_seed(0)
@@ -96,7 +98,7 @@ def test_transposed_convolutions_of_several_inputs(shape, outputs, way):
         assert_ends_are_zero(found)
         tensor = found.tensor()[None]
     else:
-        assert outputs == 4  # fewer than fill a vector
+        assert outputs in (4, 8)  # fewer than fill a vector
         tensor = cpu_layout.from_gaps(found.tensor()[None])
         assert torch.equal(gaps_of(tensor[0]), found.values.float())
     assert float((tensor - expected).abs().max()) < tolerance
@@ -109,11 +111,12 @@ def gaps_of(image):
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (4, 6, 10), (6, 4, 68)], ids=str)
-@pytest.mark.parametrize("gaps", [True, False])
-def test_a_flow_layer_at_half_size_is_a_convolution(shape, gaps, way):
+@pytest.mark.parametrize(("first", "gaps"), [(4, True), (4, False), (16, False)])
+def test_a_flow_layer_at_half_size_is_a_convolution(shape, first, gaps, way):
     precision, tolerance = way
+    if first == 4 and not gaps and precision != torch.float32:
+        pytest.skip("in bfloat16 so few channels come by gaps")
     torch.manual_seed(0)
-    first = 4 if gaps else 16
     layer = torch.nn.Conv3d(first + 8, 3, 3, padding=1)
     image = torch.rand(first + 8, *shape) - 0.3
     expected = layer(image[None])[0]
