@@ -7,7 +7,7 @@ numba's own threads are never started.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -67,11 +67,16 @@ def share(count: int, work: Callable[[int, int], Any]) -> None:
                 return
             work(begin, min(begin + step, count))
 
-    helpers = [_pool(threads).submit(some) for _ in range(threads - 1)]
+    together([some] * threads)
+
+
+def together(works: Sequence[Callable[[], Any]]) -> None:
+    """Call the first one here and the others on other threads; those that have not begun when it ends never will."""
+    helpers = [_pool(len(works)).submit(work) for work in works[1:]]
     try:
-        some()
+        works[0]()
     finally:
-        for helper in helpers:  # one that has not begun is not needed any more
+        for helper in helpers:
             if not helper.cancel():
                 helper.result()
 

@@ -139,7 +139,8 @@ def _at_points(image, where, out, begin, end, padding):  # type: ignore[no-untyp
     for block in range(begin, end):
         first = 512 * block
         count = min(512, where.shape[1] - first)
-        at[:, :count] = where[:, first : first + count]
+        for i in range(count):
+            at[0, i], at[1, i], at[2, i] = where[0, first + i], where[1, first + i], where[2, first + i]
         z, y, x = at[0, :count], at[1, :count], at[2, :count]
         _locate(z, y, x, shape, padding, index, left)
         for c in range(image.shape[0]):
@@ -508,7 +509,8 @@ def _into_blocks(image, out, number, begin, end):  # type: ignore[no-untyped-def
     bits = line.view(np.uint32)
     for row in range(begin, end):
         k, j = row // height, row % height
-        line[1 : width + 1] = image[k, j]
+        for i in range(width):  # one array put into another takes seconds to compile
+            line[i + 1] = image[k, j, i]
         line[0] = line[width + 1] = 0
         _to_blocks(line, bits, out, k, j, number)
 
@@ -565,7 +567,8 @@ def _pull_bytes(image, low, step, field, ratio, zs, ys, xs, out, begin, end):  #
             e += wy[i] * (c - e)
             target[i + 1] = low + step * (a + wz[i] * (e - a))
         if out.ndim == 3:
-            out[k, j] = target[1 : width + 1]
+            for i in range(width):
+                out[k, j, i] = target[i + 1]
         else:
             target[0] = target[width + 1] = 0
             _to_blocks(target, bits, out, k, j, 0)

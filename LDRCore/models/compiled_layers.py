@@ -1,7 +1,8 @@
 """LDR's layers as compiled code, used where the package numba is installed and the processor has long vectors.
 
 Nothing here is needed: `cpu_layout` does the same with torch. Here layers and their weights are arranged so that the
-loops of `layer_loops` can compute them all alike. Importing this file imports numba.
+loops of `layer_loops` can compute them all alike. A network is written down once as a `Program`, and run as one call,
+so that threads go from layer to layer without the interpreter. Importing this file imports numba.
 
 Arrangement, channels last:
 
@@ -15,46 +16,52 @@ Arrangement, channels last:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from LDRCore import compiling
+from LDRCore import turns
 from LDRCore.models import cpu_layout, layer_loops
 from LDRCore.models.layer_loops import ELEMENTS, LANES, takes
 
-__all__ = ["Features", "down", "first", "flow", "room", "takes", "up"]
+__all__ = ["Features", "Program", "program_of", "takes"]
+
+_FIXED, _ARENA, _RESULT, _GIVEN = range(4)  # what an address counts from: 0, own memory, the field, the first input
+_ALIGNMENT = 64  # bytes
 
 
 @dataclass(frozen=True)
 class Features:
-    """The result of a layer.
+    """Where numbers of voxels lie while a program runs.
 
     Attributes:
-        values: (D, H, W + 2 ends, channels), float32 or bfloat16.
+        shape: voxels along each axis.
+        channels: numbers of a voxel.
+        itemsize: bytes of a number.
+        base, offset: address, in bytes from one of the above.
         ends: voxels of zeros at either end of a row.
     """
 
-    values: torch.Tensor
+    shape: tuple[int, int, int]
+    channels: int
+    itemsize: int
+    base: int
+    offset: int
     ends: int = 1
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Voxels along each axis."""
-        depth, height, row, _ = self.values.shape
-        return depth, height, row - 2 * self.ends
+    def row(self) -> int:
+        """Bytes from row to row."""
+        return (self.shape[2] + 2 * self.ends) * self.channels * self.itemsize
 
     @property
-    def channels(self) -> int:
-        """Numbers of a voxel."""
-        return self.values.shape[3]
-
-    def tensor(self) -> torch.Tensor:
-        """(channels, D, H, W), not copied."""
-        return self.values[:, :, self.ends : self.values.shape[2] - self.ends].permute(3, 0, 1, 2)
+    def bytes(self) -> int:
+        """Of all rows, and of zeros behind the last one, which loops may read."""
+        return self.shape[0] * self.shape[1] * self.row + LANES * self.itemsize
 
 
 @dataclass(frozen=True)
@@ -75,14 +82,12 @@ class _Input:
     weights: torch.Tensor
 
     def plan(self) -> list[int]:
-        """Numbers for `layer_loops`: addresses and distances in bytes."""
-        values = self.features.values
-        depth, height, _, channels = values.shape
-        voxel, row = channels * values.itemsize, values.stride(1) * values.itemsize
-        start = values.data_ptr() + (self.first + self.features.ends) * voxel
+        """Numbers for `layer_loops`: address from the base of the features, and distances in bytes."""
+        given, weights = self.features, self.weights
+        voxel = given.channels * given.itemsize
         *scale, step = self.scale
-        plan = [start, depth, height, row, step * voxel, *scale, self.first, *self.kernel]
-        weights = self.weights
+        start = given.offset + (self.first + given.ends) * voxel
+        plan = [start, *given.shape[:2], given.row, step * voxel, *scale, self.first, *self.kernel]
         return [*plan, weights.shape[3], weights.data_ptr(), weights.stride(1) * weights.itemsize]
 
 
@@ -105,194 +110,295 @@ def _bias(layer: nn.Conv3d | nn.ConvTranspose3d, repeats: int = 1, order: torch.
     return nn.functional.pad(bias, (0, -len(bias) % LANES)).contiguous()
 
 
-def _plans(inputs: Sequence[_Input]) -> np.ndarray:
-    return np.array([one.plan() for one in inputs], np.int64)
+class Program:
+    """Layers one after the other, for inputs of fixed sizes. `finish` it, then `run` it; it may run on many threads.
+
+    Layers are to be called in order; each returns where its result will be, for those that follow.
+
+    Attributes:
+        precision: of weights and features.
+    """
+
+    def __init__(self, precision: torch.dtype) -> None:
+        self.precision = precision
+        self._steps: list[tuple[list[int], int, np.ndarray, float]] = []  # numbers, base of OUT, tiles, slope
+        self._inputs: list[_Input] = []
+        self._kept: list[torch.Tensor] = []  # that steps have addresses of
+        self._bytes = 0
+        self._given = 0
+        self._last: Features | None = None
+        self._field: tuple[int, int, int] | None = None
+
+    def given(self, shape: Sequence[int], channels: int, ends: int = 1) -> Features:
+        """The next input of `run`, (D, H, W + 2 ends, channels) contiguous; D, H, W are `shape`.
+
+        Rows are ended by zeros, and the last one is followed by LANES of them.
+        """
+        depth, height, width = shape
+        self._given += 1
+        base = _GIVEN + self._given - 1
+        return Features((depth, height, width), channels, self.precision.itemsize, base, 0, ends)
+
+    def blocks(self, shape: Sequence[int]) -> Features:
+        """The next input of `run`: two images; `shape` is that of an image's part of `cpu_layout.ImagePair`."""
+        return self.given(shape[:3], math.prod(shape[3:]), 0)
+
+    def finish(self) -> None:
+        """No more layers follow."""
+        self._table = np.array([step for step, *_ in self._steps], np.int64)
+        self._bases = np.array([base for _, base, *_ in self._steps])
+        self._tiles = np.array([tiles for *_, tiles, _ in self._steps])
+        self._slopes = np.array([slope for *_, slope in self._steps], np.float32)
+        self._plan = np.array([one.plan() for one in self._inputs], np.int64)
+        self._plan_bases = np.array([one.features.base for one in self._inputs])
+
+    def run(self, *given: torch.Tensor) -> torch.Tensor:
+        """The result of the last layer.
+
+        Args:
+            given: what `given` and `blocks` announced, in their order.
+
+        Returns:
+            The displacement (3, D, H, W) float32, or features (channels, D, H, W), the latter not contiguous.
+        """
+        own = torch.empty(self._bytes, dtype=torch.uint8)
+        result = own if self._field is None else torch.empty(3, *self._field)
+        bases = np.array([0, *(one.data_ptr() for one in (own, result, *given))], np.int64)
+        steps, plan = self._table.copy(), self._plan.copy()
+        steps[:, layer_loops.OUT] += bases[self._bases]
+        plan[:, 0] += bases[self._plan_bases]
+        unit = layer_loops.unit_of(self.precision)
+        arguments = unit, steps, plan, self._tiles, self._slopes
+        turns.take_turns(len(steps), lambda shared, thread: layer_loops.run(*arguments, shared, thread))
+        return result if self._field is not None else self._tensor(own)
+
+    def _tensor(self, own: torch.Tensor) -> torch.Tensor:
+        assert self._last is not None
+        (depth, height, width), ends, channels = self._last.shape, self._last.ends, self._last.channels
+        values = own[self._last.offset :].view(self.precision)[: depth * height * (width + 2 * ends) * channels]
+        values = values.view(depth, height, width + 2 * ends, channels)[:, :, ends : ends + width]
+        return values.permute(3, 0, 1, 2)
+
+    def _room(self, shape: Sequence[int], channels: int, ends: int = 1) -> Features:
+        """Room for the result of a layer."""
+        depth, height, width = shape
+        itemsize = self.precision.itemsize
+        self._last = Features((depth, height, width), channels, itemsize, _ARENA, self._bytes, ends)
+        self._bytes += -(-self._last.bytes // _ALIGNMENT) * _ALIGNMENT
+        return self._last
+
+    def _add(
+        self,
+        kind: int,
+        rows: int,
+        inputs: Sequence[_Input],
+        out: tuple[int, int],
+        bias: torch.Tensor,
+        width: int,
+        shape: Sequence[int],
+        slope: float = 1.0,
+    ) -> None:
+        """A step, see `layer_loops.STEP`; `out` is base and offset, `width` the number of outputs of a row."""
+        tiles, sizes = layer_loops.means(self.precision, width)
+        if kind == layer_loops.FIELD_BY_VOXEL:
+            sizes = layer_loops.places_of_dots(True), 0, 0
+        base, offset = out
+        step = [kind, rows, len(self._inputs), len(inputs), offset, bias.data_ptr(), *sizes, *shape]
+        self._steps.append(([*step, *[0] * (layer_loops.STEP - len(step))], base, tiles, slope))
+        self._inputs += inputs
+        self._kept += [bias, *(one.weights for one in inputs)]
+
+    def _add_features(
+        self,
+        inputs: Sequence[_Input],
+        bias: torch.Tensor,
+        slope: float,
+        result: Features,
+        *,
+        parities: bool = False,
+        twos: int = 1,
+    ) -> Features:
+        """`twos`: so many outputs of a row are channels of one."""
+        depth, height, width = result.shape
+        rows = depth * (height // 2 + 1 if parities else height)
+        groups = inputs[0].weights.shape[2]
+        shape = depth, height, width // twos, result.ends * result.channels, result.channels * twos, groups
+        kind = layer_loops.FEATURES_BY_PARITY if parities else layer_loops.FEATURES
+        out = result.base, result.offset
+        self._add(kind, rows, inputs, out, bias, width // (2 if parities else twos), shape, slope)
+        return result
+
+    def first(self, layer: nn.Conv3d, blocks: Features, slope: float = 0.0) -> Features:
+        """A stride 2, padding 1 convolution of two images, a 3x3x3 or 4x4x4 one.
+
+        Args:
+            layer: two channels to a multiple of 8.
+            blocks: the images, see `blocks`.
+            slope: of negative results: 0 for ReLU, 1 for no change.
+        """
+        # outputs of a row by twos, where one alone leaves most of a vector empty
+        twos = 2 if layer.out_channels == 8 < LANES and self.precision == torch.float32 else 1
+
+        def make() -> tuple[torch.Tensor, torch.Tensor]:
+            # (out, image, block, parity, block, parity, block, parity)
+            taps = cpu_layout.by_twos(nn.functional.pad(layer.weight, [0, layer.kernel_size[0] % 2] * 3))
+            weight = taps.permute(0, 3, 5, 1, 7, 2, 4, 6).flatten(1, 4)
+            weight = torch.cat([nn.functional.pad(weight, (n, twos - 1 - n)) for n in range(twos)])
+            return _arranged(weight[None], self.precision), _bias(layer, twos)
+
+        weights, bias = self._weights(layer, "of blocks", make)
+        result = self._room([n - 1 for n in blocks.shape], layer.out_channels)
+        return self._add_features([_Input(blocks, (1, 1, twos), 0, (2, 2), weights)], bias, slope, result, twos=twos)
+
+    def down(self, layer: nn.Conv3d, features: Features, slope: float = 0.0) -> Features:
+        """A stride 2, padding 1 convolution, 3x3x3 or 4x4x4, of features; see `first`."""
+
+        def make() -> tuple[torch.Tensor, torch.Tensor]:
+            weight = nn.functional.pad(layer.weight, (0, layer.kernel_size[2] % 2))
+            return _arranged(weight[None], self.precision), _bias(layer)
+
+        weights, bias = self._weights(layer, "down", make)
+        result = self._room([n // 2 for n in features.shape], layer.out_channels)
+        kernel = layer.kernel_size[0], layer.kernel_size[1]
+        return self._add_features([_Input(features, (2, 2, 2), -1, kernel, weights)], bias, slope, result)
+
+    def up(self, layer: nn.ConvTranspose3d, inputs: Sequence[Features], slope: float = 0.0) -> Features:
+        """A 4x4x4, stride 2, padding 1 transposed convolution of features of one size, one after the other.
+
+        Its result stays in gaps where neither its channels nor, in float32, those of two voxels fill what is put at
+        once.
+        """
+        whole = layer.out_channels % LANES == 0
+        two = self.precision == torch.float32 and 2 * layer.out_channels in (8, LANES)
+        sizes = [one.channels for one in inputs]
+
+        def make() -> tuple[torch.Tensor, ...]:
+            pieces = [cpu_layout.by_parity(weight) for weight in layer.weight.split(sizes)]
+            if whole:  # (pz; px, py, channel)
+                pieces = [piece.unflatten(0, (2, 2, 2)).transpose(1, 2).flatten(1, 3) for piece in pieces]
+            else:  # (pz, py, px, channel), with `two` both voxels in their order
+                pieces = [piece.unflatten(0, (4, 2)).flip(1).flatten(0, 1) if two else piece for piece in pieces]
+                pieces = [piece.flatten(0, 1)[None] for piece in pieces]
+            return *(_arranged(piece, self.precision) for piece in pieces), _bias(layer, 1 if whole else 8)
+
+        *weights, bias = self._weights(layer, f"up {sizes}", make)
+        given = [_Input(one, (1, 1, 1), -1, (2, 2), weight) for one, weight in zip(inputs, weights, strict=True)]
+        count = [n + 1 for n in inputs[0].shape]
+        if whole or two:
+            result = self._room([2 * n for n in inputs[0].shape], layer.out_channels)
+            if whole:
+                return self._add_features(given, bias, slope, result, parities=True)
+            shape, out = (*result.shape, result.channels), (result.base, result.offset)
+            rows = count[0] * count[1]
+            self._add(layer_loops.FEATURES_ABOUT_GAPS, rows, given, out, bias, count[2], shape, slope)
+            return result
+        result = self._room(count, 8 * layer.out_channels, 0)
+        self._add_features(given, bias, slope, result)
+        shape, out = (*result.shape, result.channels), (result.base, result.offset)
+        self._add(layer_loops.OUTSIDE, count[0] * count[1], [], out, bias, count[2], shape)
+        return result
+
+    def flow(self, layer: nn.Conv3d | nn.ConvTranspose3d, inputs: Sequence[Features]) -> None:
+        """The displacement by LDR's last layer, either head; the first inputs may be gaps."""
+        depth, height, width = inputs[-1].shape
+        if isinstance(layer, nn.ConvTranspose3d):
+            self._field = 2 * depth, 2 * height, 2 * width
+            self._flow_at_full_size(layer, inputs)
+            return
+        self._field = depth, height, width
+        if self.precision == torch.float32 and all(one.ends for one in inputs):
+            self._flow_by_voxel(layer, inputs)
+        else:
+            self._flow_by_blocks(layer, inputs)
+
+    def _flow_by_voxel(self, layer: nn.Conv3d, inputs: Sequence[Features]) -> None:
+        """In float32; the inputs of three voxels are filled up to whole vectors."""
+        sizes = [one.channels for one in inputs]
+
+        def make() -> tuple[torch.Tensor, ...]:
+            pieces = []
+            for weight in layer.weight.detach().float().split(sizes, 1):
+                rows = weight.permute(2, 3, 0, 4, 1).flatten(3)  # (kz, ky, outputs, kx inputs)
+                rows = nn.functional.pad(rows, (0, -rows.shape[3] % LANES)).flatten(0, 1).unflatten(2, (-1, LANES))
+                pieces.append(rows.transpose(1, 2)[None, :, None].contiguous())
+            return *pieces, cpu_layout.bias_of(layer).detach().float().contiguous()
+
+        *weights, bias = self._weights(layer, f"flow by voxel {sizes}", make)
+        given = [_Input(one, (1, 1, 1), -1, (3, 3), weight) for one, weight in zip(inputs, weights, strict=True)]
+        depth, height, width = shape = inputs[0].shape
+        self._add(layer_loops.FIELD_BY_VOXEL, depth * height, given, (_RESULT, 0), bias, width, shape)
+
+    def _flow_by_blocks(self, layer: nn.Conv3d, inputs: Sequence[Features]) -> None:
+        """Blocks of 2x2x2 voxels, or without gaps of 1x2x2: fewer zeros among the weights."""
+        flat = all(one.ends for one in inputs)
+        sizes = [one.channels if one.ends else one.channels // 8 for one in inputs]
+        order = _by_component(12 if flat else 24)
+
+        def make() -> tuple[torch.Tensor, ...]:
+            pieces = []
+            for one, weight in zip(inputs, layer.weight.split(sizes, 1), strict=True):
+                piece = cpu_layout.by_blocks(weight) if one.ends else cpu_layout.by_gaps(weight)
+                piece = piece[:12, :, :3] if flat else piece
+                pieces.append(_arranged(piece[order][None], self.precision))
+            return *pieces, _bias(layer, 8, order)
+
+        *weights, bias = self._weights(layer, f"flow by blocks {sizes} {flat}", make)
+        given = []
+        for one, weight in zip(inputs, weights, strict=True):
+            if one.ends:
+                given.append(_Input(one, (1 if flat else 2, 2, 2), -1, (3 if flat else 4, 4), weight))
+            else:
+                given.append(_Input(one, (1, 1, 1), 0, (2, 2), weight))
+        depth, height, width = inputs[-1].shape
+        self._add_field(given, bias, (depth if flat else depth // 2, height // 2, width // 2), 1, len(order))
+
+    def _flow_at_full_size(self, layer: nn.ConvTranspose3d, inputs: Sequence[Features]) -> None:
+        sizes = [one.channels for one in inputs]
+        order = _by_component(24, backwards=True)
+
+        def make() -> tuple[torch.Tensor, ...]:
+            pieces = [cpu_layout.by_parity(weight).flatten(0, 1)[order] for weight in layer.weight.split(sizes)]
+            return *(_arranged(piece[None], self.precision) for piece in pieces), _bias(layer, 8, order)
+
+        *weights, bias = self._weights(layer, f"flow at full size {sizes}", make)
+        given = [_Input(one, (1, 1, 1), -1, (2, 2), weight) for one, weight in zip(inputs, weights, strict=True)]
+        self._add_field(given, bias, [n + 1 for n in inputs[0].shape], -1, len(order))
+
+    def _add_field(
+        self, given: Sequence[_Input], bias: torch.Tensor, count: Sequence[int], sign: int, channels: int
+    ) -> None:
+        assert self._field is not None
+        shape = *self._field, count[1], count[2], sign, channels
+        self._add(layer_loops.FIELD, count[0] * count[1], given, (_RESULT, 0), bias, count[2], shape)
+
+    def _weights(
+        self, layer: nn.Conv3d | nn.ConvTranspose3d, form: str, make: Callable[[], tuple[torch.Tensor, ...]]
+    ) -> tuple[torch.Tensor, ...]:
+        return cpu_layout.kept(layer, f"{form}, {self.precision}", make)
 
 
-def _compute(
-    inputs: Sequence[_Input],
-    bias: torch.Tensor,
-    slope: float,
-    result: Features,
-    *,
-    parities: bool = False,
-    twos: int = 1,
-) -> Features:
-    """Fill `result`; `twos`: so many outputs of a row are channels of one."""
-    values = result.values
-    depth, height, width = result.shape
-    unit, tiles, sizes = layer_loops.means(values.dtype, width // (2 if parities else twos))
-    plan = _plans(inputs)
-    shape = height, width // twos, result.ends * result.channels, result.channels * twos
-    groups = inputs[0].weights.shape[2]
-    arguments = unit, tiles, sizes, plan, groups, shape, parities, bias.numpy(), np.float32(slope), _flat(values)
-    rows = depth * (height // 2 + 1 if parities else height)
-    compiling.share(rows, lambda begin, end: layer_loops.features(*arguments, begin, end))
-    return result
+def _by_component(channels: int, *, backwards: bool = False) -> torch.Tensor:
+    """Order of channels from (pz, py, px, component) to (pz, py, component, voxel along x)."""
+    order = torch.arange(channels).view(-1, 2, 3)
+    return (order.flip(1) if backwards else order).transpose(1, 2).flatten()
 
 
-def _compute_about_gaps(inputs: Sequence[_Input], bias: torch.Tensor, slope: float, result: Features) -> Features:
-    """Fill `result`, the eight outputs about a gap at once."""
-    depth, height, width = result.shape
-    unit, tiles, sizes = layer_loops.means(result.values.dtype, width // 2 + 1)
-    shape = depth, height, width, result.channels
-    arguments = unit, tiles, sizes, _plans(inputs), shape, bias.numpy(), np.float32(slope), _flat(result.values)
-    rows = (depth // 2 + 1) * (height // 2 + 1)
-    compiling.share(rows, lambda begin, end: layer_loops.features_about_gaps(*arguments, begin, end))
-    return result
-
-
-def _flat(values: torch.Tensor) -> np.ndarray:
-    """Numbers in a row, bfloat16 by their bits."""
-    return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).view(-1).numpy()
-
-
-def room(shape: Sequence[int], channels: int, precision: torch.dtype, ends: int = 1) -> Features:
-    """Features yet to be computed, of `shape` (D, H, W); what is read behind the last row is zero."""
-    depth, height, width = shape
-    size = depth, height, width + 2 * ends, channels
-    values = torch.empty(math.prod(size) + LANES, dtype=precision)
-    values[-LANES:] = 0
-    return Features(values[:-LANES].view(size), ends)
-
-
-def first(layer: nn.Conv3d, blocks: torch.Tensor, slope: float = 0.0) -> Features:
-    """A stride 2, padding 1 convolution of two images, a 3x3x3 or 4x4x4 one.
+def program_of(
+    network: nn.Module, precision: torch.dtype, shape: Sequence[int], write: Callable[[Program, Features], Any]
+) -> Program:
+    """A network's program for two images, kept until its weights or the images' size change.
 
     Args:
-        layer: two channels to a multiple of 8.
-        blocks: the images, see `cpu_layout.ImagePair`.
-        slope: of negative results: 0 for ReLU, 1 for no change.
+        network: whose layers these are.
+        precision: of `Program`.
+        shape: see `Program.blocks`.
+        write: calls the layers of the program, given it and the images.
     """
-    precision = blocks.dtype
-    # outputs of a row by twos, where one alone leaves most of a vector empty
-    twos = 2 if layer.out_channels == 8 < LANES and precision == torch.float32 else 1
 
-    def make() -> tuple[torch.Tensor, torch.Tensor]:
-        # (out, image, block, parity, block, parity, block, parity)
-        taps = cpu_layout.by_twos(nn.functional.pad(layer.weight, [0, layer.kernel_size[0] % 2] * 3))
-        weight = taps.permute(0, 3, 5, 1, 7, 2, 4, 6).flatten(1, 4)
-        weight = torch.cat([nn.functional.pad(weight, (n, twos - 1 - n)) for n in range(twos)])
-        return _arranged(weight[None], precision), _bias(layer, twos)
+    def make() -> Program:
+        program = Program(precision)
+        write(program, program.blocks(shape))
+        program.finish()
+        return program
 
-    weights, bias = cpu_layout.kept(layer, f"of blocks, {precision}", make)
-    given = Features(blocks.flatten(3), 0)
-    result = room([n - 1 for n in given.shape], layer.out_channels, precision)
-    inputs = [_Input(given, (1, 1, twos), 0, (2, 2), weights)]
-    return _compute(inputs, bias, slope, result, twos=twos)
-
-
-def down(layer: nn.Conv3d, features: Features, slope: float = 0.0) -> Features:
-    """A stride 2, padding 1 convolution, 3x3x3 or 4x4x4, of features; see `first`."""
-    precision = features.values.dtype
-
-    def make() -> tuple[torch.Tensor, torch.Tensor]:
-        weight = nn.functional.pad(layer.weight, (0, layer.kernel_size[2] % 2))
-        return _arranged(weight[None], precision), _bias(layer)
-
-    weights, bias = cpu_layout.kept(layer, f"down, {precision}", make)
-    result = room([n // 2 for n in features.shape], layer.out_channels, precision)
-    kernel = layer.kernel_size[0], layer.kernel_size[1]
-    return _compute([_Input(features, (2, 2, 2), -1, kernel, weights)], bias, slope, result)
-
-
-def up(layer: nn.ConvTranspose3d, inputs: Sequence[Features], slope: float = 0.0) -> Features:
-    """A 4x4x4, stride 2, padding 1 transposed convolution of features of one size, one after the other.
-
-    Its result stays in gaps where neither its channels nor, in float32, those of two voxels fill what is put at once.
-    """
-    precision = inputs[0].values.dtype
-    whole = layer.out_channels % LANES == 0
-    two = precision == torch.float32 and 2 * layer.out_channels in (8, LANES)
-    sizes = [one.channels for one in inputs]
-
-    def make() -> tuple[torch.Tensor, ...]:
-        pieces = [cpu_layout.by_parity(weight) for weight in layer.weight.split(sizes)]
-        if whole:  # (pz; px, py, channel)
-            pieces = [piece.unflatten(0, (2, 2, 2)).transpose(1, 2).flatten(1, 3) for piece in pieces]
-        else:  # (pz, py, px, channel), with `two` both voxels in their order
-            pieces = [piece.unflatten(0, (4, 2)).flip(1).flatten(0, 1) if two else piece for piece in pieces]
-            pieces = [piece.flatten(0, 1)[None] for piece in pieces]
-        return *(_arranged(piece, precision) for piece in pieces), _bias(layer, 1 if whole else 8)
-
-    *weights, bias = cpu_layout.kept(layer, f"up {sizes}, {precision}", make)
-    given = [_Input(one, (1, 1, 1), -1, (2, 2), weight) for one, weight in zip(inputs, weights, strict=True)]
-    if whole or two:
-        result = room([2 * n for n in inputs[0].shape], layer.out_channels, precision)
-        if two:
-            return _compute_about_gaps(given, bias, slope, result)
-        return _compute(given, bias, slope, result, parities=True)
-    result = room([n + 1 for n in inputs[0].shape], 8 * layer.out_channels, precision, 0)
-    _compute(given, bias, slope, result)
-    flat, shape = _flat(result.values), tuple(result.values.shape)
-    compiling.share(shape[0] * shape[1], lambda begin, end: layer_loops.clear_outside(flat, shape, begin, end))
-    return result
-
-
-def _flow_by_voxel(layer: nn.Conv3d, inputs: Sequence[Features]) -> torch.Tensor:
-    """`flow` at half size in float32; the inputs of three voxels are filled up to whole vectors."""
-    sizes = [one.channels for one in inputs]
-
-    def make() -> tuple[torch.Tensor, ...]:
-        pieces = []
-        for weight in layer.weight.detach().float().split(sizes, 1):
-            rows = weight.permute(2, 3, 0, 4, 1).flatten(3)  # (kz, ky, outputs, kx inputs)
-            rows = nn.functional.pad(rows, (0, -rows.shape[3] % LANES)).flatten(0, 1).unflatten(2, (-1, LANES))
-            pieces.append(rows.transpose(1, 2)[None, :, None].contiguous())
-        return *pieces, cpu_layout.bias_of(layer).detach().float().contiguous()
-
-    *weights, bias = cpu_layout.kept(layer, f"flow by voxel {sizes}", make)
-    given = [_Input(one, (1, 1, 1), -1, (3, 3), weight) for one, weight in zip(inputs, weights, strict=True)]
-    depth, height, width = inputs[0].shape
-    found = torch.empty(3, depth, height, width)
-    plan = _plans(given)
-    arguments = plan, bias.numpy(), found.numpy(), layer_loops.places_of_dots(True)
-    compiling.share(depth * height, lambda begin, end: layer_loops.field_by_voxel(*arguments, begin, end))
-    return found
-
-
-def flow(layer: nn.Conv3d | nn.ConvTranspose3d, inputs: Sequence[Features]) -> torch.Tensor:
-    """The displacement (3, D, H, W) float32 by LDR's last layer, either head; the first inputs may be gaps."""
-    precision = inputs[0].values.dtype
-    transposed = isinstance(layer, nn.ConvTranspose3d)
-    sizes = [one.channels if one.ends else one.channels // 8 for one in inputs]
-    if isinstance(layer, nn.Conv3d) and precision == torch.float32 and all(one.ends for one in inputs):
-        return _flow_by_voxel(layer, inputs)
-    flat = not transposed and all(one.ends for one in inputs)  # blocks of one slice: fewer zeros among the weights
-    # from (pz, py, px, component) to (pz, py, component, voxel along x)
-    order = torch.arange(12 if flat else 24).view(-1, 2, 3)
-    order = (order.flip(1) if transposed else order).transpose(1, 2).flatten()
-
-    def make() -> tuple[torch.Tensor, ...]:
-        parts = layer.weight.split(sizes, 0 if transposed else 1)
-        pieces = []
-        for one, weight in zip(inputs, parts, strict=True):
-            if transposed:
-                piece = cpu_layout.by_parity(weight).flatten(0, 1)
-            else:
-                piece = cpu_layout.by_blocks(weight) if one.ends else cpu_layout.by_gaps(weight)
-            piece = piece[:12, :, :3] if flat else piece
-            pieces.append(_arranged(piece[order][None], precision))
-        return *pieces, _bias(layer, 8, order)
-
-    *weights, bias = cpu_layout.kept(layer, f"flow {sizes}, {precision}", make)
-    given = []
-    for one, weight in zip(inputs, weights, strict=True):
-        if transposed:
-            given.append(_Input(one, (1, 1, 1), -1, (2, 2), weight))
-        elif one.ends:
-            given.append(_Input(one, (1 if flat else 2, 2, 2), -1, (3 if flat else 4, 4), weight))
-        else:
-            given.append(_Input(one, (1, 1, 1), 0, (2, 2), weight))
-    size = inputs[-1].shape
-    count = [n + 1 if transposed else n // 2 for n in size]
-    if flat:
-        count[0] = size[0]
-    found = torch.empty(3, *(2 * n if transposed else n for n in size))
-    unit, tiles, rows = layer_loops.means(precision, count[2])
-    plan = _plans(given)
-    shape = count[1], count[2], len(order)
-    sign = -1 if transposed else 1
-    arguments = unit, tiles, rows, plan, weights[0].shape[2], shape, sign, bias.numpy(), found.numpy()
-    compiling.share(count[0] * count[1], lambda begin, end: layer_loops.field(*arguments, begin, end))
-    return found
+    return cpu_layout.kept(network, f"program, {precision}", make, tuple(shape))

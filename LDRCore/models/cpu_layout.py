@@ -67,11 +67,10 @@ _Made = TypeVar("_Made")
 _kept: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[object, Any]]] = weakref.WeakKeyDictionary()
 
 
-def kept(layer: nn.Conv3d | nn.ConvTranspose3d, form: str, make: Callable[[], _Made]) -> _Made:
-    """A layer's weights in another form, kept until they change."""
-    own = (layer.weight, *(() if layer.bias is None else (layer.bias,)))
-    now = tuple((w.data_ptr(), w._version) for w in own)
-    forms = _kept.setdefault(layer, {})
+def kept(module: nn.Module, form: str, make: Callable[[], _Made], size: object = None) -> _Made:
+    """A module's weights in another form, kept until they or `size` change."""
+    now = size, *((w.data_ptr(), w._version) for w in module.parameters())
+    forms = _kept.setdefault(module, {})
     if form not in forms or forms[form][0] != now:
         forms[form] = now, make()
     return forms[form][1]

@@ -17,8 +17,9 @@ import torch
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
+from numba.np.numpy_support import carray
 
-from LDRCore import compiling
+from LDRCore import compiling, turns
 
 LANES = compiling.LANES  # outputs (channels) of a vector, and of a tile
 USABLE = compiling.has("avx512f") or (compiling.has("avx2") and compiling.has("fma"))
@@ -92,7 +93,8 @@ def _product_of(large: bool, groups: int) -> Any:
         write: Any = _write_tiles if unit == types.uint8 else _write_vectors
 
         def generate(context, builder, sig, arguments):  # type: ignore[no-untyped-def]
-            tables, scratch = (_data(context, builder, sig, arguments, n) for n in (1, 5))
+            tables = builder.inttoptr(arguments[1], _I64.as_pointer())
+            scratch = builder.inttoptr(arguments[5], ir.FloatType().as_pointer())
             write(builder, unit, tables, *arguments[2:5], scratch, large, groups)
             return context.get_dummy_value()
 
@@ -141,14 +143,6 @@ def _write_tiles(
         _call(builder, "tilestored64", _I8(tile), builder.bitcast(place, _POINTER), _I64(2 * LANES * 4))
 
 
-def _opaque(builder: Any, value: Any) -> Any:
-    """The same number, of which LLVM shall not know how it came about.
-
-    Addresses of rows would otherwise be computed one from another, which takes longer than the sums.
-    """
-    return builder.asm(ir.FunctionType(value.type, [value.type]), "", "=r,0", [value], False)
-
-
 def _rows_of_vectors(large: bool, groups: int) -> int:
     """How many outputs fit into the registers."""
     return (8 if LANES == 16 or groups == 1 else 4) if large else 1
@@ -186,18 +180,16 @@ def _write_vectors(
     with cgutils.for_range(builder, count) as entries:
         source, step, amount, place = _addresses(builder, tables, entries.index, at, group)
         second = builder.mul(amount, _I64(ELEMENTS * LANES * 4))
-        starts = [source]
-        while len(starts) < rows:
-            starts.append(_opaque(builder, builder.add(starts[-1], step)))
         with cgutils.for_range(builder, builder.mul(amount, _I64(ELEMENTS // unrolled))) as pieces:
-            here = builder.mul(pieces.index, _I64(unrolled * 4))
+            here = builder.add(source, builder.mul(pieces.index, _I64(unrolled * 4)))
             weights = builder.add(place, builder.mul(pieces.index, _I64(unrolled * LANES * 4)))
             for e in range(unrolled):
                 first = builder.add(weights, _I64(e * LANES * 4))
                 factors = [load(first, vector), load(builder.add(first, second), vector)][:groups]
+                row = builder.add(here, _I64(4 * e))
                 for m in range(rows):
-                    row = builder.add(starts[m], builder.add(here, _I64(4 * e)))
                     value = everywhere(load(row, element))
+                    row = builder.add(row, step)
                     for n in range(groups):
                         builder.store(add_product(builder.load(sums[m][n]), value, factors[n]), sums[m][n])
     for m, row in enumerate(sums):
@@ -353,9 +345,9 @@ def _outputs_from(at, width, large, small):  # type: ignore[no-untyped-def]
     return min(at, width - small), small
 
 
-@compiling.inline
+@compiling.loop
 def _multiply(unit, tables, count, at, many, group, two, scratch):  # type: ignore[no-untyped-def]
-    """The right one of the products."""
+    """The right one of the products; `tables` and `scratch` are where these lie."""
     if many and two:
         _large_two(unit, tables, count, at, group, scratch)
     elif many:
@@ -388,29 +380,55 @@ def _two_numbers(typing, source, at, bias, channel, out, place):  # type: ignore
 _put_two: Any = intrinsic(_two_numbers)
 
 
+def _pointer_to(number: Any) -> Any:
+    """A function of (unit, address): where numbers lie, float32, or if `number` is None what `unit` stands for."""
+
+    def pointer(typing, unit, address):  # type: ignore[no-untyped-def]
+        kind = number or (types.float32 if unit == types.float32 else types.uint16)
+
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            return builder.inttoptr(arguments[1], context.get_value_type(signature.return_type))
+
+        return types.CPointer(kind)(unit, address), generate
+
+    return intrinsic(pointer)
+
+
+_floats, _results = _pointer_to(types.float32), _pointer_to(None)
+
+
+# a step, a row of the first table of `run`: what it computes, of how many rows, from where in the table of inputs on,
+# how many inputs, where the result and the bias lie, numbers at once (see `means`), and what the loops say
+STEP = 17
+KIND, ROWS, FIRST, INPUTS, OUT, BIAS, SIZES, SHAPE = 0, 1, 2, 3, 4, 5, 6, 9
+FEATURES, FEATURES_BY_PARITY, FEATURES_ABOUT_GAPS, OUTSIDE, FIELD, FIELD_BY_VOXEL = range(6)
+
+
+@compiling.inline
+def _array(pointer, length):  # type: ignore[no-untyped-def]
+    return carray(pointer, (length,))
+
+
 @compiling.loop
-def features(unit, tiles, sizes, plan, groups, shape, parities, bias, slope, out, begin, end):  # type: ignore[no-untyped-def]
+def _features(unit, step, plan, slope, tables, scratch, parities, begin, end):  # type: ignore[no-untyped-def]
     """Rows begin ... end of a layer's features; with parities, all rows of a slice about gaps begin ... end.
 
     Args:
-        unit, tiles, sizes: as `means` returns them.
-        plan: of each input what `compiled_layers._Input.plan` returns.
-        groups: of LANES channels; with parities those of even voxels of even rows, of odd rows, then of odd voxels.
-        shape: of the result (height, outputs along a row, zeros at either end of it, channels).
-        parities: whether an output's parities say which of the weights count, and of which gap it is.
-        bias: of all channels, filled up to groups of LANES.
+        unit: as `means` returns it.
+        step: see STEP; `shape` is (depth, height, outputs along a row, zeros at either end of it, channels, groups of
+            LANES channels; with parities those of even voxels of even rows, of odd rows, then of odd voxels).
+        plan: of each input what `compiled_layers` tells of it.
         slope: see `_settle_of`.
-        out: the result, flat.
+        tables, scratch: room.
+        parities: whether an output's parities say which of the weights count, and of which gap it is.
     """
-    height, width, edge, channels = shape
-    saved = np.zeros(64, np.uint8)
-    _configuration(unit, saved)
-    _configure(unit, tiles)
-    tables = np.empty((4, _MOST_ENTRIES), np.int64)
-    scratch = np.empty(_MOST_ROWS * 2 * LANES, np.float32)
+    depth, height, width = step[SHAPE], step[SHAPE + 1], step[SHAPE + 2]
+    edge, channels, groups = step[SHAPE + 3], step[SHAPE + 4], step[SHAPE + 5]
     stride = 2 if parities else 1
     length = width * channels + 2 * edge
+    out = _array(_results(unit, step[OUT]), depth * height * length + LANES)
     own, count_x, count_y = groups // (stride * stride), width // stride, height // stride + parities
+    bias = _array(_floats(unit, step[BIAS]), own * LANES)
     for row in range(begin, end):
         k, j = row // count_y, row % count_y
         count = _list_rows(plan, (k + 1) // 2, j, k % 2, tables) if parities else _list_rows(plan, k, j, 0, tables)
@@ -418,11 +436,11 @@ def features(unit, tiles, sizes, plan, groups, shape, parities, bias, slope, out
         while group < groups:
             two = group % (stride * own) + 1 < stride * own
             px = group // (stride * own)
-            large = sizes[1] if two else sizes[0]
+            large = step[SIZES + 1] if two else step[SIZES]
             done = 0
             while done < count_x:
-                at, rows = _outputs_from(done, count_x, large, sizes[2])
-                _multiply(unit, tables, count, at + px, rows == large, group, two, scratch)
+                at, rows = _outputs_from(done, count_x, large, step[SIZES + 2])
+                _multiply(unit, tables.ctypes.data, count, at + px, rows == large, group, two, scratch.ctypes.data)
                 for g in range(2 if two else 1):
                     y = stride * j - (group + g) // own % stride
                     if not 0 <= y < height:
@@ -444,33 +462,32 @@ def features(unit, tiles, sizes, plan, groups, shape, parities, bias, slope, out
             last = first + length - edge
             for c in range(edge):
                 out[first + c] = out[last + c] = 0
-    _configure(unit, saved)
+    if end == step[ROWS]:
+        for c in range(LANES):
+            out[depth * height * length + c] = 0
 
 
 @compiling.loop
-def features_about_gaps(unit, tiles, sizes, plan, shape, bias, slope, out, begin, end):  # type: ignore[no-untyped-def]
+def _features_about_gaps(unit, step, plan, slope, tables, scratch, begin, end):  # type: ignore[no-untyped-def]
     """Features of a transposed convolution to few channels, for rows of gaps begin ... end.
 
-    About gap i of an axis lie the voxels 2 i (parity 0) and 2 i - 1 (parity 1). Those of a row are put at once: channels
-    are by parity of z, of y, then the voxels in their order. `shape` is (depth, height, width, channels) of the result,
-    the rest as in `features`.
+    About gap i of an axis lie the voxels 2 i (parity 0) and 2 i - 1 (parity 1). Those of a row are put at once:
+    channels are by parity of z, of y, then the voxels in their order. `shape` is (depth, height, width, channels) of
+    the result, the rest as in `_features`.
     """
-    depth, height, width, channels = shape
-    saved = np.zeros(64, np.uint8)
-    _configuration(unit, saved)
-    _configure(unit, tiles)
-    tables = np.empty((4, _MOST_ENTRIES), np.int64)
-    scratch = np.empty(_MOST_ROWS * 2 * LANES, np.float32)
+    depth, height, width, channels = step[SHAPE], step[SHAPE + 1], step[SHAPE + 2], step[SHAPE + 3]
     count_x, count_y, pair, length = width // 2 + 1, height // 2 + 1, 2 * channels, (width + 2) * channels
-    groups = 4 * pair // LANES
+    groups, large = 4 * pair // LANES, step[SIZES + 1]
+    out = _array(_results(unit, step[OUT]), depth * height * length + LANES)
+    bias = _array(_floats(unit, step[BIAS]), groups * LANES)
     for row in range(begin, end):
         k, j = row // count_y, row % count_y
         count = _list_rows(plan, k, j, 0, tables)
         for group in range(0, groups, 2):
             done = 0
             while done < count_x:
-                at, rows = _outputs_from(done, count_x, sizes[1], sizes[2])
-                _multiply(unit, tables, count, at, rows == sizes[1], group, True, scratch)
+                at, rows = _outputs_from(done, count_x, large, step[SIZES + 2])
+                _multiply(unit, tables.ctypes.data, count, at, rows == large, group, True, scratch.ctypes.data)
                 for part in range(0, 2 * LANES, pair):
                     channel = group * LANES + part
                     z, y = 2 * k - channel // pair // 2, 2 * j - channel // pair % 2
@@ -489,13 +506,16 @@ def features_about_gaps(unit, tiles, sizes, plan, shape, bias, slope, out, begin
                 first = (z * height + y) * length
                 for c in range(channels):  # what the first and the last gap put beyond the row
                     out[first + c] = out[first + length - channels + c] = 0
-    _configure(unit, saved)
+    if end == step[ROWS]:
+        for c in range(LANES):
+            out[depth * height * length + c] = 0
 
 
 @compiling.loop
-def clear_outside(out, shape, begin, end):  # type: ignore[no-untyped-def]
+def _clear_outside(unit, step, begin, end):  # type: ignore[no-untyped-def]
     """Set to zero what of gaps lies outside of the result, for rows begin ... end; `shape` is that of gaps."""
-    depth, height, width, channels = shape
+    depth, height, width, channels = step[SHAPE], step[SHAPE + 1], step[SHAPE + 2], step[SHAPE + 3]
+    out = _array(_results(unit, step[OUT]), depth * height * width * channels)
     part = channels // 8
     for row in range(begin, end):
         k, j = row // height, row % height
@@ -511,33 +531,30 @@ def clear_outside(out, shape, begin, end):  # type: ignore[no-untyped-def]
 
 
 @compiling.loop
-def field(unit, tiles, sizes, plan, groups, shape, sign, bias, out, begin, end):  # type: ignore[no-untyped-def]
-    """A displacement, out (3, D, H, W), for rows begin ... end of blocks of 2x2x2 or 1x2x2.
+def _field(unit, step, plan, tables, scratch, begin, end):  # type: ignore[no-untyped-def]
+    """A displacement (3, D, H, W), for rows begin ... end of blocks of 2x2x2 or 1x2x2.
 
     Along z and y the voxel of a block at a parity is 2 k + sign * parity; along x the first one of a block is voxel
     2 i where `sign` is 1, and 2 i - 1 where it is -1. Channel 6 (2 pz + py) + 2 c + p is component c at these parities
-    of the p-th of the two. `shape` is (height, width) of the blocks and the number of channels, 24, or 12 where blocks
-    are of one slice; the rest as in `features`.
+    of the p-th of the two. `shape` is (D, H, W, height and width of the blocks, sign, number of channels: 24, or 12
+    where blocks are of one slice); the rest as in `_features`.
     """
-    height, width, channels = shape
-    saved = np.zeros(64, np.uint8)
-    _configuration(unit, saved)
-    _configure(unit, tiles)
-    tables = np.empty((4, _MOST_ENTRIES), np.int64)
-    scratch = np.empty(_MOST_ROWS * 2 * LANES, np.float32)
-    flat = out.ravel()
-    _, full_depth, full_height, full_width = out.shape
+    full_depth, full_height, full_width = step[SHAPE], step[SHAPE + 1], step[SHAPE + 2]
+    height, width, sign, channels = step[SHAPE + 3], step[SHAPE + 4], step[SHAPE + 5], step[SHAPE + 6]
+    groups = -(-channels // LANES)
+    out = _array(_floats(unit, step[OUT]), 3 * full_depth * full_height * full_width)
+    bias = _array(_floats(unit, step[BIAS]), groups * LANES)
     for row in range(begin, end):
         k, j = row // height, row % height
         count = _list_rows(plan, k, j, 0, tables)
         group = 0
         while group < groups:
             two = group + 1 < groups
-            large = sizes[1] if two else sizes[0]
+            large = step[SIZES + 1] if two else step[SIZES]
             done = 0
             while done < width:
-                at, rows = _outputs_from(done, width, large, sizes[2])
-                _multiply(unit, tables, count, at, rows == large, group, two, scratch)
+                at, rows = _outputs_from(done, width, large, step[SIZES + 2])
+                _multiply(unit, tables.ctypes.data, count, at, rows == large, group, two, scratch.ctypes.data)
                 for channel in range(group * LANES, min((group + 2 if two else group + 1) * LANES, channels), 2):
                     line, component = channel // 6, channel // 2 % 3
                     z, y = channels // 12 * k + sign * (line // 2), 2 * j + sign * (line % 2)
@@ -547,27 +564,25 @@ def field(unit, tiles, sizes, plan, groups, shape, sign, bias, out, begin, end):
                     source = channel - group * LANES
                     if sign > 0:
                         for r in range(rows):
-                            _put_two(scratch, r * 2 * LANES + source, bias, channel, flat, place + 2 * r)
+                            _put_two(scratch, r * 2 * LANES + source, bias, channel, out, place + 2 * r)
                         continue
                     first, last = 1 if at == 0 else 0, rows - 1 if at + rows == width else rows
                     if first:
-                        flat[place] = scratch[source + 1] + bias[channel + 1]
+                        out[place] = scratch[source + 1] + bias[channel + 1]
                     for r in range(first, last):
-                        _put_two(scratch, r * 2 * LANES + source, bias, channel, flat, place + 2 * r - 1)
+                        _put_two(scratch, r * 2 * LANES + source, bias, channel, out, place + 2 * r - 1)
                     if last < rows:
-                        flat[place + 2 * last - 1] = scratch[last * 2 * LANES + source] + bias[channel]
+                        out[place + 2 * last - 1] = scratch[last * 2 * LANES + source] + bias[channel]
                 done = at + rows
             group += 2 if two else 1
-    _configure(unit, saved)
 
 
 @compiling.loop
-def field_by_voxel(plan, bias, out, many, begin, end):  # type: ignore[no-untyped-def]
-    """The same voxel by voxel, for rows begin ... end of out (3, D, H, W); `plan` as in `features`."""
-    tables = np.empty((4, _MOST_ENTRIES), np.int64)
-    flat = out.ravel()
-    _, depth, height, width = out.shape
+def _field_by_voxel(unit, step, plan, tables, begin, end):  # type: ignore[no-untyped-def]
+    """The same voxel by voxel, for rows begin ... end; `shape` is (D, H, W)."""
+    depth, height, width, many = step[SHAPE], step[SHAPE + 1], step[SHAPE + 2], step[SIZES]
     plane = depth * height * width
+    out, bias = _array(_floats(unit, step[OUT]), 3 * plane), _array(_floats(unit, step[BIAS]), 3)
     for row in range(begin, end):
         k, j = row // height, row % height
         count = _list_rows(plan, k, j, 0, tables)
@@ -575,10 +590,64 @@ def field_by_voxel(plan, bias, out, many, begin, end):  # type: ignore[no-untype
         while done < width:
             at, rows = _outputs_from(done, width, many, 1)
             if rows == many:
-                _many_dots(tables, count, at, bias, flat, row * width + at, plane)
+                _many_dots(tables, count, at, bias, out, row * width + at, plane)
             else:
-                _one_dots(tables, count, at, bias, flat, row * width + at, plane)
+                _one_dots(tables, count, at, bias, out, row * width + at, plane)
             done = at + rows
+
+
+@compiling.loop
+def run(unit, steps, plan, tiles, slopes, shared, own):  # type: ignore[no-untyped-def]
+    """Compute the steps of a program, one after the other, together with other threads that are given the same.
+
+    The rows of a step are shared out in as many ranges as there are threads. A thread computes its own range first,
+    since what it reads of the step before it has mostly put itself, then what is left of others'. None begins a step
+    before the last row of the step before is done, and none waits for a thread that has not begun.
+
+    Args:
+        unit: as `means` returns it.
+        steps: (n, STEP).
+        plan: of all inputs of all steps what `compiled_layers` tells of them.
+        tiles: (n, 64), as `means` returns it.
+        slopes: n of them, see `_settle_of`.
+        shared: see `turns.take_turns`.
+        own: number of this thread.
+
+    Returns:
+        Whether all is done; if not, others take long, and this is to be called again.
+    """
+    saved = np.zeros(64, np.uint8)
+    _configuration(unit, saved)
+    tables = np.empty((4, _MOST_ENTRIES), np.int64)
+    scratch = np.empty(_MOST_ROWS * 2 * LANES, np.float32)
+    finished = True
+    for s in range(len(steps)):
+        step, slope = steps[s], slopes[s]
+        if turns.is_done(shared, s, step[ROWS]):
+            continue
+        _configure(unit, tiles[s])
+        inputs = plan[step[FIRST] : step[FIRST] + step[INPUTS]]
+        while True:
+            begin, end = turns.next_piece(shared, s, step[ROWS], own)
+            if begin == end:
+                break
+            if step[KIND] == FEATURES or step[KIND] == FEATURES_BY_PARITY:
+                by_parity = step[KIND] == FEATURES_BY_PARITY
+                _features(unit, step, inputs, slope, tables, scratch, by_parity, begin, end)
+            elif step[KIND] == FEATURES_ABOUT_GAPS:
+                _features_about_gaps(unit, step, inputs, slope, tables, scratch, begin, end)
+            elif step[KIND] == OUTSIDE:
+                _clear_outside(unit, step, begin, end)
+            elif step[KIND] == FIELD:
+                _field(unit, step, inputs, tables, scratch, begin, end)
+            else:
+                _field_by_voxel(unit, step, inputs, tables, begin, end)
+            turns.finish(shared, s, end - begin)
+        if not turns.wait(shared, s, step[ROWS]):
+            finished = False
+            break
+    _configure(unit, saved)
+    return finished
 
 
 @functools.lru_cache(maxsize=1)
@@ -597,17 +666,23 @@ def takes(precision: torch.dtype) -> bool:
     return USABLE and precision == torch.float32
 
 
-def means(precision: torch.dtype, width: int) -> tuple[Any, np.ndarray, tuple[int, int, int]]:
-    """How to multiply: what `_product` is asked for, what the matrix unit is told, and numbers of outputs at once.
+def unit_of(precision: torch.dtype) -> Any:
+    """What `_product` is asked for."""
+    if precision == torch.float32:
+        return _FLOATS
+    return _TILES if has_tiles() else _PAIRS
 
-    The last are: many with one group of channels, many with two, few.
+
+def means(precision: torch.dtype, width: int) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """What the matrix unit is told for rows of so many outputs, and numbers of outputs at once.
+
+    The latter are: many with one group of channels, many with two, few.
     """
     tiles = np.zeros(64, np.uint8)
-    if precision == torch.bfloat16 and has_tiles():
+    if unit_of(precision) is _TILES:
         rows = min(_TILE_ROWS, width)
         tiles[0] = 1  # the kind of configuration
         tiles[16:32:2] = 64  # bytes of a row, for each of eight tiles
         tiles[48:56] = [rows] * 6 + [ELEMENTS] * 2
-        return _TILES, tiles, (2 * rows, 2 * rows, rows)
-    unit = _FLOATS if precision == torch.float32 else _PAIRS
-    return unit, tiles, (_rows_of_vectors(True, 1), _rows_of_vectors(True, 2), 1)
+        return tiles, (2 * rows, 2 * rows, rows)
+    return tiles, (_rows_of_vectors(True, 1), _rows_of_vectors(True, 2), 1)

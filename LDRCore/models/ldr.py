@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -96,19 +95,22 @@ class LDR(DenseNetwork):
         """See `DenseNetwork.predict_pair`."""
         layers = cpu_layout.compiled_layers(pair.values.dtype) if pair.blocks else None
         if layers:
-            found = [self._predict_compiled(layers, blocks)[None] for blocks in pair.values]
+            _, *shape = pair.values.shape
+            program = layers.program_of(self, pair.values.dtype, shape, self._write)
+            found = [program.run(blocks)[None] for blocks in pair.values]
             return found[0] if len(found) == 1 else torch.cat(found)
         return self._predict_on_cpu(pair)
 
-    def _predict_compiled(self, layers: ModuleType, blocks: torch.Tensor) -> torch.Tensor:
-        """Of one pair, by `compiled_layers`."""
-        skips = [layers.first(self.encoder[0], blocks)]
-        for layer in self.encoder[1:]:
-            skips.append(layers.down(layer, skips[-1]))
+    def _write(self, program: Any, images: Any) -> None:
+        """The layers as compiled code, see `compiled_layers.Program`."""
+        first, *further = self.encoder
+        skips = [program.first(first, images)]
+        for layer in further:
+            skips.append(program.down(layer, skips[-1]))
         features = [skips.pop()]
         for layer in self.decoder:
-            features = [layers.up(layer, features), skips.pop()]
-        return layers.flow(self.flow, features)
+            features = [program.up(layer, features), skips.pop()]
+        program.flow(self.flow, features)
 
     def _predict_on_cpu(self, pair: cpu_layout.ImagePair) -> torch.Tensor:
         """The same by torch, layers arranged as `cpu_layout` says."""

@@ -18,6 +18,7 @@ ALLOWED = {
     "LDRCore.errors": set(),
     "LDRCore.memory": set(),
     "LDRCore.compiling": set(),
+    "LDRCore.turns": {"LDRCore.compiling"},
     "LDRCore.kernels": {"LDRCore.compiling"},
     "LDRCore.sampling": {"LDRCore.kernels"},
     "LDRCore.spatial": {"LDRCore.sampling"},
@@ -39,7 +40,7 @@ ALLOWED = {
     },
     "LDRCore.preprocess": {"LDRCore.geometry", "LDRCore.sampling"},
 }
-MODELS = {"LDRCore.spatial", "LDRCore.losses", "LDRCore.sampling", "LDRCore.compiling"}
+MODELS = {"LDRCore.spatial", "LDRCore.losses", "LDRCore.sampling", "LDRCore.compiling", "LDRCore.turns"}
 
 
 def module_name(path: Path) -> str:
