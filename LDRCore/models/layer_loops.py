@@ -253,14 +253,38 @@ def _write_dots(
                 for total, factor in zip(row_sums, factors, strict=True):
                     product = builder.fmul(value, factor, flags=("contract",))
                     builder.store(builder.fadd(product, builder.load(total), flags=("contract",)), total)
-    kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), _FLOAT_VECTOR])
-    reduce = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
     for n in range(3):
-        here = builder.add(place, builder.mul(plane, _I64(n)))
+        totals = _sums_of(builder, [builder.load(row_sums[n]) for row_sums in sums])
         start = builder.load(builder.gep(bias, [_I64(n)]))
-        for m, row_sums in enumerate(sums):
-            total = builder.call(reduce, [start, builder.load(row_sums[n])], fastmath=("reassoc",))
-            builder.store(total, builder.gep(out, [builder.add(here, _I64(m))]))
+        starts = builder.insert_element(ir.Constant(totals.type, ir.Undefined), start, _I32(0))
+        starts = _chosen(builder, starts, starts, [0] * rows)
+        here = builder.gep(out, [builder.add(place, builder.mul(plane, _I64(n)))])
+        builder.store(builder.fadd(totals, starts), builder.bitcast(here, totals.type.as_pointer())).align = 4
+
+
+def _chosen(builder: Any, first: Any, second: Any, numbers: list[int]) -> Any:
+    """These numbers of two vectors, those of the second one counted on."""
+    return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(_I32, len(numbers)), numbers))
+
+
+def _sums_of(builder: Any, vectors: list[Any]) -> Any:
+    """The sum of each of some vectors, of LANES numbers all, as a vector; how many there are is a power of two.
+
+    Two vectors are put together by halves and added, so that each holds the sums of two, and so on.
+    """
+    count, parts = len(vectors), 1
+    while parts < count or vectors[0].type.count > count:
+        pairs = [vectors, vectors] if parts == count else [vectors[::2], vectors[1::2]]
+        total = vectors[0].type.count
+        half = total // parts // 2
+        numbers = [k for k in range(total if parts == count else 2 * total) if k // half % 2 == 0]
+        others = [k + half for k in numbers]
+        vectors = [
+            builder.fadd(_chosen(builder, a, b, numbers), _chosen(builder, a, b, others), flags=("reassoc",))
+            for a, b in zip(*pairs, strict=True)
+        ]
+        parts = min(2 * parts, count)
+    return vectors[0]
 
 
 _many_dots, _one_dots = _dots_of(True), _dots_of(False)
