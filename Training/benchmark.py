@@ -5,12 +5,13 @@ r"""Time everything against everything in one run: networks, warps, cascades, re
 Absolute seconds differ from machine to machine and from minute to minute, so everything that is compared is timed here
 in turn, round after round, and printed as median (smallest to largest) with its ratio to a reference, the light one of
 each part. A network's time also stands over its lower bound: its multiply-adds at the rate of this machine's fastest
-convolutions, timed right after it, or its memory traffic, whichever is longer. Cascades go from two images to the
-composed field, stem and all warps included. "torch's sampler" means that this package's own sampling is switched off,
-"plainly in torch" that half precision is as well. End to end means `register()` from images in memory to the warped
-image, warm; other programs: their own affine and deformable registration, images in memory. Networks that have no
-weights yet run with random ones, which cost the same time. Cold starts are whole programs: `ldr`, and the process
-behind Slicer's panel.
+convolutions, timed right after it, or its memory traffic, whichever is longer; both run three times in a round, and
+the faster of the last two counts, so that neither starts with what another item left in the caches. Cascades go from
+two images to the composed field, stem and all warps included. "torch's sampler" means that this package's own sampling
+is switched off, "plainly in torch" that half precision is as well. End to end means `register()` from images in memory
+to the warped image, warm; other programs: their own affine and deformable registration, images in memory. Networks
+that have no weights yet run with random ones, which cost the same time. Cold starts are whole programs: `ldr`, and the
+process behind Slicer's panel.
 """
 
 from __future__ import annotations
@@ -113,8 +114,8 @@ _without_numba = partial(_without, "COMPILED")
 def _predict(network: Any, given: list[torch.Tensor] | cpu_layout.ImagePair, dtype: torch.dtype) -> float:
     with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         if isinstance(given, cpu_layout.ImagePair):
-            return _seconds(lambda: network.predict_pair(given))
-        return _seconds(lambda: network.predict(*given))
+            return limits.fastest(lambda: network.predict_pair(given))
+        return limits.fastest(lambda: network.predict(*given))
 
 
 def _with_threads(threads: int, once: Callable[[], float]) -> Callable[[], float]:

@@ -16,7 +16,8 @@ _COPY_VALUES = 1 << 26  # 256 MB, far more than any cache
 _REPEATS = 7
 
 
-def _fastest(action: Callable[[], object], repeats: int = _REPEATS) -> float:
+def fastest(action: Callable[[], object], repeats: int = 2) -> float:
+    """Seconds of the fastest of some runs, after one that does not count."""
     times = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
@@ -41,18 +42,18 @@ class Convolutions:
 
     @torch.no_grad()
     def rate(self) -> float:
-        """Multiply-adds a second, now: the best of a few runs."""
-        return self._rate(*self._best, 2)
+        """Multiply-adds a second, now."""
+        return self._rate(*self._best)
 
     @staticmethod
-    def _rate(image: torch.Tensor, weight: torch.Tensor, multiply_adds: int, repeats: int) -> float:
-        return multiply_adds / _fastest(lambda: F.conv3d(image, weight, padding=1), repeats)
+    def _rate(image: torch.Tensor, weight: torch.Tensor, multiply_adds: int, repeats: int = 2) -> float:
+        return multiply_adds / fastest(lambda: F.conv3d(image, weight, padding=1), repeats)
 
 
 def bandwidth() -> float:
     """Bytes a second read and written by copying, current threads."""
     source, target = torch.rand(_COPY_VALUES), torch.empty(_COPY_VALUES)
-    return 2 * source.numel() * 4 / _fastest(lambda: target.copy_(source))
+    return 2 * source.numel() * 4 / fastest(lambda: target.copy_(source), _REPEATS)
 
 
 def lower_bound(
