@@ -83,8 +83,7 @@ class AffineLDR(AffineStem):
         pair = cpu_layout.ImagePair(fixed, precision, blocks=bool(layers))
         pair.put(moving)
         if layers:
-            _, *shape = pair.values.shape
-            program = layers.program_of(self.encoder, precision, shape, self._write)
+            program = layers.program_of(self.encoder, precision, pair.shape, self._write)
             return torch.stack([program.run(blocks) for blocks in pair.values])
         features = F.leaky_relu(cpu_layout.convolve_pair(encoder[0], pair), _SLOPE)
         for convolution in encoder[1:]:

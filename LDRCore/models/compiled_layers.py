@@ -8,8 +8,8 @@ Arrangement, channels last:
 
 - features: (D, H, W + 2, channels), a voxel of zeros at both ends of a row, so that the inputs of an output are
   neighbours in memory;
-- two images: blocks of 2x2x2 voxels, (D / 2 + 1, H / 2 + 1, W / 2 + 1, 16), block b of an axis holding voxels 2 b - 1
-  (parity 0) and 2 b (parity 1); numbers of a block by parity of z, y, image (moving first), parity of x;
+- two images: blocks of 2x2x2 voxels, (D / 2 + 1, H / 2 + 1, W / 2 + 1 or one more, 16), block b of an axis holding
+  voxels 2 b - 1 (parity 0) and 2 b (parity 1); numbers of a block by parity of z, y, image (moving first), parity of x;
 - gaps, the result of a transposed convolution to few channels: as `cpu_layout.transposed_gaps` says.
 """
 
@@ -44,6 +44,7 @@ class Features:
         itemsize: bytes of a number.
         base, offset: address, in bytes from one of the above.
         ends: voxels of zeros at either end of a row.
+        spare: voxels behind it.
     """
 
     shape: tuple[int, int, int]
@@ -52,11 +53,12 @@ class Features:
     base: int
     offset: int
     ends: int = 1
+    spare: int = 0
 
     @property
     def row(self) -> int:
         """Bytes from row to row."""
-        return (self.shape[2] + 2 * self.ends) * self.channels * self.itemsize
+        return (self.shape[2] + 2 * self.ends + self.spare) * self.channels * self.itemsize
 
     @property
     def bytes(self) -> int:
@@ -129,19 +131,20 @@ class Program:
         self._last: Features | None = None
         self._field: tuple[int, int, int] | None = None
 
-    def given(self, shape: Sequence[int], channels: int, ends: int = 1) -> Features:
-        """The next input of `run`, (D, H, W + 2 ends, channels) contiguous; D, H, W are `shape`.
+    def given(self, shape: Sequence[int], channels: int, ends: int = 1, spare: int = 0) -> Features:
+        """The next input of `run`, (D, H, W + 2 ends + spare, channels) contiguous; D, H, W are `shape`.
 
         Rows are ended by zeros, and the last one is followed by LANES of them.
         """
         depth, height, width = shape
         self._given += 1
         base = _GIVEN + self._given - 1
-        return Features((depth, height, width), channels, self.precision.itemsize, base, 0, ends)
+        return Features((depth, height, width), channels, self.precision.itemsize, base, 0, ends, spare)
 
-    def blocks(self, shape: Sequence[int]) -> Features:
-        """The next input of `run`: two images; `shape` is that of an image's part of `cpu_layout.ImagePair`."""
-        return self.given(shape[:3], math.prod(shape[3:]), 0)
+    def images(self, shape: Sequence[int]) -> Features:
+        """The next input of `run`: an entry of a `cpu_layout.ImagePair` of images (D, H, W), `shape`."""
+        blocks = [n // 2 + 1 for n in shape]
+        return self.given(blocks, 16, 0, cpu_layout.blocks_of_row(shape[2]) - blocks[2])
 
     def finish(self) -> None:
         """No more layers follow."""
@@ -156,7 +159,7 @@ class Program:
         """The result of the last layer.
 
         Args:
-            given: what `given` and `blocks` announced, in their order.
+            given: what `given` and `images` announced, in their order.
 
         Returns:
             The displacement (3, D, H, W) float32, or features (channels, D, H, W), the latter not contiguous.
@@ -233,17 +236,18 @@ class Program:
 
         Args:
             layer: two channels to a multiple of 8.
-            blocks: the images, see `blocks`.
+            blocks: the images, see `images`.
             slope: of negative results: 0 for ReLU, 1 for no change.
         """
-        # outputs of a row by twos, where one alone leaves most of a vector empty
-        twos = 2 if layer.out_channels == 8 < LANES and self.precision == torch.float32 else 1
+        # outputs of a row by twos, where one alone leaves half a vector empty; in bfloat16 numbers come in whole lines
+        twos = 2 if layer.out_channels == 8 < LANES else 1
+        wide = twos + 1 if self.precision == torch.float32 else 2 * twos
 
         def make() -> tuple[torch.Tensor, torch.Tensor]:
             # (out, image, block, parity, block, parity, block, parity)
             taps = cpu_layout.by_twos(nn.functional.pad(layer.weight, [0, layer.kernel_size[0] % 2] * 3))
             weight = taps.permute(0, 3, 5, 1, 7, 2, 4, 6).flatten(1, 4)
-            weight = torch.cat([nn.functional.pad(weight, (n, twos - 1 - n)) for n in range(twos)])
+            weight = torch.cat([nn.functional.pad(weight, (n, wide - 2 - n)) for n in range(twos)])
             return _arranged(weight[None], self.precision), _bias(layer, twos)
 
         weights, bias = self._weights(layer, "of blocks", make)
@@ -391,13 +395,13 @@ def program_of(
     Args:
         network: whose layers these are.
         precision: of `Program`.
-        shape: see `Program.blocks`.
+        shape: of the images.
         write: calls the layers of the program, given it and the images.
     """
 
     def make() -> Program:
         program = Program(precision)
-        write(program, program.blocks(shape))
+        write(program, program.images(shape))
         program.finish()
         return program
 

@@ -8,6 +8,7 @@ last, only another view of the same memory.
 from __future__ import annotations
 
 import functools
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -116,8 +117,9 @@ class ImagePair:
     a row has a voxel of zeros at both ends.
 
     Attributes:
-        values: (B, D / 2 + 1, H / 2 + 1, W / 2 + 1, 2, 2, 2, 2), or (B, D, H, W + 2, 2), moving image first.
+        values: (B, D / 2 + 1, H / 2 + 1, `blocks_of_row(W)`, 2, 2, 2, 2), or (B, D, H, W + 2, 2), moving image first.
         blocks: whether it is the former.
+        shape: (D, H, W).
     """
 
     def __init__(self, fixed: torch.Tensor, precision: torch.dtype, *, blocks: bool = False) -> None:
@@ -129,16 +131,17 @@ class ImagePair:
             blocks: how they shall lie; blocks need compiled loops (`sampling.compiled`).
         """
         batch, _, *shape = fixed.shape
-        self.blocks = blocks
+        self.blocks, self.shape = blocks, tuple(shape)
         if blocks:
-            self.values = torch.empty(batch, *(n // 2 + 1 for n in shape), 2, 2, 2, 2, dtype=precision)
-            for axis in (
-                1,
-                2,
-                3,
-            ):  # beyond the images, those of one parity in the first blocks, of the other in the last
-                for end, parity in ((0, 0), (-1, 1)):
+            size = batch, *(n // 2 + 1 for n in shape[:2]), blocks_of_row(shape[2]), 2, 2, 2, 2
+            values = torch.empty(math.prod(size) + 16, dtype=precision)
+            values[-16:] = 0  # a block that may be read, but does not count
+            self.values = values[:-16].view(size)
+            # beyond the images: voxels of one parity of the first blocks, of the other of the last ones
+            for axis in (1, 2, 3):
+                for end, parity in ((0, 0), (shape[axis - 1] // 2, 1)):
                     self.values.select(axis, end).select(axis + 2 if axis < 3 else 6, parity).zero_()
+            self.values[:, :, :, shape[2] // 2 + 1 :] = 0
         else:
             self.values = torch.empty(batch, *shape[:2], shape[2] + 2, 2, dtype=precision)
             self.values[..., 0, :] = self.values[..., -1, :] = 0
@@ -163,6 +166,12 @@ class ImagePair:
                 puller.write_blocks(field, values)
             else:
                 puller.write(field, values[..., 1:-1, 0])
+
+
+def blocks_of_row(width: int) -> int:
+    """Blocks of a row of so many voxels, an even number: in bfloat16 two of them are a line of the cache."""
+    count = width // 2 + 1
+    return count + count % 2
 
 
 def compiled_layers(precision: torch.dtype) -> ModuleType | None:

@@ -95,8 +95,7 @@ class LDR(DenseNetwork):
         """See `DenseNetwork.predict_pair`."""
         layers = cpu_layout.compiled_layers(pair.values.dtype) if pair.blocks else None
         if layers:
-            _, *shape = pair.values.shape
-            program = layers.program_of(self, pair.values.dtype, shape, self._write)
+            program = layers.program_of(self, pair.values.dtype, pair.shape, self._write)
             found = [program.run(blocks)[None] for blocks in pair.values]
             return found[0] if len(found) == 1 else torch.cat(found)
         return self._predict_on_cpu(pair)

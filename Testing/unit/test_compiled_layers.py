@@ -53,7 +53,7 @@ def features_of(image, precision):
 def blocks_of(moving, fixed, precision):
     pair = cpu_layout.ImagePair(fixed, precision, blocks=True)
     pair.put(moving)
-    return pair.values[0], lambda program: program.blocks(pair.values.shape[1:])
+    return pair.values[0], lambda program: program.images(moving.shape[2:])
 
 
 def compute(precision, write, *given):
