@@ -15,7 +15,6 @@ Arrangement, channels last:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
