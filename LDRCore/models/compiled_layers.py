@@ -25,7 +25,7 @@ from torch import nn
 
 from LDRCore import turns
 from LDRCore.models import cpu_layout, layer_loops
-from LDRCore.models.layer_loops import ELEMENTS, LANES, takes
+from LDRCore.models.layer_loops import BEHIND, LANES, TILE_ELEMENTS, VECTOR_ELEMENTS, takes
 
 __all__ = ["Features", "Program", "program_of", "takes"]
 
@@ -62,7 +62,7 @@ class Features:
     @property
     def bytes(self) -> int:
         """Of all rows, and of zeros behind the last one, which loops may read."""
-        return self.shape[0] * self.shape[1] * self.row + LANES * self.itemsize
+        return self.shape[0] * self.shape[1] * self.row + BEHIND * self.itemsize
 
 
 @dataclass(frozen=True)
@@ -92,19 +92,6 @@ class _Input:
         return [*plan, weights.shape[3], weights.data_ptr(), weights.stride(1) * weights.itemsize]
 
 
-def _arranged(weight: torch.Tensor, precision: torch.dtype) -> torch.Tensor:
-    """Weights (pieces, outputs, inputs, kz, ky, kx) as the loops read them.
-
-    (pieces, kz * ky, groups, amount, ELEMENTS, LANES, 1, or 2 for bfloat16); outputs are filled up with zeros to
-    groups of LANES. kx times inputs must be a multiple of ELEMENTS of what 4 bytes hold.
-    """
-    per = 4 // precision.itemsize
-    weight = nn.functional.pad(weight.detach(), [0] * 8 + [0, -weight.shape[1] % LANES])
-    pieces, _, _, kz, ky, _ = weight.shape
-    rows = weight.permute(0, 3, 4, 1, 5, 2).reshape(pieces, kz * ky, -1, LANES, weight.shape[5] * weight.shape[2])
-    return rows.unflatten(4, (-1, ELEMENTS, per)).permute(0, 1, 2, 4, 5, 3, 6).to(precision).contiguous()
-
-
 def _bias(layer: nn.Conv3d | nn.ConvTranspose3d, repeats: int = 1, order: torch.Tensor | None = None) -> torch.Tensor:
     bias = cpu_layout.bias_of(layer, repeats).detach().float()
     bias = bias if order is None else bias[order]
@@ -122,6 +109,7 @@ class Program:
 
     def __init__(self, precision: torch.dtype) -> None:
         self.precision = precision
+        self._tiled = layer_loops.has_tiles() and precision == torch.bfloat16
         self._steps: list[tuple[list[int], int, np.ndarray, float]] = []  # numbers, base of OUT, tiles, slope
         self._inputs: list[_Input] = []
         self._kept: list[torch.Tensor] = []  # that steps have addresses of
@@ -133,7 +121,7 @@ class Program:
     def given(self, shape: Sequence[int], channels: int, ends: int = 1, spare: int = 0) -> Features:
         """The next input of `run`, (D, H, W + 2 ends + spare, channels) contiguous; D, H, W are `shape`.
 
-        Rows are ended by zeros, and the last one is followed by LANES of them.
+        Rows are ended by zeros, and the last one is followed by BEHIND of them.
         """
         depth, height, width = shape
         self._given += 1
@@ -238,16 +226,16 @@ class Program:
             blocks: the images, see `images`.
             slope: of negative results: 0 for ReLU, 1 for no change.
         """
-        # outputs of a row by twos, where one alone leaves half a vector empty; in bfloat16 numbers come in whole lines
+        # outputs of a row by twos, where one alone leaves half a vector empty; for tiles numbers come in whole lines
         twos = 2 if layer.out_channels == 8 < LANES else 1
-        wide = twos + 1 if self.precision == torch.float32 else 2 * twos
+        wide = 2 * twos if self._tiled else twos + 1
 
         def make() -> tuple[torch.Tensor, torch.Tensor]:
             # (out, image, block, parity, block, parity, block, parity)
             taps = cpu_layout.by_twos(nn.functional.pad(layer.weight, [0, layer.kernel_size[0] % 2] * 3))
             weight = taps.permute(0, 3, 5, 1, 7, 2, 4, 6).flatten(1, 4)
             weight = torch.cat([nn.functional.pad(weight, (n, wide - 2 - n)) for n in range(twos)])
-            return _arranged(weight[None], self.precision), _bias(layer, twos)
+            return self._arranged(weight[None]), _bias(layer, twos)
 
         weights, bias = self._weights(layer, "of blocks", make)
         result = self._room([n - 1 for n in blocks.shape], layer.out_channels)
@@ -258,7 +246,7 @@ class Program:
 
         def make() -> tuple[torch.Tensor, torch.Tensor]:
             weight = nn.functional.pad(layer.weight, (0, layer.kernel_size[2] % 2))
-            return _arranged(weight[None], self.precision), _bias(layer)
+            return self._arranged(weight[None]), _bias(layer)
 
         weights, bias = self._weights(layer, "down", make)
         result = self._room([n // 2 for n in features.shape], layer.out_channels)
@@ -268,11 +256,11 @@ class Program:
     def up(self, layer: nn.ConvTranspose3d, inputs: Sequence[Features], slope: float = 0.0) -> Features:
         """A 4x4x4, stride 2, padding 1 transposed convolution of features of one size, one after the other.
 
-        Its result stays in gaps where neither its channels nor, in float32, those of two voxels fill what is put at
-        once.
+        Its result stays in gaps where neither its channels nor those of two voxels fill what is put at once, and
+        before the matrix unit, which has no use for so few channels by voxel.
         """
         whole = layer.out_channels % LANES == 0
-        two = self.precision == torch.float32 and 2 * layer.out_channels in (8, LANES)
+        two = not self._tiled and 2 * layer.out_channels in (8, LANES)
         sizes = [one.channels for one in inputs]
 
         def make() -> tuple[torch.Tensor, ...]:
@@ -282,7 +270,7 @@ class Program:
             else:  # (pz, py, px, channel), with `two` both voxels in their order
                 pieces = [piece.unflatten(0, (4, 2)).flip(1).flatten(0, 1) if two else piece for piece in pieces]
                 pieces = [piece.flatten(0, 1)[None] for piece in pieces]
-            return *(_arranged(piece, self.precision) for piece in pieces), _bias(layer, 1 if whole else 8)
+            return *(self._arranged(piece) for piece in pieces), _bias(layer, 1 if whole else 8)
 
         *weights, bias = self._weights(layer, f"up {sizes}", make)
         given = [_Input(one, (1, 1, 1), -1, (2, 2), weight) for one, weight in zip(inputs, weights, strict=True)]
@@ -309,21 +297,22 @@ class Program:
             self._flow_at_full_size(layer, inputs)
             return
         self._field = depth, height, width
-        if self.precision == torch.float32 and all(one.ends for one in inputs):
+        if not self._tiled and all(one.ends for one in inputs):
             self._flow_by_voxel(layer, inputs)
         else:
             self._flow_by_blocks(layer, inputs)
 
     def _flow_by_voxel(self, layer: nn.Conv3d, inputs: Sequence[Features]) -> None:
-        """In float32; the inputs of three voxels are filled up to whole vectors."""
+        """By vectors; the inputs of three voxels are filled up to whole ones."""
         sizes = [one.channels for one in inputs]
+        numbers = LANES * 4 // self.precision.itemsize
 
         def make() -> tuple[torch.Tensor, ...]:
             pieces = []
-            for weight in layer.weight.detach().float().split(sizes, 1):
+            for weight in layer.weight.detach().split(sizes, 1):
                 rows = weight.permute(2, 3, 0, 4, 1).flatten(3)  # (kz, ky, outputs, kx inputs)
-                rows = nn.functional.pad(rows, (0, -rows.shape[3] % LANES)).flatten(0, 1).unflatten(2, (-1, LANES))
-                pieces.append(rows.transpose(1, 2)[None, :, None].contiguous())
+                rows = nn.functional.pad(rows, (0, -rows.shape[3] % numbers)).flatten(0, 1).unflatten(2, (-1, numbers))
+                pieces.append(rows.transpose(1, 2)[None, :, None].to(self.precision).contiguous())
             return *pieces, cpu_layout.bias_of(layer).detach().float().contiguous()
 
         *weights, bias = self._weights(layer, f"flow by voxel {sizes}", make)
@@ -342,7 +331,7 @@ class Program:
             for one, weight in zip(inputs, layer.weight.split(sizes, 1), strict=True):
                 piece = cpu_layout.by_blocks(weight) if one.ends else cpu_layout.by_gaps(weight)
                 piece = piece[:12, :, :3] if flat else piece
-                pieces.append(_arranged(piece[order][None], self.precision))
+                pieces.append(self._arranged(piece[order][None]))
             return *pieces, _bias(layer, 8, order)
 
         *weights, bias = self._weights(layer, f"flow by blocks {sizes} {flat}", make)
@@ -361,7 +350,7 @@ class Program:
 
         def make() -> tuple[torch.Tensor, ...]:
             pieces = [cpu_layout.by_parity(weight).flatten(0, 1)[order] for weight in layer.weight.split(sizes)]
-            return *(_arranged(piece[None], self.precision) for piece in pieces), _bias(layer, 8, order)
+            return *(self._arranged(piece[None]) for piece in pieces), _bias(layer, 8, order)
 
         *weights, bias = self._weights(layer, f"flow at full size {sizes}", make)
         given = [_Input(one, (1, 1, 1), -1, (2, 2), weight) for one, weight in zip(inputs, weights, strict=True)]
@@ -373,6 +362,20 @@ class Program:
         assert self._field is not None
         shape = *self._field, count[1], count[2], sign, channels
         self._add(layer_loops.FIELD, count[0] * count[1], given, (_RESULT, 0), bias, count[2], shape)
+
+    def _arranged(self, weight: torch.Tensor) -> torch.Tensor:
+        """Weights (pieces, outputs, inputs, kz, ky, kx) as the loops read them.
+
+        (pieces, kz * ky, groups, amount, elements, LANES, 1, or 2 for bfloat16); outputs are filled up with zeros to
+        groups of LANES. kx times inputs must be a multiple of what as many elements of 4 bytes hold.
+        """
+        per = 4 // self.precision.itemsize
+        elements = TILE_ELEMENTS if self._tiled else VECTOR_ELEMENTS
+        weight = nn.functional.pad(weight.detach(), [0] * 8 + [0, -weight.shape[1] % LANES])
+        pieces, _, _, kz, ky, _ = weight.shape
+        rows = weight.permute(0, 3, 4, 1, 5, 2).reshape(pieces, kz * ky, -1, LANES, weight.shape[5] * weight.shape[2])
+        rows = rows.unflatten(4, (-1, elements, per)).permute(0, 1, 2, 4, 5, 3, 6)
+        return rows.to(self.precision).contiguous()
 
     def _weights(
         self, layer: nn.Conv3d | nn.ConvTranspose3d, form: str, make: Callable[[], tuple[torch.Tensor, ...]]

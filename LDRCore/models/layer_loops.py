@@ -23,7 +23,9 @@ from LDRCore import compiling, turns
 
 LANES = compiling.LANES  # outputs (channels) of a vector, and of a tile
 USABLE = compiling.has("avx512f") or (compiling.has("avx2") and compiling.has("fma"))
-ELEMENTS = 16  # numbers of 4 bytes, a float32 or two bfloat16, that the inputs of an output come in
+# numbers of 4 bytes, a float32 or two bfloat16, that the inputs of an output come in: of a tile's row, for vectors
+TILE_ELEMENTS, VECTOR_ELEMENTS = 16, 8
+BEHIND = 2 * LANES  # numbers behind the last row of features that may be read
 _TILE_ROWS = 16
 _MOST_ENTRIES = 32  # of the tables of a product: 4x4 rows of two inputs
 _MOST_ROWS = 32  # outputs along a row at once, at most
@@ -85,9 +87,9 @@ def _product_of(large: bool, groups: int) -> Any:
     def product(typing, unit, tables, count, at, group, scratch):  # type: ignore[no-untyped-def]
         """scratch[m * 2 LANES + c] = sum over t < count and over numbers e of ``input * weight``.
 
-        Column t of the tables is (start, step, amount, place): inputs of output `at` + m are `amount` times ELEMENTS
-        numbers from address start + step (at + m) on, weights those of channel group `group` at address `place`, as
-        `compiled_layers` arranges them.
+        Column t of the tables is (start, step, amount, place): inputs of output `at` + m are `amount` times as many
+        numbers as come at once, from address start + step (at + m) on, weights those of channel group `group` at
+        address `place`, as `compiled_layers` arranges them.
         """
         signature: Any = types.void(unit, tables, count, at, group, scratch)
         write: Any = _write_tiles if unit == types.uint8 else _write_vectors
@@ -103,20 +105,20 @@ def _product_of(large: bool, groups: int) -> Any:
     return intrinsic(product)
 
 
-def _addresses(builder: Any, tables: Any, t: Any, at: Any, group: Any) -> tuple[Any, Any, Any, Any]:
-    """Of entry t of the tables: address of the inputs, step between outputs, amount, address of the weights."""
+def _addresses(builder: Any, tables: Any, t: Any, at: Any, group: Any, elements: int) -> tuple[Any, Any, Any, Any, Any]:
+    """Of entry t of the tables: where inputs lie, step between outputs, amount, where weights lie, their bytes."""
     entries = (builder.add(t, _I64(n * _MOST_ENTRIES)) for n in range(4))
     start, step, amount, place = (builder.load(builder.gep(tables, [entry])) for entry in entries)
     source = builder.add(start, builder.mul(step, at))
-    place = builder.add(place, builder.mul(group, builder.mul(amount, _I64(ELEMENTS * LANES * 4))))
-    return source, step, amount, place
+    size = builder.mul(amount, _I64(elements * LANES * 4))
+    return source, step, amount, builder.add(place, builder.mul(group, size)), size
 
 
 def _write_tiles(
     builder: Any, _: Any, tables: Any, count: Any, at: Any, group: Any, scratch: Any, large: bool, groups: int
 ) -> None:
     """The product by the matrix unit: tiles 0 to 3 are sums, 4 and 5 inputs, 6 and 7 weights."""
-    parts, size = range(1 + large), _I64(ELEMENTS * LANES * 4)
+    parts, size = range(1 + large), _I64(TILE_ELEMENTS * LANES * 4)
     sums = {(m, n): 2 * m + n for m in parts for n in range(groups)}
 
     def pointer(address):  # type: ignore[no-untyped-def]
@@ -125,10 +127,10 @@ def _write_tiles(
     for tile in sums.values():
         _call(builder, "tilezero", _I8(tile))
     with cgutils.for_range(builder, count) as rows:
-        source, step, amount, place = _addresses(builder, tables, rows.index, at, group)
-        second, further = builder.mul(amount, size), builder.mul(step, _I64(_TILE_ROWS))
+        source, step, amount, place, second = _addresses(builder, tables, rows.index, at, group, TILE_ELEMENTS)
+        further = builder.mul(step, _I64(_TILE_ROWS))
         with cgutils.for_range(builder, amount) as pieces:
-            here = builder.add(source, builder.mul(pieces.index, _I64(ELEMENTS * 4)))
+            here = builder.add(source, builder.mul(pieces.index, _I64(TILE_ELEMENTS * 4)))
             weights = builder.add(place, builder.mul(pieces.index, size))
             for n in range(groups):
                 _call(builder, "tileloadd64", _I8(6 + n), pointer(weights), _I64(LANES * 4))
@@ -148,14 +150,21 @@ def _rows_of_vectors(large: bool, groups: int) -> int:
     return (8 if LANES == 16 or groups == 1 else 4) if large else 1
 
 
+def _add_product(builder: Any, unit: Any, total: Any, a: Any, b: Any) -> Any:
+    """Total + a b for vectors of float32, or of pairs of bfloat16 whose products are added."""
+    if unit != types.uint16:
+        return builder.fadd(builder.fmul(a, b, flags=("contract",)), total, flags=("contract",))
+    halves = ir.VectorType(_BFloat(), 2 * LANES)
+    name = f"avx512bf16.dpbf16ps.{32 * LANES}"
+    return _call(builder, name, total, builder.bitcast(a, halves), builder.bitcast(b, halves), returns=total.type)
+
+
 def _write_vectors(
     builder: Any, unit: Any, tables: Any, count: Any, at: Any, group: Any, scratch: Any, large: bool, groups: int
 ) -> None:
     """The product by vectors, one for each output and group, four elements of inputs a round."""
     rows, unrolled = _rows_of_vectors(large, groups), 4
-    pairs = unit == types.uint16
-    element = _I32 if pairs else ir.FloatType()
-    vector = _WHOLE_VECTOR if pairs else _FLOAT_VECTOR
+    element, vector = (_I32, _WHOLE_VECTOR) if unit == types.uint16 else (ir.FloatType(), _FLOAT_VECTOR)
     zeros = ir.Constant(_WHOLE_VECTOR, [0] * LANES)
 
     def load(address, kind):  # type: ignore[no-untyped-def]
@@ -167,20 +176,12 @@ def _write_vectors(
         one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _I32(0))
         return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
 
-    def add_product(total, a, b):  # type: ignore[no-untyped-def]
-        if not pairs:
-            return builder.fadd(builder.fmul(a, b, flags=("contract",)), total, flags=("contract",))
-        halves = ir.VectorType(_BFloat(), 2 * LANES)
-        name = f"avx512bf16.dpbf16ps.{32 * LANES}"
-        return _call(builder, name, total, builder.bitcast(a, halves), builder.bitcast(b, halves), returns=total.type)
-
     sums = [[cgutils.alloca_once(builder, _FLOAT_VECTOR) for _ in range(groups)] for _ in range(rows)]
     for total in (total for row in sums for total in row):
         builder.store(ir.Constant(_FLOAT_VECTOR, [0.0] * LANES), total)
     with cgutils.for_range(builder, count) as entries:
-        source, step, amount, place = _addresses(builder, tables, entries.index, at, group)
-        second = builder.mul(amount, _I64(ELEMENTS * LANES * 4))
-        with cgutils.for_range(builder, builder.mul(amount, _I64(ELEMENTS // unrolled))) as pieces:
+        source, step, amount, place, second = _addresses(builder, tables, entries.index, at, group, VECTOR_ELEMENTS)
+        with cgutils.for_range(builder, builder.mul(amount, _I64(VECTOR_ELEMENTS // unrolled))) as pieces:
             here = builder.add(source, builder.mul(pieces.index, _I64(unrolled * 4)))
             weights = builder.add(place, builder.mul(pieces.index, _I64(unrolled * LANES * 4)))
             for e in range(unrolled):
@@ -191,7 +192,8 @@ def _write_vectors(
                     value = everywhere(load(row, element))
                     row = builder.add(row, step)
                     for n in range(groups):
-                        builder.store(add_product(builder.load(sums[m][n]), value, factors[n]), sums[m][n])
+                        total = _add_product(builder, unit, builder.load(sums[m][n]), value, factors[n])
+                        builder.store(total, sums[m][n])
     for m, row in enumerate(sums):
         for n, total in enumerate(row):
             place = builder.gep(scratch, [_I64(m * 2 * LANES + n * LANES)])
@@ -204,18 +206,18 @@ _large_one, _large_two, _small_one, _small_two = (_product_of(big, n) for big in
 def _dots_of(many: bool) -> Any:
     """A function that computes three outputs of several places, or of one, with inputs in the lanes of vectors."""
 
-    def dots(typing, tables, count, at, bias, out, place, plane):  # type: ignore[no-untyped-def]
+    def dots(typing, unit, tables, count, at, bias, out, place, plane):  # type: ignore[no-untyped-def]
         """out[place + n * plane + m] = bias[n] + sum over t < count and over numbers e of ``input * weight``.
 
-        Tables as in `_product_of`: inputs are `amount` times LANES float32, their weights for n < 3 lie at `place`,
-        LANES inputs for each n in turn.
+        Tables as in `_product_of`, by vectors: inputs are `amount` times 4 LANES bytes, their weights for n < 3 lie at
+        `place`, such a vector for each n in turn.
         """
-        signature = types.void(tables, count, at, bias, out, place, plane)
+        signature: Any = types.void(unit, tables, count, at, bias, out, place, plane)
 
         def generate(context, builder, sig, arguments):  # type: ignore[no-untyped-def]
-            tables, bias, out = (_data(context, builder, sig, arguments, n) for n in (0, 3, 4))
-            _, count, at, _, _, place, plane = arguments
-            _write_dots(builder, tables, count, at, bias, out, place, plane, places_of_dots(many))
+            tables, bias, out = (_data(context, builder, sig, arguments, n) for n in (1, 4, 5))
+            _, _, count, at, _, _, place, plane = arguments
+            _write_dots(builder, unit, tables, count, at, bias, out, place, plane, places_of_dots(many))
             return context.get_dummy_value()
 
         return signature, generate
@@ -229,12 +231,13 @@ def places_of_dots(many: bool) -> int:
 
 
 def _write_dots(
-    builder: Any, tables: Any, count: Any, at: Any, bias: Any, out: Any, place: Any, plane: Any, rows: int
+    builder: Any, unit: Any, tables: Any, count: Any, at: Any, bias: Any, out: Any, place: Any, plane: Any, rows: int
 ) -> None:
     """The instructions of `_dots_of`."""
+    vector = _WHOLE_VECTOR if unit == types.uint16 else _FLOAT_VECTOR
 
     def load(address):  # type: ignore[no-untyped-def]
-        found = builder.load(builder.inttoptr(address, _FLOAT_VECTOR.as_pointer()))
+        found = builder.load(builder.inttoptr(address, vector.as_pointer()))
         found.align = 4
         return found
 
@@ -242,7 +245,7 @@ def _write_dots(
     for total in (total for row in sums for total in row):
         builder.store(ir.Constant(_FLOAT_VECTOR, [0.0] * LANES), total)
     with cgutils.for_range(builder, count) as entries:
-        source, step, amount, weights = _addresses(builder, tables, entries.index, at, _I64(0))
+        source, step, amount, weights, _ = _addresses(builder, tables, entries.index, at, _I64(0), LANES)
         with cgutils.for_range(builder, amount) as pieces:
             row = builder.add(source, builder.mul(pieces.index, _I64(LANES * 4)))
             first = builder.add(weights, builder.mul(pieces.index, _I64(3 * LANES * 4)))
@@ -251,8 +254,7 @@ def _write_dots(
                 value = load(row)
                 row = builder.add(row, step)
                 for total, factor in zip(row_sums, factors, strict=True):
-                    product = builder.fmul(value, factor, flags=("contract",))
-                    builder.store(builder.fadd(product, builder.load(total), flags=("contract",)), total)
+                    builder.store(_add_product(builder, unit, builder.load(total), value, factor), total)
     for n in range(3):
         totals = _sums_of(builder, [builder.load(row_sums[n]) for row_sums in sums])
         start = builder.load(builder.gep(bias, [_I64(n)]))
@@ -450,7 +452,7 @@ def _features(unit, step, plan, slope, tables, scratch, parities, begin, end):  
     edge, channels, groups = step[SHAPE + 3], step[SHAPE + 4], step[SHAPE + 5]
     stride = 2 if parities else 1
     length = width * channels + 2 * edge
-    out = _array(_results(unit, step[OUT]), depth * height * length + LANES)
+    out = _array(_results(unit, step[OUT]), depth * height * length + BEHIND)
     own, count_x, count_y = groups // (stride * stride), width // stride, height // stride + parities
     bias = _array(_floats(unit, step[BIAS]), own * LANES)
     for row in range(begin, end):
@@ -487,7 +489,7 @@ def _features(unit, step, plan, slope, tables, scratch, parities, begin, end):  
             for c in range(edge):
                 out[first + c] = out[last + c] = 0
     if end == step[ROWS]:
-        for c in range(LANES):
+        for c in range(BEHIND):
             out[depth * height * length + c] = 0
 
 
@@ -502,7 +504,7 @@ def _features_about_gaps(unit, step, plan, slope, tables, scratch, begin, end): 
     depth, height, width, channels = step[SHAPE], step[SHAPE + 1], step[SHAPE + 2], step[SHAPE + 3]
     count_x, count_y, pair, length = width // 2 + 1, height // 2 + 1, 2 * channels, (width + 2) * channels
     groups, large = 4 * pair // LANES, step[SIZES + 1]
-    out = _array(_results(unit, step[OUT]), depth * height * length + LANES)
+    out = _array(_results(unit, step[OUT]), depth * height * length + BEHIND)
     bias = _array(_floats(unit, step[BIAS]), groups * LANES)
     for row in range(begin, end):
         k, j = row // count_y, row % count_y
@@ -531,7 +533,7 @@ def _features_about_gaps(unit, step, plan, slope, tables, scratch, begin, end): 
                 for c in range(channels):  # what the first and the last gap put beyond the row
                     out[first + c] = out[first + length - channels + c] = 0
     if end == step[ROWS]:
-        for c in range(LANES):
+        for c in range(BEHIND):
             out[depth * height * length + c] = 0
 
 
@@ -614,9 +616,9 @@ def _field_by_voxel(unit, step, plan, tables, begin, end):  # type: ignore[no-un
         while done < width:
             at, rows = _outputs_from(done, width, many, 1)
             if rows == many:
-                _many_dots(tables, count, at, bias, out, row * width + at, plane)
+                _many_dots(unit, tables, count, at, bias, out, row * width + at, plane)
             else:
-                _one_dots(tables, count, at, bias, out, row * width + at, plane)
+                _one_dots(unit, tables, count, at, bias, out, row * width + at, plane)
             done = at + rows
 
 
@@ -707,6 +709,6 @@ def means(precision: torch.dtype, width: int) -> tuple[np.ndarray, tuple[int, in
         rows = min(_TILE_ROWS, width)
         tiles[0] = 1  # the kind of configuration
         tiles[16:32:2] = 64  # bytes of a row, for each of eight tiles
-        tiles[48:56] = [rows] * 6 + [ELEMENTS] * 2
+        tiles[48:56] = [rows] * 6 + [TILE_ELEMENTS] * 2
         return tiles, (2 * rows, 2 * rows, rows)
     return tiles, (_rows_of_vectors(True, 1), _rows_of_vectors(True, 2), 1)

@@ -43,11 +43,9 @@ def way(request, monkeypatch):
 
 def features_of(image, precision):
     """(C, D, H, W) as a program takes it: values, and what tells the program of them."""
-    (channels, *shape), row = image.shape, image.shape[3] + 2
+    channels, *shape = image.shape
     values = F.pad(image.permute(1, 2, 3, 0), (0, 0, 1, 1)).to(precision)
-    values = F.pad(values.flatten(), (0, layers.LANES)), (lambda program: program.given(shape, channels))
-    assert values[0].numel() == shape[0] * shape[1] * row * channels + layers.LANES
-    return values
+    return F.pad(values.flatten(), (0, loops.BEHIND)), lambda program: program.given(shape, channels)
 
 
 def blocks_of(moving, fixed, precision):
@@ -130,7 +128,7 @@ def gaps_of(image):
 @pytest.mark.parametrize(("first", "in_gaps"), [(4, True), (4, False), (16, False)])
 def test_a_flow_layer_at_half_size_is_a_convolution(shape, first, in_gaps, way):
     precision, tolerance = way
-    if not in_gaps and precision != torch.float32:
+    if not in_gaps and precision == torch.bfloat16 and loops.has_tiles():
         first = max(first, 8)  # fewer come by gaps
     torch.manual_seed(0)
     layer = torch.nn.Conv3d(first + 8, 3, 3, padding=1)
