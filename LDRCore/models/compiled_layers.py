@@ -29,7 +29,7 @@ from LDRCore.models.layer_loops import BEHIND, LANES, TILE_ELEMENTS, VECTOR_ELEM
 
 __all__ = ["Features", "Program", "program_of", "takes"]
 
-_FIXED, _ARENA, _RESULT, _GIVEN = range(4)  # what an address counts from: 0, own memory, the field, the first input
+_OWN, _RESULT, _GIVEN = range(3)  # what an address counts from: a program's own memory, the field, the first input
 _ALIGNMENT = 64  # bytes
 
 
@@ -83,7 +83,7 @@ class _Input:
     weights: torch.Tensor
 
     def plan(self) -> list[int]:
-        """Numbers for `layer_loops`: address from the base of the features, and distances in bytes."""
+        """Numbers for `layer_loops._list_rows`: address from the base of the features, and distances in bytes."""
         given, weights = self.features, self.weights
         voxel = given.channels * given.itemsize
         *scale, step = self.scale
@@ -153,7 +153,7 @@ class Program:
         """
         own = torch.empty(self._bytes, dtype=torch.uint8)
         result = own if self._field is None else torch.empty(3, *self._field)
-        bases = np.array([0, *(one.data_ptr() for one in (own, result, *given))], np.int64)
+        bases = np.array([one.data_ptr() for one in (own, result, *given)], np.int64)
         steps, plan = self._table.copy(), self._plan.copy()
         steps[:, layer_loops.OUT] += bases[self._bases]
         plan[:, 0] += bases[self._plan_bases]
@@ -173,7 +173,7 @@ class Program:
         """Room for the result of a layer."""
         depth, height, width = shape
         itemsize = self.precision.itemsize
-        self._last = Features((depth, height, width), channels, itemsize, _ARENA, self._bytes, ends)
+        self._last = Features((depth, height, width), channels, itemsize, _OWN, self._bytes, ends)
         self._bytes += -(-self._last.bytes // _ALIGNMENT) * _ALIGNMENT
         return self._last
 

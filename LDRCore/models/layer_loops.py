@@ -2,9 +2,10 @@
 
 Every layer, arranged as `compiled_layers` says, is the same sum: for each output along a row, over some rows of its
 inputs, over neighbouring numbers of such a row. `_product_of` computes it, with the processor's matrix unit (AMX) for
-bfloat16, with its vectors for float32 and, where there is no matrix unit, for pairs of bfloat16; for three outputs in
-float32 `_dots_of` does. Which rows is told by tables of addresses, so nothing here may outlive the tensors of a call.
-The matrix unit is left as it was found. Importing this file imports numba.
+bfloat16, with its vectors for float32 and, where there is no matrix unit, for pairs of bfloat16; with vectors
+`_dots_of` does it for three outputs. Which rows is told by tables of addresses, so nothing here may outlive the tensors
+of a call. `run` goes through the layers of a network. The matrix unit is left as it was found. Importing this file
+imports numba.
 """
 
 from __future__ import annotations
@@ -440,10 +441,10 @@ def _features(unit, step, plan, slope, tables, scratch, parities, begin, end):  
     """Rows begin ... end of a layer's features; with parities, all rows of a slice about gaps begin ... end.
 
     Args:
-        unit: as `means` returns it.
+        unit: as `unit_of` returns it.
         step: see STEP; `shape` is (depth, height, outputs along a row, zeros at either end of it, channels, groups of
             LANES channels; with parities those of even voxels of even rows, of odd rows, then of odd voxels).
-        plan: of each input what `compiled_layers` tells of it.
+        plan: of each input what `compiled_layers._Input.plan` returns.
         slope: see `_settle_of`.
         tables, scratch: room.
         parities: whether an output's parities say which of the weights count, and of which gap it is.
@@ -631,9 +632,9 @@ def run(unit, steps, plan, tiles, slopes, shared, own):  # type: ignore[no-untyp
     before the last row of the step before is done, and none waits for a thread that has not begun.
 
     Args:
-        unit: as `means` returns it.
+        unit: as `unit_of` returns it.
         steps: (n, STEP).
-        plan: of all inputs of all steps what `compiled_layers` tells of them.
+        plan: the same of all inputs of all steps.
         tiles: (n, 64), as `means` returns it.
         slopes: n of them, see `_settle_of`.
         shared: see `turns.take_turns`.
