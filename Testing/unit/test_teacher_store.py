@@ -173,6 +173,15 @@ def test_a_kill_between_the_merge_and_the_removal_of_groups_does_no_harm(path, m
     check(TeacherStore(path), KEYS[:5])
 
 
+@pytest.fixture
+def interruptible():
+    """As in a terminal: a shell has those that it starts in the background ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_does_not_break_into_the_merge(path, monkeypatch):
     def interrupted(store: TeacherStore, row: int) -> tuple[int, bytes]:
         if store.keys[row] == KEYS[0]:
