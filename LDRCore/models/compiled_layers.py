@@ -182,17 +182,17 @@ class Program:
         kind: int,
         rows: int,
         inputs: Sequence[_Input],
-        result: Features | None,
+        out: tuple[int, int],
         bias: torch.Tensor,
         width: int,
         shape: Sequence[int],
         slope: float = 1.0,
     ) -> None:
-        """A step, see `layer_loops.STEP`; `result` is None for the field, `width` the number of outputs of a row."""
+        """A step, see `layer_loops.STEP`; `out` is base and offset, `width` the number of outputs of a row."""
         tiles, sizes = layer_loops.means(self.precision, width)
         if kind == layer_loops.FIELD_BY_VOXEL:
             sizes = layer_loops.places_of_dots(True), 0, 0
-        base, offset = (result.base, result.offset) if result else (_RESULT, 0)
+        base, offset = out
         step = [kind, rows, len(self._inputs), len(inputs), offset, bias.data_ptr(), *sizes, *shape]
         self._steps.append(([*step, *[0] * (layer_loops.STEP - len(step))], base, tiles, slope))
         self._inputs += inputs
@@ -214,7 +214,8 @@ class Program:
         groups = inputs[0].weights.shape[2]
         shape = depth, height, width // twos, result.ends * result.channels, result.channels * twos, groups
         kind = layer_loops.FEATURES_BY_PARITY if parities else layer_loops.FEATURES
-        self._add(kind, rows, inputs, result, bias, width // (2 if parities else twos), shape, slope)
+        out = result.base, result.offset
+        self._add(kind, rows, inputs, out, bias, width // (2 if parities else twos), shape, slope)
         return result
 
     def first(self, layer: nn.Conv3d, blocks: Features, slope: float = 0.0) -> Features:
@@ -273,18 +274,19 @@ class Program:
 
         *weights, bias = self._weights(layer, f"up {sizes}", make)
         given = [_Input(one, (1, 1, 1), -1, (2, 2), weight) for one, weight in zip(inputs, weights, strict=True)]
-        size, count = [2 * n for n in inputs[0].shape], [n + 1 for n in inputs[0].shape]
-        if whole:
-            return self._add_features(given, bias, slope, self._room(size, layer.out_channels), parities=True)
-        rows = count[0] * count[1]
-        if two:
-            result = self._room(size, layer.out_channels)
-            shape = *result.shape, result.channels
-            self._add(layer_loops.FEATURES_ABOUT_GAPS, rows, given, result, bias, count[2], shape, slope)
-        else:
-            result = self._add_features(given, bias, slope, self._room(count, 8 * layer.out_channels, 0))
-            shape = *result.shape, result.channels
-            self._add(layer_loops.OUTSIDE, rows, [], result, bias, count[2], shape)
+        count = [n + 1 for n in inputs[0].shape]
+        if whole or two:
+            result = self._room([2 * n for n in inputs[0].shape], layer.out_channels)
+            if whole:
+                return self._add_features(given, bias, slope, result, parities=True)
+            shape, out = (*result.shape, result.channels), (result.base, result.offset)
+            rows = count[0] * count[1]
+            self._add(layer_loops.FEATURES_ABOUT_GAPS, rows, given, out, bias, count[2], shape, slope)
+            return result
+        result = self._room(count, 8 * layer.out_channels, 0)
+        self._add_features(given, bias, slope, result)
+        shape, out = (*result.shape, result.channels), (result.base, result.offset)
+        self._add(layer_loops.OUTSIDE, count[0] * count[1], [], out, bias, count[2], shape)
         return result
 
     def flow(self, layer: nn.Conv3d | nn.ConvTranspose3d, inputs: Sequence[Features]) -> None:
@@ -316,7 +318,7 @@ class Program:
         *weights, bias = self._weights(layer, f"flow by voxel {sizes}", make)
         given = [_Input(one, (1, 1, 1), -1, (3, 3), weight) for one, weight in zip(inputs, weights, strict=True)]
         depth, height, width = shape = inputs[0].shape
-        self._add(layer_loops.FIELD_BY_VOXEL, depth * height, given, None, bias, width, shape)
+        self._add(layer_loops.FIELD_BY_VOXEL, depth * height, given, (_RESULT, 0), bias, width, shape)
 
     def _flow_by_blocks(self, layer: nn.Conv3d, inputs: Sequence[Features]) -> None:
         """Blocks of 2x2x2 voxels, or without gaps of 1x2x2: fewer zeros among the weights."""
@@ -359,7 +361,7 @@ class Program:
     ) -> None:
         assert self._field is not None
         shape = *self._field, count[1], count[2], sign, channels
-        self._add(layer_loops.FIELD, count[0] * count[1], given, None, bias, count[2], shape)
+        self._add(layer_loops.FIELD, count[0] * count[1], given, (_RESULT, 0), bias, count[2], shape)
 
     def _arranged(self, weight: torch.Tensor) -> torch.Tensor:
         """Weights (pieces, outputs, inputs, kz, ky, kx) as the loops read them.

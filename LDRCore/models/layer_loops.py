@@ -432,34 +432,25 @@ FEATURES, FEATURES_BY_PARITY, FEATURES_ABOUT_GAPS, OUTSIDE, FIELD, FIELD_BY_VOXE
 
 
 @compiling.inline
-def _clear(out, start, count):  # type: ignore[no-untyped-def]
-    """Zeros from out[start] on."""
-    for c in range(count):
-        out[start + c] = 0
-
-
-@compiling.inline
 def _array(pointer, length):  # type: ignore[no-untyped-def]
     return carray(pointer, (length,))
 
 
 @compiling.loop
-def _features(unit, step, plan, slope, tables, scratch, begin, end):  # type: ignore[no-untyped-def]
-    """Rows begin ... end of a layer's features; by parity, all rows of a slice about gaps begin ... end.
-
-    By parity those of an output say which of the weights count, and of which gap it is.
+def _features(unit, step, plan, slope, tables, scratch, parities, begin, end):  # type: ignore[no-untyped-def]
+    """Rows begin ... end of a layer's features; with parities, all rows of a slice about gaps begin ... end.
 
     Args:
         unit: as `unit_of` returns it.
         step: see STEP; `shape` is (depth, height, outputs along a row, zeros at either end of it, channels, groups of
-            LANES channels; by parity those of even voxels of even rows, of odd rows, then of odd voxels).
+            LANES channels; with parities those of even voxels of even rows, of odd rows, then of odd voxels).
         plan: of each input what `compiled_layers._Input.plan` returns.
         slope: see `_settle_of`.
         tables, scratch: room.
+        parities: whether an output's parities say which of the weights count, and of which gap it is.
     """
     depth, height, width = step[SHAPE], step[SHAPE + 1], step[SHAPE + 2]
     edge, channels, groups = step[SHAPE + 3], step[SHAPE + 4], step[SHAPE + 5]
-    parities = step[KIND] == FEATURES_BY_PARITY
     stride = 2 if parities else 1
     length = width * channels + 2 * edge
     out = _array(_results(unit, step[OUT]), depth * height * length + BEHIND)
@@ -495,10 +486,12 @@ def _features(unit, step, plan, slope, tables, scratch, begin, end):  # type: ig
             group += 2 if two else 1
         for y in range(max(stride * j - stride + 1, 0), min(stride * j + 1, height)):
             first = (k * height + y) * length
-            _clear(out, first, edge)
-            _clear(out, first + length - edge, edge)
+            last = first + length - edge
+            for c in range(edge):
+                out[first + c] = out[last + c] = 0
     if end == step[ROWS]:
-        _clear(out, depth * height * length, BEHIND)
+        for c in range(BEHIND):
+            out[depth * height * length + c] = 0
 
 
 @compiling.loop
@@ -537,11 +530,12 @@ def _features_about_gaps(unit, step, plan, slope, tables, scratch, begin, end): 
                 done = at + rows
         for z in range(max(2 * k - 1, 0), min(2 * k + 1, depth)):
             for y in range(max(2 * j - 1, 0), min(2 * j + 1, height)):
-                first = (z * height + y) * length  # what the first and the last gap put beyond the row
-                _clear(out, first, channels)
-                _clear(out, first + length - channels, channels)
+                first = (z * height + y) * length
+                for c in range(channels):  # what the first and the last gap put beyond the row
+                    out[first + c] = out[first + length - channels + c] = 0
     if end == step[ROWS]:
-        _clear(out, depth * height * length, BEHIND)
+        for c in range(BEHIND):
+            out[depth * height * length + c] = 0
 
 
 @compiling.loop
@@ -558,7 +552,9 @@ def _clear_outside(unit, step, begin, end):  # type: ignore[no-untyped-def]
             if outside:
                 first, last = 0, width
             for i in range(first, last):
-                _clear(out, (row * width + i) * channels + parity * part, part)
+                place = (row * width + i) * channels + parity * part
+                for c in range(part):
+                    out[place + c] = 0
 
 
 @compiling.loop
@@ -663,7 +659,8 @@ def run(unit, steps, plan, tiles, slopes, shared, own):  # type: ignore[no-untyp
             if begin == end:
                 break
             if step[KIND] == FEATURES or step[KIND] == FEATURES_BY_PARITY:
-                _features(unit, step, inputs, slope, tables, scratch, begin, end)
+                by_parity = step[KIND] == FEATURES_BY_PARITY
+                _features(unit, step, inputs, slope, tables, scratch, by_parity, begin, end)
             elif step[KIND] == FEATURES_ABOUT_GAPS:
                 _features_about_gaps(unit, step, inputs, slope, tables, scratch, begin, end)
             elif step[KIND] == OUTSIDE:
