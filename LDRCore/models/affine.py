@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -68,23 +68,11 @@ class AffineLDR(AffineStem):
         matrix = torch.eye(3, device=features.device, dtype=features.dtype) + self.matrix(features).view(-1, 3, 3)
         return matrix, self.translation(features) * (max(fixed.shape[2:]) / 2)
 
-    def _write(self, program: Any, images: Any) -> None:
-        """The encoder as compiled code, see `compiled_layers.Program`."""
-        first, *further = self.encoder
-        features = program.first(first, images, _SLOPE)
-        for layer in further:
-            features = program.down(layer, features, _SLOPE)
-
     def _features_on_cpu(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         """What the encoder finds; see `cpu_layout`."""
         encoder = [cast(nn.Conv3d, layer) for layer in self.encoder]
-        precision = cpu_layout.precision_of(moving.dtype)
-        layers = cpu_layout.compiled_layers(precision)
-        pair = cpu_layout.ImagePair(fixed, precision, blocks=bool(layers))
+        pair = cpu_layout.ImagePair(fixed, cpu_layout.precision_of(moving.dtype))
         pair.put(moving)
-        if layers:
-            program = layers.program_of(self.encoder, precision, pair.shape, self._write)
-            return torch.stack([program.run(blocks) for blocks in pair.values])
         features = F.leaky_relu(cpu_layout.convolve_pair(encoder[0], pair), _SLOPE)
         for convolution in encoder[1:]:
             features = F.leaky_relu(cpu_layout.convolve_half(convolution, features), _SLOPE)

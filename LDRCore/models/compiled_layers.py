@@ -110,7 +110,7 @@ class Program:
     def __init__(self, precision: torch.dtype) -> None:
         self.precision = precision
         self._tiled = layer_loops.has_tiles() and precision == torch.bfloat16
-        self._steps: list[tuple[list[int], int, np.ndarray, float]] = []  # numbers, base of OUT, tiles, slope
+        self._steps: list[tuple[list[int], int, np.ndarray]] = []  # numbers, base of OUT, tiles
         self._inputs: list[_Input] = []
         self._kept: list[torch.Tensor] = []  # that steps have addresses of
         self._bytes = 0
@@ -137,8 +137,7 @@ class Program:
         """No more layers follow."""
         self._table = np.array([step for step, *_ in self._steps], np.int64)
         self._bases = np.array([base for _, base, *_ in self._steps])
-        self._tiles = np.array([tiles for *_, tiles, _ in self._steps])
-        self._slopes = np.array([slope for *_, slope in self._steps], np.float32)
+        self._tiles = np.array([tiles for *_, tiles in self._steps])
         self._plan = np.array([one.plan() for one in self._inputs], np.int64)
         self._plan_bases = np.array([one.features.base for one in self._inputs])
 
@@ -158,7 +157,7 @@ class Program:
         steps[:, layer_loops.OUT] += bases[self._bases]
         plan[:, 0] += bases[self._plan_bases]
         unit = layer_loops.unit_of(self.precision)
-        arguments = unit, steps, plan, self._tiles, self._slopes
+        arguments = unit, steps, plan, self._tiles
         turns.take_turns(len(steps), lambda shared, thread: layer_loops.run(*arguments, shared, thread))
         return result if self._field is not None else self._tensor(own)
 
@@ -182,19 +181,18 @@ class Program:
         kind: int,
         rows: int,
         inputs: Sequence[_Input],
-        out: tuple[int, int],
+        result: Features | None,
         bias: torch.Tensor,
         width: int,
         shape: Sequence[int],
-        slope: float = 1.0,
     ) -> None:
-        """A step, see `layer_loops.STEP`; `out` is base and offset, `width` the number of outputs of a row."""
+        """A step, see `layer_loops.STEP`; `result` is None for the field, `width` the number of outputs of a row."""
         tiles, sizes = layer_loops.means(self.precision, width)
         if kind == layer_loops.FIELD_BY_VOXEL:
             sizes = layer_loops.places_of_dots(True), 0, 0
-        base, offset = out
+        base, offset = (result.base, result.offset) if result else (_RESULT, 0)
         step = [kind, rows, len(self._inputs), len(inputs), offset, bias.data_ptr(), *sizes, *shape]
-        self._steps.append(([*step, *[0] * (layer_loops.STEP - len(step))], base, tiles, slope))
+        self._steps.append(([*step, *[0] * (layer_loops.STEP - len(step))], base, tiles))
         self._inputs += inputs
         self._kept += [bias, *(one.weights for one in inputs)]
 
@@ -202,7 +200,6 @@ class Program:
         self,
         inputs: Sequence[_Input],
         bias: torch.Tensor,
-        slope: float,
         result: Features,
         *,
         parities: bool = False,
@@ -214,47 +211,37 @@ class Program:
         groups = inputs[0].weights.shape[2]
         shape = depth, height, width // twos, result.ends * result.channels, result.channels * twos, groups
         kind = layer_loops.FEATURES_BY_PARITY if parities else layer_loops.FEATURES
-        out = result.base, result.offset
-        self._add(kind, rows, inputs, out, bias, width // (2 if parities else twos), shape, slope)
+        self._add(kind, rows, inputs, result, bias, width // (2 if parities else twos), shape)
         return result
 
-    def first(self, layer: nn.Conv3d, blocks: Features, slope: float = 0.0) -> Features:
-        """A stride 2, padding 1 convolution of two images, a 3x3x3 or 4x4x4 one.
-
-        Args:
-            layer: two channels to a multiple of 8.
-            blocks: the images, see `images`.
-            slope: of negative results: 0 for ReLU, 1 for no change.
-        """
+    def first(self, layer: nn.Conv3d, blocks: Features) -> Features:
+        """A 4x4x4, stride 2, padding 1 convolution of two images (`images`) to a multiple of 8 channels, rectified."""
         # outputs of a row by twos, where one alone leaves half a vector empty; for tiles numbers come in whole lines
         twos = 2 if layer.out_channels == 8 < LANES else 1
         wide = 2 * twos if self._tiled else twos + 1
 
         def make() -> tuple[torch.Tensor, torch.Tensor]:
             # (out, image, block, parity, block, parity, block, parity)
-            taps = cpu_layout.by_twos(nn.functional.pad(layer.weight, [0, layer.kernel_size[0] % 2] * 3))
-            weight = taps.permute(0, 3, 5, 1, 7, 2, 4, 6).flatten(1, 4)
+            weight = cpu_layout.by_twos(layer.weight).permute(0, 3, 5, 1, 7, 2, 4, 6).flatten(1, 4)
             weight = torch.cat([nn.functional.pad(weight, (n, wide - 2 - n)) for n in range(twos)])
             return self._arranged(weight[None]), _bias(layer, twos)
 
         weights, bias = self._weights(layer, "of blocks", make)
         result = self._room([n - 1 for n in blocks.shape], layer.out_channels)
-        return self._add_features([_Input(blocks, (1, 1, twos), 0, (2, 2), weights)], bias, slope, result, twos=twos)
+        return self._add_features([_Input(blocks, (1, 1, twos), 0, (2, 2), weights)], bias, result, twos=twos)
 
-    def down(self, layer: nn.Conv3d, features: Features, slope: float = 0.0) -> Features:
-        """A stride 2, padding 1 convolution, 3x3x3 or 4x4x4, of features; see `first`."""
+    def down(self, layer: nn.Conv3d, features: Features) -> Features:
+        """A 4x4x4, stride 2, padding 1 convolution of features, rectified."""
 
         def make() -> tuple[torch.Tensor, torch.Tensor]:
-            weight = nn.functional.pad(layer.weight, (0, layer.kernel_size[2] % 2))
-            return self._arranged(weight[None]), _bias(layer)
+            return self._arranged(layer.weight[None]), _bias(layer)
 
         weights, bias = self._weights(layer, "down", make)
         result = self._room([n // 2 for n in features.shape], layer.out_channels)
-        kernel = layer.kernel_size[0], layer.kernel_size[1]
-        return self._add_features([_Input(features, (2, 2, 2), -1, kernel, weights)], bias, slope, result)
+        return self._add_features([_Input(features, (2, 2, 2), -1, (4, 4), weights)], bias, result)
 
-    def up(self, layer: nn.ConvTranspose3d, inputs: Sequence[Features], slope: float = 0.0) -> Features:
-        """A 4x4x4, stride 2, padding 1 transposed convolution of features of one size, one after the other.
+    def up(self, layer: nn.ConvTranspose3d, inputs: Sequence[Features]) -> Features:
+        """A 4x4x4, stride 2, padding 1 transposed convolution of features of one size, one after the other, rectified.
 
         Its result stays in gaps where neither its channels nor those of two voxels fill what is put at once, and
         before the matrix unit, which has no use for so few channels by voxel.
@@ -274,19 +261,18 @@ class Program:
 
         *weights, bias = self._weights(layer, f"up {sizes}", make)
         given = [_Input(one, (1, 1, 1), -1, (2, 2), weight) for one, weight in zip(inputs, weights, strict=True)]
-        count = [n + 1 for n in inputs[0].shape]
-        if whole or two:
-            result = self._room([2 * n for n in inputs[0].shape], layer.out_channels)
-            if whole:
-                return self._add_features(given, bias, slope, result, parities=True)
-            shape, out = (*result.shape, result.channels), (result.base, result.offset)
-            rows = count[0] * count[1]
-            self._add(layer_loops.FEATURES_ABOUT_GAPS, rows, given, out, bias, count[2], shape, slope)
-            return result
-        result = self._room(count, 8 * layer.out_channels, 0)
-        self._add_features(given, bias, slope, result)
-        shape, out = (*result.shape, result.channels), (result.base, result.offset)
-        self._add(layer_loops.OUTSIDE, count[0] * count[1], [], out, bias, count[2], shape)
+        size, count = [2 * n for n in inputs[0].shape], [n + 1 for n in inputs[0].shape]
+        if whole:
+            return self._add_features(given, bias, self._room(size, layer.out_channels), parities=True)
+        rows = count[0] * count[1]
+        if two:
+            result = self._room(size, layer.out_channels)
+            shape = *result.shape, result.channels
+            self._add(layer_loops.FEATURES_ABOUT_GAPS, rows, given, result, bias, count[2], shape)
+        else:
+            result = self._add_features(given, bias, self._room(count, 8 * layer.out_channels, 0))
+            shape = *result.shape, result.channels
+            self._add(layer_loops.OUTSIDE, rows, [], result, bias, count[2], shape)
         return result
 
     def flow(self, layer: nn.Conv3d | nn.ConvTranspose3d, inputs: Sequence[Features]) -> None:
@@ -318,7 +304,7 @@ class Program:
         *weights, bias = self._weights(layer, f"flow by voxel {sizes}", make)
         given = [_Input(one, (1, 1, 1), -1, (3, 3), weight) for one, weight in zip(inputs, weights, strict=True)]
         depth, height, width = shape = inputs[0].shape
-        self._add(layer_loops.FIELD_BY_VOXEL, depth * height, given, (_RESULT, 0), bias, width, shape)
+        self._add(layer_loops.FIELD_BY_VOXEL, depth * height, given, None, bias, width, shape)
 
     def _flow_by_blocks(self, layer: nn.Conv3d, inputs: Sequence[Features]) -> None:
         """Blocks of 2x2x2 voxels, or without gaps of 1x2x2: fewer zeros among the weights."""
@@ -361,7 +347,7 @@ class Program:
     ) -> None:
         assert self._field is not None
         shape = *self._field, count[1], count[2], sign, channels
-        self._add(layer_loops.FIELD, count[0] * count[1], given, (_RESULT, 0), bias, count[2], shape)
+        self._add(layer_loops.FIELD, count[0] * count[1], given, None, bias, count[2], shape)
 
     def _arranged(self, weight: torch.Tensor) -> torch.Tensor:
         """Weights (pieces, outputs, inputs, kz, ky, kx) as the loops read them.

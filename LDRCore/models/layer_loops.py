@@ -296,8 +296,8 @@ _many_dots, _one_dots = _dots_of(True), _dots_of(False)
 def _settle_of(length: int) -> Any:
     """A function that keeps so many channels of an output."""
 
-    def settle(typing, scratch, place, bias, channel, slope, out, target):  # type: ignore[no-untyped-def]
-        """out[target + c] = scratch[place + c] + bias[channel + c], times `slope` (0 to 1) where that is negative.
+    def settle(typing, scratch, place, bias, channel, out, target):  # type: ignore[no-untyped-def]
+        """out[target + c] = scratch[place + c] + bias[channel + c], or 0 where that is negative.
 
         As bfloat16 if `out` holds whole numbers.
         """
@@ -312,19 +312,16 @@ def _settle_of(length: int) -> Any:
                 return found
 
             value = builder.fadd(load(0, arguments[1]), load(2, arguments[3]))
-            slopes = builder.insert_element(ir.Constant(vector, ir.Undefined), arguments[4], _I32(0))
-            order = ir.Constant(ir.VectorType(_I32, length), [0] * length)
-            slopes = builder.shuffle_vector(slopes, ir.Constant(vector, ir.Undefined), order)
-            lower = builder.fmul(value, slopes)
-            value = builder.select(builder.fcmp_ordered(">", value, lower), value, lower)
-            halved = isinstance(signature.args[5].dtype, types.Integer)
+            zeros = ir.Constant(vector, [0.0] * length)
+            value = builder.select(builder.fcmp_ordered("<", value, zeros), zeros, value)
+            halved = isinstance(signature.args[4].dtype, types.Integer)
             if halved:
                 value = _as_bfloat16(builder, value)
-            place = builder.gep(_data(context, builder, signature, arguments, 5), [arguments[6]])
+            place = builder.gep(_data(context, builder, signature, arguments, 4), [arguments[5]])
             builder.store(value, builder.bitcast(place, value.type.as_pointer())).align = 2 if halved else 4
             return context.get_dummy_value()
 
-        return types.void(scratch, place, bias, channel, slope, out, target), generate
+        return types.void(scratch, place, bias, channel, out, target), generate
 
     return intrinsic(settle)
 
@@ -437,7 +434,7 @@ def _array(pointer, length):  # type: ignore[no-untyped-def]
 
 
 @compiling.loop
-def _features(unit, step, plan, slope, tables, scratch, parities, begin, end):  # type: ignore[no-untyped-def]
+def _features(unit, step, plan, tables, scratch, parities, begin, end):  # type: ignore[no-untyped-def]
     """Rows begin ... end of a layer's features; with parities, all rows of a slice about gaps begin ... end.
 
     Args:
@@ -445,7 +442,6 @@ def _features(unit, step, plan, slope, tables, scratch, parities, begin, end):  
         step: see STEP; `shape` is (depth, height, outputs along a row, zeros at either end of it, channels, groups of
             LANES channels; with parities those of even voxels of even rows, of odd rows, then of odd voxels).
         plan: of each input what `compiled_layers._Input.plan` returns.
-        slope: see `_settle_of`.
         tables, scratch: room.
         parities: whether an output's parities say which of the weights count, and of which gap it is.
     """
@@ -477,11 +473,11 @@ def _features(unit, step, plan, slope, tables, scratch, parities, begin, end):  
                     if channels - channel < LANES:
                         for r in range(rows):
                             source = r * 2 * LANES + g * LANES
-                            _settle_eight(scratch, source, bias, channel, slope, out, place + r * stride * channels)
+                            _settle_eight(scratch, source, bias, channel, out, place + r * stride * channels)
                     else:
                         for r in range(rows):
                             source = r * 2 * LANES + g * LANES
-                            _settle(scratch, source, bias, channel, slope, out, place + r * stride * channels)
+                            _settle(scratch, source, bias, channel, out, place + r * stride * channels)
                 done = at + rows
             group += 2 if two else 1
         for y in range(max(stride * j - stride + 1, 0), min(stride * j + 1, height)):
@@ -495,7 +491,7 @@ def _features(unit, step, plan, slope, tables, scratch, parities, begin, end):  
 
 
 @compiling.loop
-def _features_about_gaps(unit, step, plan, slope, tables, scratch, begin, end):  # type: ignore[no-untyped-def]
+def _features_about_gaps(unit, step, plan, tables, scratch, begin, end):  # type: ignore[no-untyped-def]
     """Features of a transposed convolution to few channels, for rows of gaps begin ... end.
 
     About gap i of an axis lie the voxels 2 i (parity 0) and 2 i - 1 (parity 1). Those of a row are put at once:
@@ -524,9 +520,9 @@ def _features_about_gaps(unit, step, plan, slope, tables, scratch, begin, end): 
                     for r in range(rows):
                         source, target = r * 2 * LANES + part, place + r * pair
                         if pair == LANES:
-                            _settle(scratch, source, bias, channel, slope, out, target)
+                            _settle(scratch, source, bias, channel, out, target)
                         else:
-                            _settle_eight(scratch, source, bias, channel, slope, out, target)
+                            _settle_eight(scratch, source, bias, channel, out, target)
                 done = at + rows
         for z in range(max(2 * k - 1, 0), min(2 * k + 1, depth)):
             for y in range(max(2 * j - 1, 0), min(2 * j + 1, height)):
@@ -624,7 +620,7 @@ def _field_by_voxel(unit, step, plan, tables, begin, end):  # type: ignore[no-un
 
 
 @compiling.loop
-def run(unit, steps, plan, tiles, slopes, shared, own):  # type: ignore[no-untyped-def]
+def run(unit, steps, plan, tiles, shared, own):  # type: ignore[no-untyped-def]
     """Compute the steps of a program, one after the other, together with other threads that are given the same.
 
     The rows of a step are shared out in as many ranges as there are threads. A thread computes its own range first,
@@ -636,7 +632,6 @@ def run(unit, steps, plan, tiles, slopes, shared, own):  # type: ignore[no-untyp
         steps: (n, STEP).
         plan: the same of all inputs of all steps.
         tiles: (n, 64), as `means` returns it.
-        slopes: n of them, see `_settle_of`.
         shared: see `turns.take_turns`.
         own: number of this thread.
 
@@ -649,7 +644,7 @@ def run(unit, steps, plan, tiles, slopes, shared, own):  # type: ignore[no-untyp
     scratch = np.empty(_MOST_ROWS * 2 * LANES, np.float32)
     finished = True
     for s in range(len(steps)):
-        step, slope = steps[s], slopes[s]
+        step = steps[s]
         if turns.is_done(shared, s, step[ROWS]):
             continue
         _configure(unit, tiles[s])
@@ -660,9 +655,9 @@ def run(unit, steps, plan, tiles, slopes, shared, own):  # type: ignore[no-untyp
                 break
             if step[KIND] == FEATURES or step[KIND] == FEATURES_BY_PARITY:
                 by_parity = step[KIND] == FEATURES_BY_PARITY
-                _features(unit, step, inputs, slope, tables, scratch, by_parity, begin, end)
+                _features(unit, step, inputs, tables, scratch, by_parity, begin, end)
             elif step[KIND] == FEATURES_ABOUT_GAPS:
-                _features_about_gaps(unit, step, inputs, slope, tables, scratch, begin, end)
+                _features_about_gaps(unit, step, inputs, tables, scratch, begin, end)
             elif step[KIND] == OUTSIDE:
                 _clear_outside(unit, step, begin, end)
             elif step[KIND] == FIELD:
