@@ -13,6 +13,7 @@ Coordinates are voxels of the sampled image along tensor axes; nothing here know
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ PADDINGS = ("zeros", "border", "half")
 ENABLED = True  # False: torch's own sampler everywhere, to compare with
 COMPILED = True  # False: no compiled loops, to compare with
 _WORTH_POINTS = 1 << 15  # fewer are not worth the preparation
+_SLICES_AT_ONCE = 4  # of a field, brought to the rows and columns of a lattice
 VARIABLE = "LDR_NUMBA"
 
 if TYPE_CHECKING:
@@ -67,6 +69,9 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32
 
 
+_Ends = Sequence[tuple[float, float]]  # of x, y and z of some points: none lower, none higher
+
+
 class Sampler:
     """An image made ready to be looked up at slabs of points.
 
@@ -80,11 +85,23 @@ class Sampler:
         if padding not in PADDINGS:
             raise ValueError(f"padding must be one of {PADDINGS}, got {padding!r}")
         self._margin = int(padding == "zeros")  # a shell of zeros whose edge value is then what lies outside
-        self.image = F.pad(image, (1,) * 6) if self._margin else image.contiguous()
+        self.image = _in_shell(image) if self._margin else image.contiguous()
         self.padding, self.outside = padding, outside
         self._last = [float(n - 1) for n in image.shape[:0:-1]]  # x, y, z
-        self._parts = torch.get_num_threads() if image.device.type == "cpu" else 1
+        on_cpu = image.device.type == "cpu"
+        self._parts = torch.get_num_threads() if on_cpu else 1
+        self._pairs = self._with_next_slices() if on_cpu else self.image
         self._buffer = torch.empty(0)
+
+    def _with_next_slices(self) -> torch.Tensor:
+        """Channels and, as further channels, what lies a slice above: (2 C, D or D - 1, H, W); of one image a view."""
+        channels, depth, height, width = self.image.shape
+        if depth == 1:
+            return self.image.expand(2, -1, -1, -1, -1).flatten(0, 1)
+        if channels == 1:
+            strides = height * width, height * width, width, 1
+            return self.image.as_strided((2, depth - 1, height, width), strides, self.image.storage_offset())
+        return torch.cat((self.image[:, :-1], self.image[:, 1:]))
 
     def points(self, count: int) -> torch.Tensor:
         """Room for the (x, y, z) coordinates of `count` points, (3, count), to be filled and given to `look_up`."""
@@ -93,25 +110,36 @@ class Sampler:
             self._buffer = torch.empty(3, room, device=self.image.device)
         return self._buffer[:, :count]
 
-    def look_up(self, count: int) -> torch.Tensor:
-        """(C, count) values at the points that `points` gave room for; their coordinates are overwritten."""
+    def look_up(self, count: int, ends: _Ends | None = None) -> torch.Tensor:
+        """(C, count) values at the points that `points` gave room for; their coordinates are overwritten.
+
+        Args:
+            count: as given to `points`.
+            ends: between which the points lie, found out if not given.
+        """
         where = self._buffer
         where[:, count:] = where[:, count - 1 : count]
-        ends = [(float(low), float(high)) for low, high in (axis.aminmax() for axis in where)]
+        if ends is None:
+            ends = [(float(low), float(high)) for low, high in (axis.aminmax() for axis in where)]
         beyond = self._beyond(where, ends) if self.padding == "half" else None
         values = self._on_cpu(where, *ends[2]) if where.device.type == "cpu" else self._elsewhere(where)
         if beyond is not None:
-            values.masked_fill_(beyond, self.outside)
+            values.mul_(1 - beyond)
+            if self.outside:
+                values.add_(beyond, alpha=self.outside)
         return values[:, :count]
 
-    def _beyond(self, where: torch.Tensor, ends: list[tuple[float, float]]) -> torch.Tensor | None:
-        """Which points lie more than half a voxel beyond the last voxel centres, (n,); None if none does."""
+    def _beyond(self, where: torch.Tensor, ends: _Ends) -> torch.Tensor | None:
+        """1 for points more than half a voxel beyond the last voxel centres, 0 for others, (n,); None if none can be.
+
+        Comparing to numbers is several times faster than to truth values.
+        """
         found: torch.Tensor | None = None
         for axis, last, (lowest, highest) in zip(where, self._last, ends, strict=True):
-            for limit, some, test in ((-0.5, lowest < -0.5, torch.lt), (last + 0.5, highest > last + 0.5, torch.gt)):
-                if some:
-                    found = test(axis, limit) if found is None else found.logical_or_(test(axis, limit))
-        return found
+            if lowest < -0.5 or highest > last + 0.5:
+                excess = (axis - last / 2).abs_().sub_(last / 2 + 0.5)
+                found = excess if found is None else torch.maximum(found, excess, out=found)
+        return None if found is None else found.sign_().clamp_min_(0)
 
     def _elsewhere(self, where: torch.Tensor) -> torch.Tensor:
         """(C, n) by torch's sampler of volumes. Overwrites `where`."""
@@ -139,14 +167,24 @@ class Sampler:
         x.mul_(scale).add_(margin * scale - 1)
         parts = where.view(3, self._parts, -1)
         grid = parts[:2].permute(1, 2, 0)[:, None]
-        next_slice = height * width if depth > 1 else 0
+        picture = self._pairs[:, first]
+        strides = 0, self._pairs.stride(0), width, 1
+        picture = picture.as_strided((self._parts, 2 * channels, rows, width), strides, picture.storage_offset())
+        values = F.grid_sample(picture, grid, padding_mode="border", align_corners=True)
+        low, high = values.view(self._parts, 2, channels, -1).unbind(1)
         found = torch.empty(channels, *parts.shape[1:])
-        for channel in range(channels):
-            plane = self.image[channel, first]
-            both = plane.as_strided((self._parts, 2, rows, width), (0, next_slice, width, 1), plane.storage_offset())
-            values = F.grid_sample(both, grid, padding_mode="border", align_corners=True)
-            torch.lerp(values[:, 0, 0], values[:, 1, 0], parts[2], out=found[channel])
+        torch.addcmul(low, high.sub_(low), parts[2][:, None], out=found.transpose(0, 1))
         return found.flatten(1)
+
+
+def _in_shell(image: torch.Tensor) -> torch.Tensor:
+    """An image (C, D, H, W) with a voxel of zeros all around."""
+    found = image.new_empty(image.shape[0], *(n + 2 for n in image.shape[1:]))
+    for axis in (1, 2, 3):
+        for end in (0, -1):
+            found.select(axis, end).zero_()
+    found[:, 1:-1, 1:-1, 1:-1] = image
+    return found
 
 
 def _slab_points(device: torch.device) -> int:
@@ -226,6 +264,7 @@ def on_lattice(
     displacement: torch.Tensor | None = None,
     to_field: np.ndarray | None = None,
     out: torch.Tensor | None = None,
+    sampler: Sampler | None = None,
 ) -> torch.Tensor:
     """All slabs of `slabs_on_lattice` with padding "zeros" together, (D', H', W') float32; or `out`, filled."""
     result = torch.empty(tuple(shape), device=image.device) if out is None else out
@@ -233,7 +272,7 @@ def on_lattice(
     if lattice and _is_plain(result) and result.is_contiguous():
         lattice.write(0, result)
         return result
-    for start, stop, values in slabs_on_lattice(image, shape, matrix, displacement, to_field):
+    for start, stop, values in slabs_on_lattice(image, shape, matrix, displacement, to_field, sampler=sampler):
         result[start:stop] = values
     return result
 
@@ -250,6 +289,7 @@ class Puller:
         loops = _loops_for(image) if precision == torch.bfloat16 else None
         low, high = (float(end) for end in image.aminmax())
         self._bytes = loops.Bytes(image, low, high) if loops and np.isfinite(high - low) else None
+        self._sampler = None if _loops_for(image) else Sampler(image[None], "zeros")
 
     def write(self, displacement: torch.Tensor, out: torch.Tensor) -> None:
         """Fill `out`, (D, H, W) with any strides; u is (3, d, h, w) in voxels of its grid, which has the same corners.
@@ -259,7 +299,7 @@ class Puller:
         ratio, to_field = self._how(displacement)
         if not self._bytes:
             scaled = displacement * torch.tensor(ratio, device=displacement.device).view(3, 1, 1, 1)
-            on_lattice(self._image, self._image.shape, np.eye(4), scaled, to_field, out)
+            on_lattice(self._image, self._image.shape, np.eye(4), scaled, to_field, out, self._sampler)
             return
         found = out if _is_plain(out) and out.is_contiguous() else torch.empty(self._image.shape)
         self._bytes.pull(displacement, ratio, self._lines(displacement, to_field), found)
@@ -314,6 +354,7 @@ def slabs_on_lattice(
     *,
     padding: str = "zeros",
     outside: float = 0.0,
+    sampler: Sampler | None = None,
 ) -> Iterator[tuple[int, int, torch.Tensor]]:
     """Sample an image at ``M x + u(F x)`` for every index x of a lattice, u interpolated linearly on the way.
 
@@ -326,6 +367,7 @@ def slabs_on_lattice(
         displacement: u, (3, d, h, w), in voxels of `image`, continued at its edge value outside its grid.
         to_field: F, 4x4, lattice index -> index of `displacement`.
         padding, outside: see `Sampler`.
+        sampler: one made of these, if it is there already.
 
     Yields:
         (start, stop, values): slices start to stop of the lattice, (stop - start, H', W') float32.
@@ -339,13 +381,13 @@ def slabs_on_lattice(
             lattice.write(start, values)
             yield start, start + len(values), values
         return
-    sampler = Sampler(image[None], padding, outside)
+    sampler = sampler or Sampler(image[None], padding, outside)
     points = _points(matrix, displacement, to_field, shape, image.device)
     for start in range(0, depth, slab):
         stop = min(start + slab, depth)
         count = (stop - start) * height * width
         points.write(start, stop, sampler.points(count).view(3, stop - start, height, width))
-        yield start, stop, sampler.look_up(count).view(stop - start, height, width)
+        yield start, stop, sampler.look_up(count, points.ends(start, stop)).view(stop - start, height, width)
 
 
 def points_on_lattice(
@@ -393,6 +435,7 @@ class _Affine:
     """The points ``M x`` of a lattice's slices."""
 
     def __init__(self, matrix: np.ndarray, shape: Sequence[int], device: torch.device) -> None:
+        self._matrix, self._size = np.asarray(matrix[:3][::-1], dtype=float), shape[1:]
         rows = _xyz(matrix, device)
         j = torch.arange(shape[1], device=device, dtype=torch.float32)[:, None]
         i = torch.arange(shape[2], device=device, dtype=torch.float32)[None, :]
@@ -404,17 +447,43 @@ class _Affine:
         k = torch.arange(start, stop, device=self.plane.device, dtype=torch.float32)
         return (self._down[:, None] * k)[:, :, None, None]
 
+    def ends(self, start: int, stop: int) -> _Ends:
+        """Between which the points of slices start..stop lie; a map of a box has its ends at corners."""
+        corners = np.array(list(itertools.product((start, stop - 1), (0, self._size[0] - 1), (0, self._size[1] - 1))))
+        points = corners @ self._matrix[:, :3].T + self._matrix[:, 3]
+        return _ends(points.min(0), points.max(0))
+
     def write(self, start: int, stop: int, where: torch.Tensor) -> None:
         torch.add(self.plane[:, None], self.down(start, stop), out=where)
 
 
-class _Oblique:
+def _ends(low: np.ndarray, high: np.ndarray) -> _Ends:
+    """The same a little wider, as single precision rounds."""
+    room = 1e-3 + 1e-6 * np.maximum(np.abs(low), np.abs(high))
+    return list(zip((low - room).tolist(), (high + room).tolist(), strict=True))
+
+
+class _Displaced:
+    """The points ``M x + u(F x)``: what both ways to get u have in common."""
+
+    def __init__(self, matrix: np.ndarray, displacement: torch.Tensor, shape: Sequence[int]) -> None:
+        self._affine = _Affine(matrix, shape, displacement.device)
+        low, high = displacement.flip(0).flatten(1).aminmax(dim=1)
+        self._reach = low.cpu().numpy().astype(float), high.cpu().numpy().astype(float)
+
+    def ends(self, start: int, stop: int) -> _Ends:
+        """See `_Affine.ends`."""
+        low, high = np.array(self._affine.ends(start, stop)).T
+        return _ends(low + self._reach[0], high + self._reach[1])
+
+
+class _Oblique(_Displaced):
     """The points ``M x + u(F x)`` where the axes of the lattice and of the field are not parallel."""
 
     def __init__(
         self, matrix: np.ndarray, displacement: torch.Tensor, to_field: np.ndarray, shape: Sequence[int]
     ) -> None:
-        self._affine = _Affine(matrix, shape, displacement.device)
+        super().__init__(matrix, displacement, shape)
         self._in_field = _Affine(to_field, shape, displacement.device)
         self._field = Sampler(displacement.flip(0))
 
@@ -422,54 +491,49 @@ class _Oblique:
         count = where[0].numel()
         self._in_field.write(start, stop, self._field.points(count).view_as(where))
         self._affine.write(start, stop, where)
-        where += self._field.look_up(count).view_as(where)
+        where += self._field.look_up(count, self._in_field.ends(start, stop)).view_as(where)
 
 
-class _AlongAxes:
+class _AlongAxes(_Displaced):
     """The points ``M x + u(F x)`` where the field's axes are the lattice's, also permuted or flipped.
 
-    Linear interpolation is done axis by axis, which is the same and faster: x for the whole small field, y for those
-    of its slices that lie about a slab, z for the slab.
+    Linear interpolation is done axis by axis, which is the same and faster, as products with matrices of mostly zeros:
+    x for the whole small field, y for those of its slices that lie about some slabs, z for the slab.
     """
 
     def __init__(
         self, matrix: np.ndarray, displacement: torch.Tensor, to_field: np.ndarray, shape: Sequence[int]
     ) -> None:
-        affine = _Affine(matrix, shape, displacement.device)
+        super().__init__(matrix, displacement, shape)
         axes = _axes_of(to_field, shape)
         assert axes is not None
         values = displacement.flip(0).permute(0, *(1 + a for a in axes))
         self._z, y, x = _lines(displacement, to_field, shape, axes)
-        across = np.zeros((values.shape[3], shape[2]), dtype=np.float32)
-        columns = np.arange(shape[2])
-        across[x.low, columns] = 1 - x.weight
-        across[x.high, columns] += x.weight
-        self._values = values @ torch.from_numpy(across).to(values.device)  # (3, d, h, W)
-        self._y = [torch.from_numpy(a).to(values.device) for a in (y.low, y.high, y.weight[:, None])]
-        self._y[2] = self._y[2].float()
-        self._plane, self._down = affine.plane, affine.down(0, 2)[:, 1]
+        self._values = values @ x.matrix(values.shape[3], values.device).T  # (3, d, h, W)
+        self._across = y.matrix(values.shape[2], values.device)
         self._rate, self._offset = float(to_field[axes[0], 0]), float(to_field[axes[0], 3])
-        self._slices: dict[int, torch.Tensor] = {}
+        self._first, self._slices = 0, torch.empty(3, 0, 0, 0)
 
-    def _slice(self, index: int) -> torch.Tensor:
-        """The points at the place of the field's slice `index`, between which `write` has only to interpolate."""
-        if index not in self._slices:
-            low, high, weight = self._y
-            rows = self._values[:, index]
-            found = torch.lerp(rows.index_select(1, low), rows.index_select(1, high), weight)
-            if len(self._slices) > 1:
-                del self._slices[next(iter(self._slices))]
-            found += self._plane
-            found += self._down * ((index - self._offset) / self._rate)
-            self._slices[index] = found
-        return self._slices[index]
+    def _between(self, low: int, high: int) -> torch.Tensor:
+        """The points at the places of the field's slices low..high, (3, high - low, H, W)."""
+        if not self._first <= low <= high <= self._first + self._slices.shape[1]:
+            last = min(max(high, low + _SLICES_AT_ONCE), self._values.shape[1])
+            found = self._across @ self._values[:, low:last]
+            found += self._affine.plane[:, None]
+            place = (torch.arange(low, last, device=found.device) - self._offset) / self._rate
+            found += self._affine.down(0, 2)[:, 1:] * place[:, None, None]
+            self._first, self._slices = low, found
+        return self._slices[:, low - self._first : high - self._first]
 
     def write(self, start: int, stop: int, where: torch.Tensor) -> None:
-        for n, k in enumerate(range(start, stop)):
-            low, high = self._slice(int(self._z.low[k])), self._slice(int(self._z.high[k]))
-            torch.lerp(low, high, float(self._z.weight[k]), out=where[:, n])
-            if self._z.excess[k]:
-                where[:, n] += self._down * float(self._z.excess[k])
+        line = self._z.part(start, stop)
+        low, high = int(line.low.min()), int(line.high.max()) + 1
+        slices = self._between(low, high)
+        weights = line.matrix(high - low, where.device, low)
+        for points, between in zip(where, slices, strict=True):
+            torch.mm(weights, between.flatten(1), out=points.flatten(1))
+        for n in line.excess.nonzero()[0]:
+            where[:, n] += self._affine.down(0, 2)[:, 1] * float(line.excess[n])
 
 
 @dataclass(frozen=True)
@@ -486,6 +550,18 @@ class _Line:
     high: np.ndarray
     weight: np.ndarray
     excess: np.ndarray
+
+    def part(self, start: int, stop: int) -> _Line:
+        """Of lattice voxels start..stop."""
+        return _Line(*(values[start:stop] for values in (self.low, self.high, self.weight, self.excess)))
+
+    def matrix(self, size: int, device: torch.device, first: int = 0) -> torch.Tensor:
+        """(lattice voxels, size) that multiplies the field's voxels from `first` on."""
+        found = np.zeros((len(self.low), size), dtype=np.float32)
+        rows = np.arange(len(self.low))
+        found[rows, self.low - first] = 1 - self.weight
+        found[rows, self.high - first] += self.weight.astype(np.float32)
+        return torch.from_numpy(found).to(device)
 
 
 def _lines(displacement: torch.Tensor, to_field: np.ndarray, shape: Sequence[int], axes: list[int]) -> list[_Line]:
