@@ -42,9 +42,9 @@ class DenseField:
 
 
 def ncc(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Pearson correlation of two batches (B, 1, D, H, W), (B,); 0 where one of them is constant."""
-    x, y = a.flatten(1), b.flatten(1)
-    x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
+    """Pearson correlation of two batches (B or 1, 1, D, H, W), (B,); 0 where one of them is constant."""
+    x, y = (t.flatten(1) - t.flatten(1).mean(1, keepdim=True) for t in (a, b))
+    # torch's sum is pairwise; a product of matrices, or a norm, adds hundreds of thousands of numbers one to the other
     norm = (x.square().sum(1) * y.square().sum(1)).sqrt()
     return torch.where(norm > 1e-9, (x * y).sum(1) / norm.clamp_min(1e-9), 0.0)
 
@@ -86,7 +86,7 @@ def estimate_affine(
     passes = settings["stem_passes"]
     for done in range(passes + 1):
         moved = torch.cat([moving.coarse.on(grid, t) for t in totals])
-        scores = ncc(moved, fixed_image.expand_as(moved))
+        scores = ncc(moved, fixed_image)
         leader = int(scores.argmax())
         if float(scores[leader]) > best_score:
             best, best_score = totals[leader], float(scores[leader])

@@ -73,7 +73,7 @@ class AffineLDR(AffineStem):
         encoder = [cast(nn.Conv3d, layer) for layer in self.encoder]
         pair = cpu_layout.ImagePair(fixed, cpu_layout.precision_of(moving.dtype))
         pair.put(moving)
-        features = F.leaky_relu(cpu_layout.convolve_pair(encoder[0], pair), _SLOPE)
+        features = F.leaky_relu_(cpu_layout.convolve_pair(encoder[0], pair), _SLOPE)
         for convolution in encoder[1:]:
-            features = F.leaky_relu(cpu_layout.convolve_half(convolution, features), _SLOPE)
+            features = F.leaky_relu_(cpu_layout.convolve_half(convolution, features), _SLOPE)
         return features

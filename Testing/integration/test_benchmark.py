@@ -29,7 +29,7 @@ def test_everything_is_timed_in_one_run(small, tmp_path, capsys, monkeypatch):
     )
     given = ["--repeats", "1", "--threads", "1", "--sizes", "native", "--peers", "greedy", "--out", str(out)]
     assert benchmark.main([*given, "--peer-python", str(tmp_path / "no-python")]) == 0
-    found = json.loads(out.read_text())["results"]
+    found = json.loads(out.read_text(encoding="utf-8"))["results"]
     rows = {(r["part"], r["name"]): r for r in found}
     assert {n for p, n in rows if p == "networks"} >= {*registry.DENSE, *registry.STEMS, "ldr (head=half)"}
     assert {n for p, n in rows if p == "register"} == {
@@ -68,7 +68,8 @@ def test_a_program_that_fails_is_said(tmp_path):
 
 def test_a_missing_voxelmorph_is_said(monkeypatch, tmp_path):
     (tmp_path / "voxelmorph.py").write_text("raise ImportError('not here')")
-    (tmp_path / "timing.py").write_text(benchmark.VOXELMORPH.read_text())  # a script's folder comes first on its path
+    script = benchmark.VOXELMORPH.read_text(encoding="utf-8")
+    (tmp_path / "timing.py").write_text(script)  # a script's folder comes first on its path
     monkeypatch.setattr(benchmark, "VOXELMORPH", tmp_path / "timing.py")
     item = benchmark.Item(
         ("networks", "64^3", 1), "voxelmorph (PyPI)", lambda: benchmark._voxelmorph(sys.executable, 1)

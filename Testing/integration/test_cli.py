@@ -224,7 +224,7 @@ def test_output_is_never_overwritten_silently(files, tmp_path, capsys):
     (out / "warped.nii.gz").write_text("mine")
     assert ldr("register", files["good"], files["good"], "--out", out) == 2
     assert "must not hold an earlier result" in capsys.readouterr().err
-    assert (out / "warped.nii.gz").read_text() == "mine"
+    assert (out / "warped.nii.gz").read_text(encoding="utf-8") == "mine"
     assert ldr("register", files["good"], files["good"], "--out", files["text"]) == 2
     assert "must be a folder, got the file" in capsys.readouterr().err
 

@@ -145,13 +145,14 @@ def test_systems_are_compared_and_a_failing_one_does_not_stop_the_others(folder,
     assert found["crash"][0]["message"] == "ended with code 3: it broke"
     assert found["hang"][0]["message"] == "took longer than 0.5 seconds and was stopped"
     assert found["silent"][0]["message"] == "the command must write its {out}, got no file out.nii.gz"
-    table = (out / "tables-c.md").read_text()
+    table = (out / "tables-c.md").read_text(encoding="utf-8")
     assert "| crash | 0 |" in table
     assert "not run: no weights yet: no model 'no-such'" in table
     assert "not run: the program no-such-program is not installed" in table
     assert "## not here\n\nNo data: the list of pairs must exist" in table
-    assert json.loads((out / "tables-c.json").read_text())["blobs"]["lines"][2]["values"]["dice_mean"]["mean"] == 1
-    assert (out / "tables-c.tex").read_text().count("tabular") == 2
+    lines = json.loads((out / "tables-c.json").read_text(encoding="utf-8"))["blobs"]["lines"]
+    assert lines[2]["values"]["dice_mean"]["mean"] == 1
+    assert (out / "tables-c.tex").read_text(encoding="utf-8").count("tabular") == 2
     assert "failed: crash on blobs" in capsys.readouterr().err
 
 
@@ -175,7 +176,7 @@ def test_a_second_run_computes_nothing_and_an_interrupted_one_goes_on(folder, tm
     assert len(given) == 1
     given.clear()
     (out / "rows.csv").write_bytes(whole)
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(" work", " crash", 1))  # the system changed: its rows are no longer its own
     run(path, out)
     assert {t.system.name for t in given} == {"shift"}
@@ -191,14 +192,14 @@ def test_an_interrupted_evaluation_ends_its_programs_and_keeps_its_rows(folder, 
     given = ["--config", str(path), "--out", str(tmp_path / "out"), "--no-costs", "--pairs", "1"]
     process = subprocess.Popen([sys.executable, "-c", script, *given], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not (marker.exists() and marker.read_text()) and time.monotonic() < deadline:
+    while not (marker.exists() and marker.read_text(encoding="utf-8")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.terminate()
     assert "interrupted; finished rows are kept" in process.communicate(timeout=20)[1]
     assert process.returncode == 130
     assert {r["system"] for r in rows.read(tmp_path / "out" / "rows.csv")} == {"nothing", "affine only"}
     with pytest.raises(ProcessLookupError):
-        os.kill(int(marker.read_text()), 0)
+        os.kill(int(marker.read_text(encoding="utf-8")), 0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory of other processes is read as Linux reports it")
@@ -246,10 +247,10 @@ def test_models_their_costs_and_the_card(folder, tmp_path, in_process):
         shutil.copy(file, tmp_path)
     model = tmp_path / "brain-t1.pt"
     path = config(folder, '[[system]]\nname = "1 cascades"\nkind = "model"\nmodel = "{model}"\ncascades = 1\n')
-    path.write_text(path.read_text().replace('"blobs"', '"val-blobs"'))
+    path.write_text(path.read_text(encoding="utf-8").replace('"blobs"', '"val-blobs"'))
     shared = ["--config", str(path), "--model", str(model), "--out", str(tmp_path / "out"), "--pairs", "1"]
     assert evaluate.main([*shared, "--write-card", "--cost-threads", "1"]) == 0
-    card = json.loads((tmp_path / "brain-t1.json").read_text())
+    card = json.loads((tmp_path / "brain-t1.json").read_text(encoding="utf-8"))
     entry = card["results"]["val"]["systems"]
     assert set(entry["blobs"]) == {"nothing", "1 cascades"}  # the config's affine is another model's
     assert entry["blobs"]["1 cascades"]["dice_mean"] > 0.8
@@ -293,7 +294,7 @@ def test_unusable_arguments_end_with_one_sentence_and_nothing_written(folder, tm
 
 def test_a_data_set_that_is_not_optional_must_be_there(folder, tmp_path, capsys):
     path = config(folder)
-    path.write_text(path.read_text().replace("optional = true", ""))
+    path.write_text(path.read_text(encoding="utf-8").replace("optional = true", ""))
     assert run(path, tmp_path / "out") == 2
     assert "the list of pairs must exist" in capsys.readouterr().err
 

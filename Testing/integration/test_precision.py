@@ -44,20 +44,36 @@ def test_float16_on_a_gpu_stays_within_the_stated_tolerance(demo_pair, monkeypat
     assert off.max() < LARGEST_MM
 
 
-@pytest.mark.parametrize(("instructions", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_the_processor_decides(monkeypatch, instructions, expected):
+@pytest.mark.parametrize(("gains", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_processor_decides(monkeypatch, gains, expected):
     monkeypatch.delenv(precision.VARIABLE, raising=False)
-    monkeypatch.setattr(precision, "cpu_multiplies_bfloat16", lambda: instructions)
+    monkeypatch.setattr(precision, "cpu_gains_by_bfloat16", lambda: gains)
     assert precision.of_convolutions("cpu") == expected
     model = weights.load_model("brain-t1")
     assert model.cascade.precision == expected
     assert all(p.dtype == torch.float32 for p in model.cascade.parameters())
 
 
+@pytest.mark.parametrize(
+    ("vectors", "matrices", "vendor", "gains"),
+    [
+        (True, True, "GenuineIntel", True),
+        (True, False, "GenuineIntel", False),
+        (True, False, "AuthenticAMD", True),
+        (False, False, "AuthenticAMD", False),
+    ],
+)
+def test_which_processors_gain_by_bfloat16(monkeypatch, vectors, matrices, vendor, gains):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: vectors, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: matrices, raising=False)
+    monkeypatch.setattr(precision, "_processor", lambda: f"vendor_id : {vendor}")
+    assert precision.cpu_gains_by_bfloat16() == gains
+
+
 def test_a_torch_without_these_checks_means_single_precision(monkeypatch):
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.delattr(torch.cpu, name, raising=False)
-    assert not precision.cpu_multiplies_bfloat16()
+    assert not precision.cpu_gains_by_bfloat16()
 
 
 def test_another_word_is_refused_in_one_sentence(demo_pair, monkeypatch):

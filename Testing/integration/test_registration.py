@@ -248,7 +248,7 @@ def test_warp_image_refuses_other_interpolations(blob):
 
 def test_damaged_weights_are_refused(tmp_path, blob):
     card = weights.BUNDLED / "brain-t1.json"
-    (tmp_path / "brain-t1.json").write_text(card.read_text())
+    (tmp_path / "brain-t1.json").write_text(card.read_text(encoding="utf-8"))
     damaged = bytearray((weights.BUNDLED / "brain-t1.pt").read_bytes())
     damaged[len(damaged) // 2] ^= 0xFF
     (tmp_path / "brain-t1.pt").write_bytes(damaged)

@@ -80,13 +80,13 @@ optional = true
 
 def test_the_report_says_what_is_there_and_what_is_not(made, tmp_path):
     assert report.main(made) == 0
-    text = (tmp_path / "out" / "report.md").read_text()
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert re.search(r"\| LDR 1-cas \| \d+\.\d \(n=1\); 87\.8 \| no data; 82\.9 \|", text)
     assert "| RCN 3-cas | no weights yet; 94.3 / 89.3 | no data; 90.0 / 82.7 |" in text
     assert "98.92; 98.89" in text
     assert "| LDR 1-cas | brain-t1 | ldr, half | none |" in text
     assert "LiTS: no data here" in text
-    page = (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert len(pictures) == 2
     assert base64.b64decode(pictures[0]) == (tmp_path / "out" / "figure5.png").read_bytes()
@@ -101,7 +101,7 @@ def test_the_report_says_what_is_there_and_what_is_not(made, tmp_path):
 def test_a_pair_that_cannot_be_read_costs_its_picture_only(made, tmp_path):
     (tmp_path / "m.nii.gz").unlink()
     assert report.main(made) == 0
-    text = (tmp_path / "out" / "report.md").read_text()
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "SLIVER: no picture (image must be an existing file" in text
     assert "| LDR 1-cas |" in text
 

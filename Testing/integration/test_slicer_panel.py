@@ -61,7 +61,7 @@ def test_the_ui_file_hands_the_scene_to_every_selector():
 
 def test_the_panel_uses_only_widgets_of_the_ui_file():
     names = {w.get("name") for w in ET.parse(UI).iter("widget")}
-    source = (application.MODULE / "LightweightRegistrationLib" / "panel.py").read_text()
+    source = (application.MODULE / "LightweightRegistrationLib" / "panel.py").read_text(encoding="utf-8")
     used = set(re.findall(r"\bui\.(\w+)", source))
     assert used
     assert used <= names

@@ -213,7 +213,7 @@ def test_cancel_reaches_the_interpreter_behind_a_launcher(slicer_module, scene, 
     worker = background.Worker(core.core_folder(), command=launcher)
     job = slicer_module.LightweightRegistrationLogic(worker).startRegistration(*blobs(), 3, refinementSteps=200)
     spin(job, until=lambda: job.message == "refining")
-    interpreter = int(note.read_text())
+    interpreter = int(note.read_text(encoding="utf-8"))
     os.kill(interpreter, 0)  # it is there
     job.cancel()
     end = time.monotonic() + 5
@@ -232,7 +232,7 @@ sys.exit(process.wait())
 
 def _runs(pid: int) -> bool:
     stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    return stat.exists() and stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
 
 
 def test_a_killed_process_is_taken_for_lack_of_memory(logic, scene):

@@ -44,7 +44,7 @@ def weights_of(path: Path) -> dict:
 
 
 def curves(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.with_suffix(".curves.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in path.with_suffix(".curves.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def test_coarse_first_cascades_and_a_start_from_the_fine_one_among_them(tiny_brains, tmp_path):
@@ -248,7 +248,7 @@ def test_rcn_trains_end_to_end_with_its_affine_stem_and_exports(tiny_brains, tmp
     assert model.cascade.stem is not None
     assert len(model.cascade) == 2
     assert model.card["recipe"]["networks"]["config"]["network"] == "vtn"
-    assert str(tmp_path) not in card.read_text()
+    assert str(tmp_path) not in card.read_text(encoding="utf-8")
 
 
 def test_fine_tuning_on_ones_own_pairs(demo_pair, tmp_path):

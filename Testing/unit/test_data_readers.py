@@ -79,7 +79,9 @@ def test_identity_depends_on_names_and_split_alone(folder, tmp_path_factory):
         write_image(other / f"{name}.mha", spl_array(9))
     write_csv(other / "manifest.csv", "patient,split,file", "a,train,a.mha", "b,train,b.mha")
     assert open_scans(other, "train").identity == open_scans(folder, "train").identity
-    (folder / "manifest.csv").write_text((folder / "manifest.csv").read_text().replace("b,train", "z,train"))
+    (folder / "manifest.csv").write_text(
+        (folder / "manifest.csv").read_text(encoding="utf-8").replace("b,train", "z,train")
+    )
     assert open_scans(other, "train").identity != open_scans(folder, "train").identity
 
 
@@ -118,7 +120,7 @@ def test_a_folder_that_is_wrong(folder, old, new, message):
     write_image(folder / "nan.nii.gz", holed, orientation="PSR")
     write_image(folder / "empty.nii.gz", np.zeros((10, 12, 8), np.float32), orientation="PSR")
     path = folder / "manifest.csv"
-    path.write_text(path.read_text().replace(old, new))
+    path.write_text(path.read_text(encoding="utf-8").replace(old, new))
     with pytest.raises(DataError, match=message):
         open_scans(folder, "train")[0]
 

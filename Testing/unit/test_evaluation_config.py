@@ -91,7 +91,7 @@ def test_the_configurations_that_ship_can_be_read(name):
 
 
 def test_the_fixed_pairs_are_forty_of_different_subjects():
-    lines = (CONFIGS / "pairs" / "ixi-test-40.csv").read_text().splitlines()
+    lines = (CONFIGS / "pairs" / "ixi-test-40.csv").read_text(encoding="utf-8").splitlines()
     rows = [line.split(",") for line in lines[1:]]
     assert lines[0] == "fixed,moving,pose_seed"
     assert [int(r[2]) for r in rows] == list(range(40))

@@ -164,7 +164,7 @@ def test_refused_settings(tiny_brains, changes, message):
     [({"stripped": 0.5}, "stripped > 0"), ({"initial": "centroids"}, "initial = centroids"), ({"cut": 0.5}, "cut > 0")],
 )
 def test_what_needs_labels_says_so(tiny_brains, tmp_path, changes, rule):
-    text = (tiny_brains / "manifest.csv").read_text().splitlines()
+    text = (tiny_brains / "manifest.csv").read_text(encoding="utf-8").splitlines()
     rows = [line.rsplit(",", 1)[0].split(",") for line in text]
     lines = ["image,split"] + [f"{tiny_brains / r[2]},{r[1]}" for r in rows[1:]]
     (tmp_path / "images.csv").write_text("\n".join(lines) + "\n")

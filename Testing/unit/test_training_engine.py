@@ -96,7 +96,7 @@ def test_a_disk_without_room_is_refused_before_the_first_step(tmp_path, monkeypa
 
 def test_curves_are_written_beside_the_checkpoint(tmp_path):
     counted(settings(tmp_path / "a.pt"), value=3.0)
-    lines = [json.loads(line) for line in (tmp_path / "a.curves.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "a.curves.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6]
     assert all(line["term"] == 3.0 for line in lines)
 

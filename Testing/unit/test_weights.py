@@ -51,7 +51,7 @@ def test_wrong_cards_and_weights_are_named(tmp_path):
     with pytest.raises(RegistrationError, match=r"model must be one of .* got 'nowhere.pt'"):
         weights.model_info("nowhere.pt")
     card = weights.save_model(tmp_path, CARD, build_cascade(ARCHITECTURE).state_dict())
-    content = json.loads(card.read_text())
+    content = json.loads(card.read_text(encoding="utf-8"))
     content["architecture"] = {**ARCHITECTURE, "cascades": 2}
     card.write_text(json.dumps(content))
     with pytest.raises(RegistrationError, match="weights of tiny must fit its card's architecture"):
@@ -74,7 +74,7 @@ def test_no_code_in_weights_is_run(tmp_path):
 
     card = weights.save_model(tmp_path, CARD, build_cascade(ARCHITECTURE).state_dict())
     torch.save({"x": Trap()}, tmp_path / "tiny.pt")
-    content = json.loads(card.read_text())
+    content = json.loads(card.read_text(encoding="utf-8"))
     content["sha256"] = hashlib.sha256((tmp_path / "tiny.pt").read_bytes()).hexdigest()
     card.write_text(json.dumps(content))
     with pytest.raises(RegistrationError, match="weights of tiny must be a plain state dict"):
