@@ -36,9 +36,6 @@ def write_overview(
         transform: fixed -> moving.
         title: one line above the picture.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     overall = _patient_aligned(fixed)
     coarse = _with_spacing(overall, 4.0)
     low_f, low_m = (float(sitk.GetArrayViewFromImage(i).min()) for i in (fixed, moving))
@@ -62,37 +59,48 @@ def write_overview(
         scaled = [_scaled(f, window_f), _scaled(m, window_m), _scaled(w, window_m)]
         rows.append((scaled, np.where(content, jacobian, np.nan), _flat(bent, normal)))
 
+    _draw(path, rows, overall.GetSpacing()[0], cuts, title)
+
+
+def _draw(path: Path, rows: list[Any], spacing: float, cuts: list[sitk.Image], title: str) -> None:
+    """All panels on one pair of axes, in voxels: 24 axes of their own take longer to make than everything else."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     heights, widths = zip(*(row[1].shape for row in rows), strict=True)
-    size = (len(_COLUMNS) * 2.45 + 1.0, sum(heights) * 2.4 / max(widths) + 0.7)
+    inch = max(widths) / 2.4  # voxels an inch
+    gap = 0.05 * inch
+    across, down = max(widths) + gap, np.cumsum([0, *(h + gap for h in heights)])
+    wide, high = len(_COLUMNS) * across - gap, float(down[-1]) - gap
+    left, right, bottom, top = 0.35, 0.95, 0.08, 0.7  # inches around the panels
+    size = left + wide / inch + right, bottom + high / inch + top
     figure = Figure(figsize=size, facecolor="black")
     FigureCanvasAgg(figure)
-    # places in inches from the left and the bottom; letting matplotlib find them means drawing everything twice
-    left, right, bottom, top = 0.35, size[0] - 0.95, 0.08, size[1] - 0.7
-    ends = {"left": left / size[0], "right": right / size[0], "bottom": bottom / size[1], "top": top / size[1]}
-    axes = figure.subplots(
-        3, len(_COLUMNS), gridspec_kw={"height_ratios": heights, "wspace": 0.02, "hspace": 0.02, **ends}
-    )
-    spacing = overall.GetSpacing()[0]
+    axes = figure.add_axes((left / size[0], bottom / size[1], wide / inch / size[0], high / inch / size[1]))
+    axes.set_axis_off()
     for plane, ((f, m, w), jacobian, bent) in enumerate(rows):
         checker = _checkerboard(f, w, max(1, round(_CHECKER_MM / spacing)))
         pictures = [f, m, w, np.stack([f, m, f], -1), np.stack([f, w, f], -1), checker, 0.7 * f]
-        for column, picture in enumerate(pictures):
-            axes[plane, column].imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="bilinear")
-        _draw_grid(axes[plane, 6], bent, _NORMALS[plane], cuts[plane])
-        colours = axes[plane, 7].imshow(jacobian, cmap="RdBu_r", vmin=0, vmax=2, interpolation="nearest")
-        axes[plane, 0].set_ylabel(_PLANES[plane], color="white", fontsize=12)
+        y, x = down[plane], np.arange(len(_COLUMNS)) * across + (max(widths) - widths[plane]) / 2
+        places = [(a, a + widths[plane], y + heights[plane], y) for a in x]
+        for place, picture in zip(places, pictures, strict=False):
+            axes.imshow(picture, "gray", vmin=0, vmax=1, interpolation="bilinear", extent=place, aspect="auto")
+        _draw_grid(axes, places[6], bent, _NORMALS[plane], cuts[plane])
+        colours = axes.imshow(
+            jacobian, "RdBu_r", vmin=0, vmax=2, interpolation="nearest", extent=places[7], aspect="auto"
+        )
+        centre = y + heights[plane] / 2
+        axes.text(-gap, centre, _PLANES[plane], color="white", fontsize=12, rotation=90, ha="right", va="center")
     for column, name in enumerate(_COLUMNS):
-        axes[0, column].set_title(name, color="white", fontsize=12)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[], facecolor="black")
-        axis.spines[:].set_visible(False)
-    beside = figure.add_axes(((right + 0.1) / size[0], 0.2, 0.15 / size[0], 0.55))
+        axes.text(column * across + max(widths) / 2, -gap, name, color="white", fontsize=12, ha="center", va="bottom")
+    axes.set(xlim=(0, wide), ylim=(high, 0))
+    beside = figure.add_axes((1 - (right - 0.1) / size[0], 0.2, 0.15 / size[0], 0.55))
     bar = figure.colorbar(colours, cax=beside)
     bar.set_label("Jacobian determinant (1 = volume kept)", color="white")
     bar.ax.tick_params(colors="white")
     if title:
         figure.suptitle(title, color="white", fontsize=12, y=1 - 0.1 / size[1], va="top")
-    figure.savefig(path, dpi=80, facecolor="black", format="png")
+    figure.savefig(path, dpi=80, facecolor="black", format="png", pil_kwargs={"compress_level": 3})
 
 
 def _patient_aligned(image: sitk.Image) -> sitk.Image:
@@ -163,15 +171,19 @@ def _checkerboard(a: np.ndarray, b: np.ndarray, edge: int) -> np.ndarray:
     return np.where((rows + columns) % 2 == 0, a, b)
 
 
-def _draw_grid(axis: Any, bent: np.ndarray, normal: int, cut: sitk.Image) -> None:
-    """Lines of the fixed image's space, drawn where they go within the slice's plane."""
-    across, up = [a for a in range(3) if a != normal]
+def _draw_grid(axes: Any, place: tuple[float, ...], bent: np.ndarray, normal: int, cut: sitk.Image) -> None:
+    """Lines of the fixed image's space, drawn where they go within the slice's plane, in a panel (see `_draw`)."""
+    from matplotlib.collections import LineCollection
+    from matplotlib.patches import Rectangle
+
+    along, up = [a for a in range(3) if a != normal]
     spacing, origin = cut.GetSpacing()[0], cut.GetOrigin()
-    x, y = ((bent[..., a] - origin[a]) / spacing for a in (across, up))
+    x, y = ((bent[..., a] - origin[a]) / spacing for a in (along, up))
     if normal != 2:
         y = bent.shape[0] - 1 - y
+    left, right, bottom, top = place
+    points = np.stack((left + 0.5 + x, top + 0.5 + y), -1)
     every = max(1, round(_GRID_MM / spacing))
-    axis.plot(x[::every].T, y[::every].T, color="#ffd54a", linewidth=0.5)
-    axis.plot(x[:, ::every], y[:, ::every], color="#ffd54a", linewidth=0.5)
-    axis.set_xlim(-0.5, bent.shape[1] - 0.5)
-    axis.set_ylim(bent.shape[0] - 0.5, -0.5)
+    lines = LineCollection([*points[::every], *points[:, ::every].swapaxes(0, 1)], colors="#ffd54a", linewidths=0.5)
+    axes.add_collection(lines, autolim=False)
+    lines.set_clip_path(Rectangle((left, top), right - left, bottom - top, transform=axes.transData))
