@@ -181,42 +181,42 @@ def _displaced(image, displacement, out, begin, end, padding):  # type: ignore[n
                 _fade(found, left, np.float32(0))
 
 
-def _look_up_vector(typing, field, index, along, across, down, wz, wy, wx):  # type: ignore[no-untyped-def]
-    """The three components of a field of `_packed` vectors at a place that `_locate` found; strides in vectors."""
+def _look_up_vector(typing, field, index, across, down, wz, wy, wx):  # type: ignore[no-untyped-def]
+    """The three components of a field of `_packed` vectors at a place that `_locate` found; strides in vectors.
+
+    Neighbours along x are read and mixed as one.
+    """
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        vector, zero = ir.VectorType(ir.FloatType(), 4), ir.Constant(ir.VectorType(ir.IntType(32), 4), [0] * 4)
+        two = ir.VectorType(ir.FloatType(), 8)
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        index, along, across, down = arguments[1:5]
+        index, across, down = arguments[1:4]
 
         def load(*steps):  # type: ignore[no-untyped-def]
             place = index
             for step in steps:
                 place = builder.add(place, step)
             place = builder.shl(place, place.type(2))
-            found = builder.load(builder.bitcast(builder.gep(data, [place]), vector.as_pointer()))
+            found = builder.load(builder.bitcast(builder.gep(data, [place]), two.as_pointer()))
             found.align = 4
             return found
 
-        def whole(weight):  # type: ignore[no-untyped-def]
-            one = builder.insert_element(ir.Constant(vector, ir.Undefined), weight, ir.IntType(32)(0))
-            return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zero)
+        def part(vector, numbers):  # type: ignore[no-untyped-def]
+            order = ir.Constant(ir.VectorType(ir.IntType(32), len(numbers)), numbers)
+            return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), order)
 
         def mix(a, b, weight):  # type: ignore[no-untyped-def]
-            rise = builder.fmul(weight, builder.fsub(b, a), flags=("contract",))
+            one = builder.insert_element(ir.Constant(a.type, ir.Undefined), weight, ir.IntType(32)(0))
+            rise = builder.fmul(part(one, [0] * a.type.count), builder.fsub(b, a), flags=("contract",))
             return builder.fadd(a, rise, flags=("contract",))
 
-        z, y, x = (whole(weight) for weight in arguments[5:])
-        slices = []
-        for lower in ((), (down,)):
-            near = mix(load(*lower), load(*lower, along), x)
-            far = mix(load(*lower, across), load(*lower, across, along), x)
-            slices.append(mix(near, far, y))
-        found = mix(slices[0], slices[1], z)
+        z, y, x = arguments[4:]
+        found = mix(mix(load(), load(across), y), mix(load(down), load(down, across), y), z)
+        found = mix(part(found, [0, 1, 2, 3]), part(found, [4, 5, 6, 7]), x)
         parts = [builder.extract_element(found, ir.IntType(32)(c)) for c in range(3)]
         return context.make_tuple(builder, signature.return_type, parts)
 
-    strides = types.UniTuple(types.uintp, 4)
+    strides = types.UniTuple(types.uintp, 3)
     weights = types.UniTuple(types.float32, 3)
     return types.UniTuple(types.float32, 3)(field, *strides, *weights), generate
 
@@ -241,12 +241,11 @@ def _pick_vectors(packed, index, wz, wy, wx, out):  # type: ignore[no-untyped-de
     """Linear interpolation of a packed field at a row of places that `_locate` found, (3, n)."""
     depth, height, width, _ = packed.shape
     flat = packed.ravel()
-    along = np.uintp(1 if width > 1 else 0)
     across = np.uintp(width if height > 1 else 0)
     down = np.uintp(height * width if depth > 1 else 0)
     for i in range(len(wz)):
         p = np.uintp(index[i])
-        out[0, i], out[1, i], out[2, i] = _vector_at(flat, p, along, across, down, wz[i], wy[i], wx[i])
+        out[0, i], out[1, i], out[2, i] = _vector_at(flat, p, across, down, wz[i], wy[i], wx[i])
 
 
 @compiling.loop
@@ -629,8 +628,10 @@ def composed(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 def _packed(field: torch.Tensor) -> np.ndarray:
-    """A field (3, D, H, W) as vectors of four numbers, (D, H, W, 4)."""
-    source, out = compiling.array(field), np.empty((*field.shape[1:], 4), np.float32)
+    """A field (3, D, H, W) as vectors of four numbers, (D, H, W, 4), with a vector behind that may be read."""
+    values = np.empty((field[0].numel() + 1, 4), np.float32)
+    values[-1] = 0
+    source, out = compiling.array(field), values[:-1].reshape(*field.shape[1:], 4)
     compiling.share(out.shape[0] * out.shape[1], lambda begin, end: _pack(source, out, begin, end))
     return out
 
