@@ -517,12 +517,13 @@ class _AlongAxes(_Displaced):
     def _between(self, low: int, high: int) -> torch.Tensor:
         """The points at the places of the field's slices low..high, (3, high - low, H, W)."""
         if not self._first <= low <= high <= self._first + self._slices.shape[1]:
-            last = min(max(high, low + _SLICES_AT_ONCE), self._values.shape[1])
-            found = self._across @ self._values[:, low:last]
+            count = max(high - low, _SLICES_AT_ONCE)  # with those that come next
+            first = low if self._rate > 0 else max(high - count, 0)
+            found = self._across @ self._values[:, first : first + count]
             found += self._affine.plane[:, None]
-            place = (torch.arange(low, last, device=found.device) - self._offset) / self._rate
+            place = (torch.arange(first, first + found.shape[1], device=found.device) - self._offset) / self._rate
             found += self._affine.down(0, 2)[:, 1:] * place[:, None, None]
-            self._first, self._slices = low, found
+            self._first, self._slices = first, found
         return self._slices[:, low - self._first : high - self._first]
 
     def write(self, start: int, stop: int, where: torch.Tensor) -> None:

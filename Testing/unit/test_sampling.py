@@ -139,6 +139,21 @@ def test_a_lattice_through_a_coarse_field(to_field, threads, monkeypatch):
     assert float((found - expected).abs().max()) < 5 * TOLERANCE
 
 
+@pytest.mark.parametrize("to_field", [None, PARALLEL, FLIPPED_AND_PERMUTED, turned(20) @ PARALLEL], ids=str)
+def test_the_points_of_a_slab_lie_between_the_ends_that_are_told(to_field):
+    shape, matrix = (25, 31, 36), turned(7) @ np.diag([1.3, -0.9, 0.8, 1])
+    field = None if to_field is None else 6 * (smooth(3, 10, 11, 13, seed=1) - 0.5)
+    points = sampling._points(matrix, field, to_field, shape, torch.device("cpu"))
+    for start, stop in ((0, 25), (7, 8), (20, 25)):
+        where = torch.empty(3, stop - start, *shape[1:])
+        points.write(start, stop, where)
+        low, high = torch.tensor(points.ends(start, stop)).T
+        reach = 0 if field is None else float((field.amax((1, 2, 3)) - field.amin((1, 2, 3))).max())
+        found_low, found_high = where.flatten(1).aminmax(dim=1)
+        assert bool(((low <= found_low) & (found_high <= high)).all())
+        assert bool(((found_low - low < reach + 0.01) & (high - found_high < reach + 0.01)).all())
+
+
 def test_slabs_follow_one_another_and_cover_the_lattice(monkeypatch):
     for name in ("SLAB_POINTS", "COMPILED_SLAB_POINTS"):
         monkeypatch.setattr(sampling, name, 3 * 9 * 8)
