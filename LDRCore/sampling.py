@@ -121,16 +121,16 @@ class Sampler:
         where[:, count:] = where[:, count - 1 : count]
         if ends is None:
             ends = [(float(low), float(high)) for low, high in (axis.aminmax() for axis in where)]
-        beyond = self._beyond(where, ends) if self.padding == "half" else None
+        inside = self._inside(where, ends) if self.padding == "half" else None
         values = self._on_cpu(where, *ends[2]) if where.device.type == "cpu" else self._elsewhere(where)
-        if beyond is not None:
-            values.mul_(1 - beyond)
+        if inside is not None:
+            values.mul_(inside)
             if self.outside:
-                values.add_(beyond, alpha=self.outside)
+                values.add_(1 - inside, alpha=self.outside)
         return values[:, :count]
 
-    def _beyond(self, where: torch.Tensor, ends: _Ends) -> torch.Tensor | None:
-        """1 for points more than half a voxel beyond the last voxel centres, 0 for others, (n,); None if none can be.
+    def _inside(self, where: torch.Tensor, ends: _Ends) -> torch.Tensor | None:
+        """0 for points more than half a voxel beyond the last voxel centres, 1 for others, (n,); None if all are inside.
 
         Comparing to numbers is several times faster than to truth values.
         """
@@ -139,7 +139,7 @@ class Sampler:
             if lowest < -0.5 or highest > last + 0.5:
                 excess = (axis - last / 2).abs_().sub_(last / 2 + 0.5)
                 found = excess if found is None else torch.maximum(found, excess, out=found)
-        return None if found is None else found.sign_().clamp_min_(0)
+        return None if found is None else found.le_(0)
 
     def _elsewhere(self, where: torch.Tensor) -> torch.Tensor:
         """(C, n) by torch's sampler of volumes. Overwrites `where`."""
@@ -161,10 +161,11 @@ class Sampler:
         # the slices first..last as one picture, slice under slice; rows do not mix, as y ends at the last row
         rows = (last - first + 1) * height
         scale = 2 / max(rows - 1, 1)
-        below.mul_(height * scale).add_(((margin - first) * height + margin) * scale - 1)
+        start = torch.tensor(((margin - first) * height + margin) * scale - 1)
+        torch.add(start, below, alpha=height * scale, out=below)
         torch.add(below, y.clamp_(-margin, height - 1 - margin), alpha=scale, out=y)
         scale = 2 / max(width - 1, 1)
-        x.mul_(scale).add_(margin * scale - 1)
+        torch.add(torch.tensor(margin * scale - 1), x, alpha=scale, out=x)
         parts = where.view(3, self._parts, -1)
         grid = parts[:2].permute(1, 2, 0)[:, None]
         picture = self._pairs[:, first]
