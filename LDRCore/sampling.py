@@ -130,7 +130,7 @@ class Sampler:
         return values[:, :count]
 
     def _inside(self, where: torch.Tensor, ends: _Ends) -> torch.Tensor | None:
-        """0 for points more than half a voxel beyond the last voxel centres, 1 for others, (n,); None if all are inside.
+        """1 for points at most half a voxel beyond the last voxel centres, 0 for others, (n,); None if all are within.
 
         Comparing to numbers is several times faster than to truth values.
         """
