@@ -2,9 +2,10 @@
 
 On a CPU torch's sampler of volumes takes one point after the other, while its sampler of pictures uses the vector
 units but shares only whole batch entries out between threads. So a volume is looked up here as a tall picture, its
-slices one below the other, two neighbouring slices at once (a view; nothing is copied), with one batch entry a thread,
-and slab by slab, so that what is in between stays in the cache. The results are those of torch's sampler of volumes to
-within the rounding of coordinates (some 1e-3 voxel at most); where gradients are needed `spatial.sample` is the way.
+slices one below the other, two neighbouring slices and all components at once (of a single image nothing is copied),
+with one batch entry a thread, and slab by slab, so that what is in between stays in the cache. The results are those
+of torch's sampler of volumes to within the rounding of coordinates (some 1e-3 voxel at most); where gradients are
+needed `spatial.sample` is the way.
 Where numba is installed its compiled loops (`kernels`) take over on a CPU; LDR_NUMBA=0 in the environment forbids it.
 
 Coordinates are voxels of the sampled image along tensor axes; nothing here knows millimetres.
