@@ -5,8 +5,8 @@ units but shares only whole batch entries out between threads. So a volume is lo
 slices one below the other, two neighbouring slices and all components at once (of a single image nothing is copied),
 with one batch entry a thread, and slab by slab, so that what is in between stays in the cache. The results are those
 of torch's sampler of volumes to within the rounding of coordinates (some 1e-3 voxel at most); where gradients are
-needed `spatial.sample` is the way.
-Where numba is installed its compiled loops (`kernels`) take over on a CPU; LDR_NUMBA=0 in the environment forbids it.
+needed `spatial.sample` is the way. Where numba is installed its compiled loops (`kernels`) take over on a CPU;
+LDR_NUMBA=0 in the environment forbids it.
 
 Coordinates are voxels of the sampled image along tensor axes; nothing here knows millimetres.
 """
@@ -86,7 +86,7 @@ class Sampler:
         if padding not in PADDINGS:
             raise ValueError(f"padding must be one of {PADDINGS}, got {padding!r}")
         self._margin = int(padding == "zeros")  # a shell of zeros whose edge value is then what lies outside
-        self.image = _in_shell(image) if self._margin else image.contiguous()
+        self.image = F.pad(image, (1,) * 6) if self._margin else image.contiguous()
         self.padding, self.outside = padding, outside
         self._last = [float(n - 1) for n in image.shape[:0:-1]]  # x, y, z
         on_cpu = image.device.type == "cpu"
@@ -179,16 +179,6 @@ class Sampler:
         return found.flatten(1)
 
 
-def _in_shell(image: torch.Tensor) -> torch.Tensor:
-    """An image (C, D, H, W) with a voxel of zeros all around."""
-    found = image.new_empty(image.shape[0], *(n + 2 for n in image.shape[1:]))
-    for axis in (1, 2, 3):
-        for end in (0, -1):
-            found.select(axis, end).zero_()
-    found[:, 1:-1, 1:-1, 1:-1] = image
-    return found
-
-
 def _slab_points(device: torch.device) -> int:
     return SLAB_POINTS if device.type == "cpu" else 64 * SLAB_POINTS
 
@@ -266,7 +256,6 @@ def on_lattice(
     displacement: torch.Tensor | None = None,
     to_field: np.ndarray | None = None,
     out: torch.Tensor | None = None,
-    sampler: Sampler | None = None,
 ) -> torch.Tensor:
     """All slabs of `slabs_on_lattice` with padding "zeros" together, (D', H', W') float32; or `out`, filled."""
     result = torch.empty(tuple(shape), device=image.device) if out is None else out
@@ -274,7 +263,7 @@ def on_lattice(
     if lattice and _is_plain(result) and result.is_contiguous():
         lattice.write(0, result)
         return result
-    for start, stop, values in slabs_on_lattice(image, shape, matrix, displacement, to_field, sampler=sampler):
+    for start, stop, values in slabs_on_lattice(image, shape, matrix, displacement, to_field):
         result[start:stop] = values
     return result
 
@@ -291,7 +280,6 @@ class Puller:
         loops = _loops_for(image) if precision == torch.bfloat16 else None
         low, high = (float(end) for end in image.aminmax())
         self._bytes = loops.Bytes(image, low, high) if loops and np.isfinite(high - low) else None
-        self._sampler = None if _loops_for(image) else Sampler(image[None], "zeros")
 
     def write(self, displacement: torch.Tensor, out: torch.Tensor) -> None:
         """Fill `out`, (D, H, W) with any strides; u is (3, d, h, w) in voxels of its grid, which has the same corners.
@@ -301,7 +289,7 @@ class Puller:
         ratio, to_field = self._how(displacement)
         if not self._bytes:
             scaled = displacement * torch.tensor(ratio, device=displacement.device).view(3, 1, 1, 1)
-            on_lattice(self._image, self._image.shape, np.eye(4), scaled, to_field, out, self._sampler)
+            on_lattice(self._image, self._image.shape, np.eye(4), scaled, to_field, out)
             return
         found = out if _is_plain(out) and out.is_contiguous() else torch.empty(self._image.shape)
         self._bytes.pull(displacement, ratio, self._lines(displacement, to_field), found)
@@ -356,7 +344,6 @@ def slabs_on_lattice(
     *,
     padding: str = "zeros",
     outside: float = 0.0,
-    sampler: Sampler | None = None,
 ) -> Iterator[tuple[int, int, torch.Tensor]]:
     """Sample an image at ``M x + u(F x)`` for every index x of a lattice, u interpolated linearly on the way.
 
@@ -369,7 +356,6 @@ def slabs_on_lattice(
         displacement: u, (3, d, h, w), in voxels of `image`, continued at its edge value outside its grid.
         to_field: F, 4x4, lattice index -> index of `displacement`.
         padding, outside: see `Sampler`.
-        sampler: one made of these, if it is there already.
 
     Yields:
         (start, stop, values): slices start to stop of the lattice, (stop - start, H', W') float32.
@@ -383,7 +369,7 @@ def slabs_on_lattice(
             lattice.write(start, values)
             yield start, start + len(values), values
         return
-    sampler = sampler or Sampler(image[None], padding, outside)
+    sampler = Sampler(image[None], padding, outside)
     points = _points(matrix, displacement, to_field, shape, image.device)
     for start in range(0, depth, slab):
         stop = min(start + slab, depth)
@@ -513,6 +499,7 @@ class _AlongAxes(_Displaced):
         self._z, y, x = _lines(displacement, to_field, shape, axes)
         self._values = values @ x.matrix(values.shape[3], values.device).T  # (3, d, h, W)
         self._across = y.matrix(values.shape[2], values.device)
+        self._down = self._affine.down(0, 2)[:, 1]
         self._rate, self._offset = float(to_field[axes[0], 0]), float(to_field[axes[0], 3])
         self._first, self._slices = 0, torch.empty(3, 0, 0, 0)
 
@@ -524,7 +511,7 @@ class _AlongAxes(_Displaced):
             found = self._across @ self._values[:, first : first + count]
             found += self._affine.plane[:, None]
             place = (torch.arange(first, first + found.shape[1], device=found.device) - self._offset) / self._rate
-            found += self._affine.down(0, 2)[:, 1:] * place[:, None, None]
+            found += self._down[:, None] * place[:, None, None]
             self._first, self._slices = first, found
         return self._slices[:, low - self._first : high - self._first]
 
@@ -536,7 +523,7 @@ class _AlongAxes(_Displaced):
         for points, between in zip(where, slices, strict=True):
             torch.mm(weights, between.flatten(1), out=points.flatten(1))
         for n in line.excess.nonzero()[0]:
-            where[:, n] += self._affine.down(0, 2)[:, 1] * float(line.excess[n])
+            where[:, n] += self._down * float(line.excess[n])
 
 
 @dataclass(frozen=True)
