@@ -82,14 +82,17 @@ class _Input:
     kernel: tuple[int, int]
     weights: torch.Tensor
 
-    def plan(self) -> list[int]:
-        """Numbers for `layer_loops._list_rows`: address from the base of the features, and distances in bytes."""
+    def plan(self, zeros: int) -> list[int]:
+        """Numbers for `layer_loops._list_rows`: address from the base of the features, and distances in bytes.
+
+        `zeros` is the address of a row of them.
+        """
         given, weights = self.features, self.weights
         voxel = given.channels * given.itemsize
         *scale, step = self.scale
         start = given.offset + (self.first + given.ends) * voxel
         plan = [start, *given.shape[:2], given.row, step * voxel, *scale, self.first, *self.kernel]
-        return [*plan, weights.shape[3], weights.data_ptr(), weights.stride(1) * weights.itemsize]
+        return [*plan, weights.shape[3], weights.data_ptr(), weights.stride(1) * weights.itemsize, zeros]
 
 
 def _bias(layer: nn.Conv3d | nn.ConvTranspose3d, repeats: int = 1, order: torch.Tensor | None = None) -> torch.Tensor:
@@ -138,7 +141,10 @@ class Program:
         self._table = np.array([step for step, *_ in self._steps], np.int64)
         self._bases = np.array([base for _, base, *_ in self._steps])
         self._tiles = np.array([tiles for *_, tiles in self._steps])
-        self._plan = np.array([one.plan() for one in self._inputs], np.int64)
+        longest = max(one.features.row + BEHIND * one.features.itemsize for one in self._inputs)
+        zeros = torch.zeros(longest, dtype=torch.uint8)
+        self._kept.append(zeros)
+        self._plan = np.array([one.plan(zeros.data_ptr()) for one in self._inputs], np.int64)
         self._plan_bases = np.array([one.features.base for one in self._inputs])
 
     def run(self, *given: torch.Tensor) -> torch.Tensor:
@@ -179,19 +185,37 @@ class Program:
     def _add(
         self,
         kind: int,
-        rows: int,
+        rows: tuple[int, int],
         inputs: Sequence[_Input],
         result: Features | None,
         bias: torch.Tensor,
         width: int,
         shape: Sequence[int],
     ) -> None:
-        """A step, see `layer_loops.STEP`; `result` is None for the field, `width` the number of outputs of a row."""
-        tiles, sizes = layer_loops.means(self.precision, width)
+        """A step, see `layer_loops.STEP`.
+
+        Args:
+            kind: of `layer_loops`.
+            rows: of outputs, along z and y.
+            inputs: of the layer.
+            result: None for the field.
+            bias: of the layer.
+            width: number of outputs of a row.
+            shape: what the loops of this kind say.
+        """
+        groups = inputs[0].weights.shape[2]
+        weights = sum(one.weights[0].nbytes for one in inputs)
+        tiles, sizes = layer_loops.means(self.precision, width, groups, weights)
+        fetched = 0, 0
         if kind == layer_loops.FIELD_BY_VOXEL:
-            sizes = layer_loops.places_of_dots(True), 0, 0
+            sizes = layer_loops.places_of_dots(True), 0, 1, 1, 1
+        elif self._tiled:
+            entries = sum(one.kernel[0] * one.kernel[1] for one in inputs)
+            size = sum(one.scale[0] * one.scale[1] * sizes[3] * one.features.row for one in inputs)
+            fetched = layer_loops.fetched(width, groups, sizes, entries, size)
+        turns = rows[0] * -(-rows[1] // sizes[3])
         base, offset = (result.base, result.offset) if result else (_RESULT, 0)
-        step = [kind, rows, len(self._inputs), len(inputs), offset, bias.data_ptr(), *sizes, *shape]
+        step = [kind, turns, len(self._inputs), len(inputs), offset, bias.data_ptr(), *sizes, *fetched, *shape]
         self._steps.append(([*step, *[0] * (layer_loops.STEP - len(step))], base, tiles))
         self._inputs += inputs
         self._kept += [bias, *(one.weights for one in inputs)]
@@ -207,10 +231,12 @@ class Program:
     ) -> Features:
         """`twos`: so many outputs of a row are channels of one."""
         depth, height, width = result.shape
-        rows = depth * (height // 2 + 1 if parities else height)
         groups = inputs[0].weights.shape[2]
         shape = depth, height, width // twos, result.ends * result.channels, result.channels * twos, groups
-        kind = layer_loops.FEATURES_BY_PARITY if parities else layer_loops.FEATURES
+        if parities:
+            kind, rows = layer_loops.FEATURES_BY_PARITY, (depth, height // 2 + 1)
+        else:
+            kind, rows = layer_loops.FEATURES if result.ends else layer_loops.GAPS, (depth, height)
         self._add(kind, rows, inputs, result, bias, width // (2 if parities else twos), shape)
         return result
 
@@ -264,15 +290,12 @@ class Program:
         size, count = [2 * n for n in inputs[0].shape], [n + 1 for n in inputs[0].shape]
         if whole:
             return self._add_features(given, bias, self._room(size, layer.out_channels), parities=True)
-        rows = count[0] * count[1]
         if two:
             result = self._room(size, layer.out_channels)
             shape = *result.shape, result.channels
-            self._add(layer_loops.FEATURES_ABOUT_GAPS, rows, given, result, bias, count[2], shape)
+            self._add(layer_loops.FEATURES_ABOUT_GAPS, (count[0], count[1]), given, result, bias, count[2], shape)
         else:
             result = self._add_features(given, bias, self._room(count, 8 * layer.out_channels, 0))
-            shape = *result.shape, result.channels
-            self._add(layer_loops.OUTSIDE, rows, [], result, bias, count[2], shape)
         return result
 
     def flow(self, layer: nn.Conv3d | nn.ConvTranspose3d, inputs: Sequence[Features]) -> None:
@@ -304,7 +327,7 @@ class Program:
         *weights, bias = self._weights(layer, f"flow by voxel {sizes}", make)
         given = [_Input(one, (1, 1, 1), -1, (3, 3), weight) for one, weight in zip(inputs, weights, strict=True)]
         depth, height, width = shape = inputs[0].shape
-        self._add(layer_loops.FIELD_BY_VOXEL, depth * height, given, None, bias, width, shape)
+        self._add(layer_loops.FIELD_BY_VOXEL, (depth, height), given, None, bias, width, shape)
 
     def _flow_by_blocks(self, layer: nn.Conv3d, inputs: Sequence[Features]) -> None:
         """Blocks of 2x2x2 voxels, or without gaps of 1x2x2: fewer zeros among the weights."""
@@ -347,7 +370,7 @@ class Program:
     ) -> None:
         assert self._field is not None
         shape = *self._field, count[1], count[2], sign, channels
-        self._add(layer_loops.FIELD, count[0] * count[1], given, None, bias, count[2], shape)
+        self._add(layer_loops.FIELD, (count[0], count[1]), given, None, bias, count[2], shape)
 
     def _arranged(self, weight: torch.Tensor) -> torch.Tensor:
         """Weights (pieces, outputs, inputs, kz, ky, kx) as the loops read them.

@@ -4,13 +4,15 @@ Every layer, arranged as `compiled_layers` says, is the same sum: for each outpu
 inputs, over neighbouring numbers of such a row. `_product_of` computes it, with the processor's matrix unit (AMX) for
 bfloat16, with its vectors for float32 and, where there is no matrix unit, for pairs of bfloat16; with vectors
 `_dots_of` does it for three outputs. Which rows is told by tables of addresses, so nothing here may outlive the tensors
-of a call. `run` goes through the layers of a network. The matrix unit is left as it was found. Importing this file
-imports numba.
+of a call. The matrix unit is so fast that it mostly waits for memory: it takes two rows of outputs at once where
+weights would have to be fetched again for the second one, and fetches what the next rows need while it computes.
+`run` goes through the layers of a network. The matrix unit is left as it was found. Importing this file imports numba.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,15 @@ TILE_ELEMENTS, VECTOR_ELEMENTS = 16, 8
 BEHIND = 2 * LANES  # numbers behind the last row of features that may be read
 _TILE_ROWS = 16
 _MOST_ENTRIES = 32  # of the tables of a product: 4x4 rows of two inputs
-_MOST_ROWS = 32  # outputs along a row at once, at most
+_MOST_ROWS = 2  # of outputs at once, at most
+_LONGEST = 32  # outputs along a row at once, at most
+_LINE = 64  # bytes that memory is fetched by
+_FIRST_CACHE = 48 << 10  # bytes
+_NOWHERE = -2  # among places, which begin at -1
+
+# an entry of the tables: see `_product_of`, and by how much the starts of rows differ from those of the rows before
+_STEP, _AMOUNT, _WEIGHTS, _FETCH, _ON, _STARTS = range(6)
+_ENTRY = _STARTS + _MOST_ROWS
 
 # what a number of this type asks `_product` for
 _FLOATS, _PAIRS, _TILES = np.float32(0), np.uint16(0), np.uint8(0)
@@ -82,23 +92,30 @@ def _tiles_instruction(name: str) -> Any:
 _configure, _configuration = _tiles_instruction("ldtilecfg"), _tiles_instruction("sttilecfg")
 
 
-def _product_of(large: bool, groups: int) -> Any:
-    """A function that computes outputs at once: many of them or few, one or two groups of LANES channels each."""
+def _product_of(rows: int, many: bool, groups: int) -> Any:
+    """A function that computes outputs at once: many or few of each of some rows, one or two groups of channels."""
 
-    def product(typing, unit, tables, count, at, group, scratch):  # type: ignore[no-untyped-def]
-        """scratch[m * 2 LANES + c] = sum over t < count and over numbers e of ``input * weight``.
+    def product(typing, unit, tables, count, at, few, group, fetched, scratch):  # type: ignore[no-untyped-def]
+        """scratch[r, m, c] = sum over t < count and over numbers e of ``input * weight``, of shape (rows, 32, 2 LANES).
 
-        Column t of the tables is (start, step, amount, place): inputs of output `at` + m are `amount` times as many
-        numbers as come at once, from address start + step (at + m) on, weights those of channel group `group` at
-        address `place`, as `compiled_layers` arranges them.
+        Entry t of the tables is (step, amount, weights, fetch, -, start of each row): inputs of output `at` + m of row
+        r are `amount` times as many numbers as come at once, from address start + step (at + m) on, weights those of
+        channel group `group` at address `weights`, as `compiled_layers` arranges them; a group is LANES channels.
+
+        For tiles, `few` is how many outputs of a row one has, and from address `fetch` on, which moves on, `fetched`
+        lines are fetched that will be read later.
         """
-        signature: Any = types.void(unit, tables, count, at, group, scratch)
-        write: Any = _write_tiles if unit == types.uint8 else _write_vectors
+        signature: Any = types.void(unit, tables, count, at, few, group, fetched, scratch)
 
         def generate(context, builder, sig, arguments):  # type: ignore[no-untyped-def]
-            tables = builder.inttoptr(arguments[1], _I64.as_pointer())
-            scratch = builder.inttoptr(arguments[5], ir.FloatType().as_pointer())
-            write(builder, unit, tables, *arguments[2:5], scratch, large, groups)
+            _, tables, count, at, few, group, fetched, scratch = arguments
+            tables = builder.inttoptr(tables, _I64.as_pointer())
+            scratch = builder.inttoptr(scratch, ir.FloatType().as_pointer())
+            if unit == types.uint8:
+                sizes = rows, many, groups
+                _write_tiles(builder, tables, count, at, few, group, fetched, scratch, *sizes)
+            elif rows == 1:
+                _write_vectors(builder, unit, tables, count, at, group, scratch, many, groups)
             return context.get_dummy_value()
 
         return signature, generate
@@ -106,49 +123,83 @@ def _product_of(large: bool, groups: int) -> Any:
     return intrinsic(product)
 
 
-def _addresses(builder: Any, tables: Any, t: Any, at: Any, group: Any, elements: int) -> tuple[Any, Any, Any, Any, Any]:
-    """Of entry t of the tables: where inputs lie, step between outputs, amount, where weights lie, their bytes."""
-    entries = (builder.add(t, _I64(n * _MOST_ENTRIES)) for n in range(4))
-    start, step, amount, place = (builder.load(builder.gep(tables, [entry])) for entry in entries)
-    source = builder.add(start, builder.mul(step, at))
+def _addresses(builder: Any, tables: Any, t: Any, at: Any, group: Any, elements: int, rows: int = 1) -> tuple[Any, ...]:
+    """Of entry t: step between outputs, amount, where weights lie, bytes of a group's, where inputs of each row lie."""
+
+    def number(n: int) -> Any:
+        return builder.load(_number_of(builder, tables, t, n))
+
+    step, amount = number(_STEP), number(_AMOUNT)
     size = builder.mul(amount, _I64(elements * LANES * 4))
-    return source, step, amount, builder.add(place, builder.mul(group, size)), size
+    weights = builder.add(number(_WEIGHTS), builder.mul(group, size))
+    along = builder.mul(step, at)
+    return step, amount, weights, size, [builder.add(number(_STARTS + row), along) for row in range(rows)]
+
+
+def _number_of(builder: Any, tables: Any, t: Any, n: int) -> Any:
+    """Where a number of entry t lies."""
+    return builder.gep(tables, [builder.add(builder.mul(t, _I64(_ENTRY)), _I64(n))])
+
+
+def _fetch(builder: Any, address: Any, write: bool) -> None:
+    """Tell the processor that this line will be read, or written."""
+    kind = ir.FunctionType(ir.VoidType(), [_POINTER, _I32, _I32, _I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    builder.call(function, [address, _I32(int(write)), _I32(3), _I32(1)])
 
 
 def _write_tiles(
-    builder: Any, _: Any, tables: Any, count: Any, at: Any, group: Any, scratch: Any, large: bool, groups: int
+    builder: Any,
+    tables: Any,
+    count: Any,
+    at: Any,
+    few: Any,
+    group: Any,
+    fetched: Any,
+    scratch: Any,
+    rows: int,
+    many: bool,
+    groups: int,
 ) -> None:
     """The product by the matrix unit: tiles 0 to 3 are sums, 4 and 5 inputs, 6 and 7 weights."""
-    parts, size = range(1 + large), _I64(TILE_ELEMENTS * LANES * 4)
-    sums = {(m, n): 2 * m + n for m in parts for n in range(groups)}
+    parts, size = [(row, part) for row in range(rows) for part in range(1 + many)], _I64(TILE_ELEMENTS * LANES * 4)
+    sums = {(*part, n): m * groups + n for m, part in enumerate(parts) for n in range(groups)}
 
     def pointer(address):  # type: ignore[no-untyped-def]
         return builder.inttoptr(address, _POINTER)
 
     for tile in sums.values():
         _call(builder, "tilezero", _I8(tile))
-    with cgutils.for_range(builder, count) as rows:
-        source, step, amount, place, second = _addresses(builder, tables, rows.index, at, group, TILE_ELEMENTS)
-        further = builder.mul(step, _I64(_TILE_ROWS))
+    with cgutils.for_range(builder, count) as entries:
+        found = _addresses(builder, tables, entries.index, at, group, TILE_ELEMENTS, rows)
+        step, amount, first, second, starts = found
+        further = builder.mul(step, few)
+        here = _number_of(builder, tables, entries.index, _FETCH)
+        fetch = builder.load(here)
+        with cgutils.for_range(builder, fetched) as lines:
+            _fetch(builder, pointer(builder.add(fetch, builder.mul(lines.index, _I64(_LINE)))), False)
+        builder.store(builder.add(fetch, builder.mul(fetched, _I64(_LINE))), here)
         with cgutils.for_range(builder, amount) as pieces:
-            here = builder.add(source, builder.mul(pieces.index, _I64(TILE_ELEMENTS * 4)))
-            weights = builder.add(place, builder.mul(pieces.index, size))
+            along = builder.mul(pieces.index, _I64(TILE_ELEMENTS * 4))
+            weights = builder.add(first, builder.mul(pieces.index, size))
             for n in range(groups):
                 _call(builder, "tileloadd64", _I8(6 + n), pointer(weights), _I64(LANES * 4))
                 weights = builder.add(weights, second)
-            for m in parts:
-                _call(builder, "tileloadd64", _I8(4 + m), pointer(here), step)
-                here = builder.add(here, further)
+            for m, (row, part) in enumerate(parts):
+                start = builder.add(starts[row], along)
+                start = builder.add(start, further) if part else start
+                _call(builder, "tileloadd64", _I8(4 + m % 2), pointer(start), step)
                 for n in range(groups):
-                    _call(builder, "tdpbf16ps", _I8(sums[m, n]), _I8(4 + m), _I8(6 + n))
-    for (m, n), tile in sums.items():
-        place = builder.gep(scratch, [_I64(m * _TILE_ROWS * 2 * LANES + n * LANES)])
+                    _call(builder, "tdpbf16ps", _I8(sums[row, part, n]), _I8(4 + m % 2), _I8(6 + n))
+    for (row, part, n), tile in sums.items():
+        output = builder.add(few if part else _I64(0), _I64(row * _LONGEST))
+        place = builder.gep(scratch, [builder.add(builder.mul(output, _I64(2 * LANES)), _I64(n * LANES))])
         _call(builder, "tilestored64", _I8(tile), builder.bitcast(place, _POINTER), _I64(2 * LANES * 4))
 
 
-def _rows_of_vectors(large: bool, groups: int) -> int:
+def _outputs_of_vectors(many: bool, groups: int) -> int:
     """How many outputs fit into the registers."""
-    return (8 if LANES == 16 or groups == 1 else 4) if large else 1
+    return (8 if LANES == 16 or groups == 1 else 4) if many else 1
 
 
 def _add_product(builder: Any, unit: Any, total: Any, a: Any, b: Any) -> Any:
@@ -161,10 +212,10 @@ def _add_product(builder: Any, unit: Any, total: Any, a: Any, b: Any) -> Any:
 
 
 def _write_vectors(
-    builder: Any, unit: Any, tables: Any, count: Any, at: Any, group: Any, scratch: Any, large: bool, groups: int
+    builder: Any, unit: Any, tables: Any, count: Any, at: Any, group: Any, scratch: Any, many: bool, groups: int
 ) -> None:
     """The product by vectors, one for each output and group, four elements of inputs a round."""
-    rows, unrolled = _rows_of_vectors(large, groups), 4
+    rows, unrolled = _outputs_of_vectors(many, groups), 4
     element, vector = (_I32, _WHOLE_VECTOR) if unit == types.uint16 else (ir.FloatType(), _FLOAT_VECTOR)
     zeros = ir.Constant(_WHOLE_VECTOR, [0] * LANES)
 
@@ -181,7 +232,8 @@ def _write_vectors(
     for total in (total for row in sums for total in row):
         builder.store(ir.Constant(_FLOAT_VECTOR, [0.0] * LANES), total)
     with cgutils.for_range(builder, count) as entries:
-        source, step, amount, place, second = _addresses(builder, tables, entries.index, at, group, VECTOR_ELEMENTS)
+        found = _addresses(builder, tables, entries.index, at, group, VECTOR_ELEMENTS)
+        step, amount, place, second, (source,) = found
         with cgutils.for_range(builder, builder.mul(amount, _I64(VECTOR_ELEMENTS // unrolled))) as pieces:
             here = builder.add(source, builder.mul(pieces.index, _I64(unrolled * 4)))
             weights = builder.add(place, builder.mul(pieces.index, _I64(unrolled * LANES * 4)))
@@ -201,7 +253,9 @@ def _write_vectors(
             builder.store(builder.load(total), builder.bitcast(place, _FLOAT_VECTOR.as_pointer())).align = 4
 
 
-_large_one, _large_two, _small_one, _small_two = (_product_of(big, n) for big in (True, False) for n in (1, 2))
+_many_two, _few_two, _many_one, _few_one = (_product_of(1, many, n) for n in (2, 1) for many in (True, False))
+_two_rows_many_one, _two_rows_few_one = _product_of(2, True, 1), _product_of(2, False, 1)
+_two_rows_few_two = _product_of(2, False, 2)
 
 
 def _dots_of(many: bool) -> Any:
@@ -211,7 +265,7 @@ def _dots_of(many: bool) -> Any:
         """out[place + n * plane + m] = bias[n] + sum over t < count and over numbers e of ``input * weight``.
 
         Tables as in `_product_of`, by vectors: inputs are `amount` times 4 LANES bytes, their weights for n < 3 lie at
-        `place`, such a vector for each n in turn.
+        `weights`, such a vector for each n in turn.
         """
         signature: Any = types.void(unit, tables, count, at, bias, out, place, plane)
 
@@ -246,7 +300,7 @@ def _write_dots(
     for total in (total for row in sums for total in row):
         builder.store(ir.Constant(_FLOAT_VECTOR, [0.0] * LANES), total)
     with cgutils.for_range(builder, count) as entries:
-        source, step, amount, weights, _ = _addresses(builder, tables, entries.index, at, _I64(0), LANES)
+        step, amount, weights, _, (source,) = _addresses(builder, tables, entries.index, at, _I64(0), LANES)
         with cgutils.for_range(builder, amount) as pieces:
             row = builder.add(source, builder.mul(pieces.index, _I64(LANES * 4)))
             first = builder.add(weights, builder.mul(pieces.index, _I64(3 * LANES * 4)))
@@ -294,34 +348,40 @@ _many_dots, _one_dots = _dots_of(True), _dots_of(False)
 
 
 def _settle_of(length: int) -> Any:
-    """A function that keeps so many channels of an output."""
+    """A function that keeps so many channels of some outputs."""
 
-    def settle(typing, scratch, place, bias, channel, out, target):  # type: ignore[no-untyped-def]
-        """out[target + c] = scratch[place + c] + bias[channel + c], or 0 where that is negative.
+    def settle(typing, scratch, place, bias, channel, out, target, step, count, later):  # type: ignore[no-untyped-def]
+        """out[target + step r + c] = scratch[place + 2 LANES r + c] + bias[channel + c], or 0 where that is negative.
 
-        As bfloat16 if `out` holds whole numbers.
+        For r < count; as bfloat16 if `out` holds whole numbers. What is put `later` numbers further on is put next.
         """
 
         def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            vector = ir.VectorType(ir.FloatType(), length)
+            scratch, bias, out = (_data(context, builder, signature, arguments, n) for n in (0, 2, 4))
+            _, place, _, channel, _, target, step, count, later = arguments
+            vector, halved = ir.VectorType(ir.FloatType(), length), isinstance(signature.args[4].dtype, types.Integer)
 
-            def load(number, at):  # type: ignore[no-untyped-def]
-                place = builder.gep(_data(context, builder, signature, arguments, number), [at])
-                found = builder.load(builder.bitcast(place, vector.as_pointer()))
+            def load(pointer):  # type: ignore[no-untyped-def]
+                found = builder.load(builder.bitcast(pointer, vector.as_pointer()))
                 found.align = 4
                 return found
 
-            value = builder.fadd(load(0, arguments[1]), load(2, arguments[3]))
-            zeros = ir.Constant(vector, [0.0] * length)
-            value = builder.select(builder.fcmp_ordered("<", value, zeros), zeros, value)
-            halved = isinstance(signature.args[4].dtype, types.Integer)
-            if halved:
-                value = _as_bfloat16(builder, value)
-            place = builder.gep(_data(context, builder, signature, arguments, 4), [arguments[5]])
-            builder.store(value, builder.bitcast(place, value.type.as_pointer())).align = 2 if halved else 4
+            start, zeros = load(builder.gep(bias, [channel])), ir.Constant(vector, [0.0] * length)
+            source = cgutils.alloca_once_value(builder, builder.gep(scratch, [place]))
+            target = cgutils.alloca_once_value(builder, builder.gep(out, [target]))
+            with cgutils.for_range(builder, count):
+                here, there = builder.load(source), builder.load(target)
+                value = builder.fadd(load(here), start)
+                value = builder.select(builder.fcmp_ordered("<", value, zeros), zeros, value)
+                value = _as_bfloat16(builder, value) if halved else value
+                builder.store(value, builder.bitcast(there, value.type.as_pointer())).align = 2 if halved else 4
+                if halved:
+                    _fetch(builder, builder.bitcast(builder.gep(there, [later]), _POINTER), True)
+                builder.store(builder.gep(here, [_I64(2 * LANES)]), source)
+                builder.store(builder.gep(there, [step]), target)
             return context.get_dummy_value()
 
-        return types.void(scratch, place, bias, channel, out, target), generate
+        return types.void(scratch, place, bias, channel, out, target, step, count, later), generate
 
     return intrinsic(settle)
 
@@ -334,52 +394,123 @@ def _as_bfloat16(builder: Any, values: Any) -> Any:
     )
 
 
+def _eight_zeros(typing, out, place):  # type: ignore[no-untyped-def]
+    """out[place + c] = 0 for c < 8."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        number = context.get_data_type(signature.args[0].dtype)
+        place = builder.gep(_data(context, builder, signature, arguments, 0), [arguments[1]])
+        zeros = ir.Constant(ir.VectorType(number, 8), None)
+        builder.store(zeros, builder.bitcast(place, zeros.type.as_pointer())).align = 2
+        return context.get_dummy_value()
+
+    return types.void(out, place), generate
+
+
+_clear_eight: Any = intrinsic(_eight_zeros)
 _settle, _settle_eight = _settle_of(LANES), _settle_of(8)
 
 
 @compiling.inline
-def _list_rows(plan, k, j, piece, tables):  # type: ignore[no-untyped-def]
-    """Fill the tables of `_product` with the rows of inputs of output row (k, j); returns their number.
+def _list_rows(plan, k, j, piece, rows, tables):  # type: ignore[no-untyped-def]
+    """Fill the tables with the rows of inputs of output rows (k, j ... j + rows - 1); returns the number of entries.
 
-    Rows beyond an input's ends, which would be zeros, are left out. `piece` of the weights counts.
+    Rows beyond an input's ends, which would be zeros, are left out if they are beyond them for all rows of outputs,
+    else they are the zeros of the plan. `piece` of the weights counts.
     """
     count = 0
     for s in range(len(plan)):
-        address, depth, height, row, step, scale_z, scale_y, first, kernel_z, kernel_y, amount, weights, size = plan[s]
+        address, depth, height, row, step, scale_z, scale_y, first, kernel_z, kernel_y = plan[s, :10]
+        amount, weights, size, zeros = plan[s, 10:]
         for dz in range(kernel_z):
             z = scale_z * k + first + dz
             for dy in range(kernel_y):
                 y = scale_y * j + first + dy
-                if 0 <= z < depth and 0 <= y < height:
-                    tables[0, count] = address + (z * height + y) * row
-                    tables[1, count], tables[2, count] = step, amount
-                    tables[3, count] = weights + ((piece * kernel_z + dz) * kernel_y + dy) * size
-                    count += 1
+                if not 0 <= z < depth or y + scale_y * (rows - 1) < 0 or y >= height:
+                    continue
+                entry = tables[count]
+                entry[_STEP], entry[_AMOUNT], entry[_ON] = step, amount, scale_y * rows * row
+                entry[_WEIGHTS] = weights + ((piece * kernel_z + dz) * kernel_y + dy) * size
+                for r in range(rows):
+                    entry[_STARTS + r] = address + (z * height + y) * row if 0 <= y < height else zeros
+                    y += scale_y
+                count += 1
     return count
 
 
 @compiling.inline
-def _outputs_from(at, width, large, small):  # type: ignore[no-untyped-def]
+def _inner_rows(plan, rows):  # type: ignore[no-untyped-def]
+    """(first, last): output rows j ... j + rows - 1 need none beyond an input's ends for j = first ... last."""
+    begin, end = 0, 1 << 30
+    for s in range(len(plan)):
+        height, scale_y, first, kernel_y = plan[s, 2], plan[s, 6], plan[s, 7], plan[s, 9]
+        begin = max(begin, -(first // scale_y))
+        end = min(end, (height - kernel_y - first) // scale_y - rows + 1)
+    return begin, end
+
+
+@compiling.inline
+def _list_further_rows(plan, k, j, piece, rows, tables, count, inner):  # type: ignore[no-untyped-def]
+    """What `_list_rows` does, faster for inner rows if the tables have `count` entries for the rows before."""
+    if count == 0 or not inner[0] + rows <= j <= inner[1]:
+        return _list_rows(plan, k, j, piece, rows, tables)
+    for t in range(count):
+        for r in range(rows):
+            tables[t, _STARTS + r] += tables[t, _ON]
+    return count
+
+
+@compiling.inline
+def _look_ahead(plan, k, j, rows, size, tables, count):  # type: ignore[no-untyped-def]
+    """Have the tables fetch what of the inputs of output rows (k, j ... j + rows - 1) those before them did not read.
+
+    Each of the `count` entries fetches `size` bytes; what is more than that in all is not fetched.
+    """
+    t = 0
+    for s in range(len(plan)):
+        address, depth, height, row, _, scale_z, scale_y, first, kernel_z, kernel_y = plan[s, :10]
+        end = min(scale_y * (j + rows - 1) + first + kernel_y, height)
+        begin = max(end - scale_y * rows, 0) if j else 0
+        after = scale_z * k + first + kernel_z
+        for z in range(max(after - scale_z, 0), min(after, depth)):
+            start, last = address + (z * height + begin) * row, address + (z * height + end) * row
+            while start < last and t < count:
+                tables[t, _FETCH] = start
+                start += size
+                t += 1
+    for n in range(t, count):
+        tables[n, _FETCH] = tables[0, _STARTS]
+
+
+@compiling.inline
+def _outputs_from(at, width, many, few):  # type: ignore[no-untyped-def]
     """(first, how many) of the outputs of a row that are computed next when those before `at` are done.
 
     The last ones of a row overlap others, so that no input beyond a row is read.
     """
-    if width - at > small and width >= large:
-        return min(at, width - large), large
-    return min(at, width - small), small
+    if width - at > few and width >= many:
+        return min(at, width - many), many
+    return min(at, width - few), few
 
 
 @compiling.loop
-def _multiply(unit, tables, count, at, many, group, two, scratch):  # type: ignore[no-untyped-def]
+def _multiply(unit, tables, count, at, few, rows, many, group, two, fetched, scratch):  # type: ignore[no-untyped-def]
     """The right one of the products; `tables` and `scratch` are where these lie."""
-    if many and two:
-        _large_two(unit, tables, count, at, group, scratch)
+    if rows == 2:
+        if many:
+            _two_rows_many_one(unit, tables, count, at, few, group, fetched, scratch)
+        elif two:
+            _two_rows_few_two(unit, tables, count, at, few, group, fetched, scratch)
+        else:
+            _two_rows_few_one(unit, tables, count, at, few, group, fetched, scratch)
+    elif many and two:
+        _many_two(unit, tables, count, at, few, group, fetched, scratch)
     elif many:
-        _large_one(unit, tables, count, at, group, scratch)
+        _many_one(unit, tables, count, at, few, group, fetched, scratch)
     elif two:
-        _small_two(unit, tables, count, at, group, scratch)
+        _few_two(unit, tables, count, at, few, group, fetched, scratch)
     else:
-        _small_one(unit, tables, count, at, group, scratch)
+        _few_one(unit, tables, count, at, few, group, fetched, scratch)
 
 
 def _two_numbers(typing, source, at, bias, channel, out, place):  # type: ignore[no-untyped-def]
@@ -404,6 +535,49 @@ def _two_numbers(typing, source, at, bias, channel, out, place):  # type: ignore
 _put_two: Any = intrinsic(_two_numbers)
 
 
+def _square_of_twos(typing, source, at, bias, channel, out, places, first, later):  # type: ignore[no-untyped-def]
+    """out[places[q] + first + 2 r + p] = source[at + 2 LANES r + 2 q + p] + bias[channel + 2 q + p].
+
+    For p < 2, r and q < LANES / 2, so that twos change from columns to rows; not where places[q] is NOWHERE. What is
+    put `later` numbers further on is put next.
+    """
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        source, bias, out, places = (_data(context, builder, signature, arguments, n) for n in (0, 2, 4, 5))
+        _, at, _, channel, _, _, first, later = arguments
+        count = LANES // 2
+        twos = ir.VectorType(ir.DoubleType(), count)  # in its numbers nothing is computed
+
+        def load(pointer, at):  # type: ignore[no-untyped-def]
+            found = builder.load(builder.bitcast(builder.gep(pointer, [at]), _FLOAT_VECTOR.as_pointer()))
+            found.align = 4
+            return found
+
+        start = load(bias, channel)
+        rows = [builder.fadd(load(source, builder.add(at, _I64(2 * LANES * r))), start) for r in range(count)]
+        rows = [builder.bitcast(row, twos) for row in rows]
+        bit = 1
+        while bit < count:  # swap what has this bit in its row and not in its column with what has it only there
+            low = [q + count - bit if q & bit else q for q in range(count)]
+            for r in (r for r in range(count) if not r & bit):
+                pair = rows[r], rows[r + bit]
+                rows[r], rows[r + bit] = _chosen(builder, *pair, low), _chosen(builder, *pair, [q + bit for q in low])
+            bit *= 2
+        for q, row in enumerate(rows):
+            place = builder.load(builder.gep(places, [_I64(q)]))
+            with builder.if_then(builder.icmp_signed("!=", place, _I64(_NOWHERE))):
+                place = builder.gep(out, [builder.add(place, first)])
+                here = builder.bitcast(place, _FLOAT_VECTOR.as_pointer())
+                builder.store(builder.bitcast(row, _FLOAT_VECTOR), here).align = 4
+                _fetch(builder, builder.bitcast(builder.gep(place, [later]), _POINTER), True)
+        return context.get_dummy_value()
+
+    return types.void(source, at, bias, channel, out, places, first, later), generate
+
+
+_put_square: Any = intrinsic(_square_of_twos)
+
+
 def _pointer_to(number: Any) -> Any:
     """A function of (unit, address): where numbers lie, float32, or if `number` is None what `unit` stands for."""
 
@@ -421,11 +595,11 @@ def _pointer_to(number: Any) -> Any:
 _floats, _results = _pointer_to(types.float32), _pointer_to(None)
 
 
-# a step, a row of the first table of `run`: what it computes, of how many rows, from where in the table of inputs on,
-# how many inputs, where the result and the bias lie, numbers at once (see `means`), and what the loops say
-STEP = 17
-KIND, ROWS, FIRST, INPUTS, OUT, BIAS, SIZES, SHAPE = 0, 1, 2, 3, 4, 5, 6, 9
-FEATURES, FEATURES_BY_PARITY, FEATURES_ABOUT_GAPS, OUTSIDE, FIELD, FIELD_BY_VOXEL = range(6)
+# a step, a row of the first table of `run`: what it computes, how many times, from where in the table of inputs on, how
+# many inputs, where the result and the bias lie, what `means` and `fetched` return, and what the loops say
+KIND, TURNS, FIRST, INPUTS, OUT, BIAS, MANY_ONE, MANY_TWO, FEW, ROWS, GROUPS, FETCHED, FETCHED_BYTES, SHAPE = range(14)
+STEP = SHAPE + 7
+FEATURES, FEATURES_BY_PARITY, FEATURES_ABOUT_GAPS, GAPS, FIELD, FIELD_BY_VOXEL = range(6)
 
 
 @compiling.inline
@@ -435,7 +609,7 @@ def _array(pointer, length):  # type: ignore[no-untyped-def]
 
 @compiling.loop
 def _features(unit, step, plan, tables, scratch, parities, begin, end):  # type: ignore[no-untyped-def]
-    """Rows begin ... end of a layer's features; with parities, all rows of a slice about gaps begin ... end.
+    """Some rows of a layer's features, turns begin ... end; with parities, all rows of a slice about gaps.
 
     Args:
         unit: as `unit_of` returns it.
@@ -447,45 +621,52 @@ def _features(unit, step, plan, tables, scratch, parities, begin, end):  # type:
     """
     depth, height, width = step[SHAPE], step[SHAPE + 1], step[SHAPE + 2]
     edge, channels, groups = step[SHAPE + 3], step[SHAPE + 4], step[SHAPE + 5]
+    few, rows, fetched = step[FEW], step[ROWS], step[FETCHED]
     stride = 2 if parities else 1
     length = width * channels + 2 * edge
     out = _array(_results(unit, step[OUT]), depth * height * length + BEHIND)
     own, count_x, count_y = groups // (stride * stride), width // stride, height // stride + parities
     bias = _array(_floats(unit, step[BIAS]), own * LANES)
-    for row in range(begin, end):
-        k, j = row // count_y, row % count_y
-        count = _list_rows(plan, (k + 1) // 2, j, k % 2, tables) if parities else _list_rows(plan, k, j, 0, tables)
+    turns_of_slice, later = -(-count_y // rows), stride * rows * length
+    inner, count = _inner_rows(plan, rows), 0
+    for turn in range(begin, end):
+        k, j = turn // turns_of_slice, turn % turns_of_slice * rows
+        z, piece = ((k + 1) // 2, k % 2) if parities else (k, 0)
+        count = _list_further_rows(plan, z, j, piece, rows, tables, count, inner)
+        if fetched:
+            after, below = (turn + 1) // turns_of_slice, (turn + 1) % turns_of_slice * rows
+            _look_ahead(plan, (after + 1) // 2 if parities else after, below, rows, step[FETCHED_BYTES], tables, count)
         group = 0
         while group < groups:
-            two = group % (stride * own) + 1 < stride * own
+            two = step[GROUPS] == 2 and group % (stride * own) + 1 < stride * own
             px = group // (stride * own)
-            large = step[SIZES + 1] if two else step[SIZES]
+            many = step[MANY_TWO] if two else step[MANY_ONE]
             done = 0
             while done < count_x:
-                at, rows = _outputs_from(done, count_x, large, step[SIZES + 2])
-                _multiply(unit, tables.ctypes.data, count, at + px, rows == large, group, two, scratch.ctypes.data)
-                for g in range(2 if two else 1):
-                    y = stride * j - (group + g) // own % stride
+                at, outputs = _outputs_from(done, count_x, many, few)
+                sizes = few, rows, outputs == many, group, two, fetched
+                _multiply(unit, tables.ctypes.data, count, at + px, *sizes, scratch.ctypes.data)
+                for part in range(2 * rows if two else rows):
+                    r, g = (part // 2, part % 2) if two else (part, 0)
+                    y = stride * (j + r) - (group + g) // own % stride
                     if not 0 <= y < height:
                         continue
-                    channel = (group + g) % own * LANES
+                    source, channel = (r * 2 * _LONGEST + g) * LANES, (group + g) % own * LANES
                     place = (k * height + y) * length + edge + (at * stride + px) * channels + channel
+                    target = out, place, stride * channels, outputs, later
                     if channels - channel < LANES:
-                        for r in range(rows):
-                            source = r * 2 * LANES + g * LANES
-                            _settle_eight(scratch, source, bias, channel, out, place + r * stride * channels)
+                        _settle_eight(scratch, source, bias, channel, *target)
                     else:
-                        for r in range(rows):
-                            source = r * 2 * LANES + g * LANES
-                            _settle(scratch, source, bias, channel, out, place + r * stride * channels)
-                done = at + rows
+                        _settle(scratch, source, bias, channel, *target)
+                done = at + outputs
             group += 2 if two else 1
-        for y in range(max(stride * j - stride + 1, 0), min(stride * j + 1, height)):
+        for y in range(max(stride * (j - 1) + 1, 0), min(stride * (j + rows - 1) + 1, height)):
             first = (k * height + y) * length
             last = first + length - edge
-            for c in range(edge):
-                out[first + c] = out[last + c] = 0
-    if end == step[ROWS]:
+            for c in range(0, edge, 8):
+                _clear_eight(out, first + c)
+                _clear_eight(out, last + c)
+    if end == step[TURNS]:
         for c in range(BEHIND):
             out[depth * height * length + c] = 0
 
@@ -500,62 +681,64 @@ def _features_about_gaps(unit, step, plan, tables, scratch, begin, end):  # type
     """
     depth, height, width, channels = step[SHAPE], step[SHAPE + 1], step[SHAPE + 2], step[SHAPE + 3]
     count_x, count_y, pair, length = width // 2 + 1, height // 2 + 1, 2 * channels, (width + 2) * channels
-    groups, large = 4 * pair // LANES, step[SIZES + 1]
+    groups, many, few = 4 * pair // LANES, step[MANY_TWO], step[FEW]
     out = _array(_results(unit, step[OUT]), depth * height * length + BEHIND)
     bias = _array(_floats(unit, step[BIAS]), groups * LANES)
     for row in range(begin, end):
         k, j = row // count_y, row % count_y
-        count = _list_rows(plan, k, j, 0, tables)
+        count = _list_rows(plan, k, j, 0, 1, tables)
         for group in range(0, groups, 2):
             done = 0
             while done < count_x:
-                at, rows = _outputs_from(done, count_x, large, step[SIZES + 2])
-                _multiply(unit, tables.ctypes.data, count, at, rows == large, group, True, scratch.ctypes.data)
+                at, outputs = _outputs_from(done, count_x, many, few)
+                sizes = few, 1, outputs == many, group, True, 0
+                _multiply(unit, tables.ctypes.data, count, at, *sizes, scratch.ctypes.data)
                 for part in range(0, 2 * LANES, pair):
                     channel = group * LANES + part
                     z, y = 2 * k - channel // pair // 2, 2 * j - channel // pair % 2
                     if not (0 <= z < depth and 0 <= y < height):
                         continue
-                    place = (z * height + y) * length + at * pair
-                    for r in range(rows):
-                        source, target = r * 2 * LANES + part, place + r * pair
-                        if pair == LANES:
-                            _settle(scratch, source, bias, channel, out, target)
-                        else:
-                            _settle_eight(scratch, source, bias, channel, out, target)
-                done = at + rows
+                    target = out, (z * height + y) * length + at * pair, pair, outputs, 2 * length
+                    if pair == LANES:
+                        _settle(scratch, part, bias, channel, *target)
+                    else:
+                        _settle_eight(scratch, part, bias, channel, *target)
+                done = at + outputs
         for z in range(max(2 * k - 1, 0), min(2 * k + 1, depth)):
             for y in range(max(2 * j - 1, 0), min(2 * j + 1, height)):
                 first = (z * height + y) * length
                 for c in range(channels):  # what the first and the last gap put beyond the row
                     out[first + c] = out[first + length - channels + c] = 0
-    if end == step[ROWS]:
+    if end == step[TURNS]:
         for c in range(BEHIND):
             out[depth * height * length + c] = 0
 
 
 @compiling.loop
 def _clear_outside(unit, step, begin, end):  # type: ignore[no-untyped-def]
-    """Set to zero what of gaps lies outside of the result, for rows begin ... end; `shape` is that of gaps."""
-    depth, height, width, channels = step[SHAPE], step[SHAPE + 1], step[SHAPE + 2], step[SHAPE + 3]
+    """Set to zero what of gaps lies outside of the result, for turns begin ... end of `_features`."""
+    depth, height, width, channels = step[SHAPE], step[SHAPE + 1], step[SHAPE + 2], step[SHAPE + 4]
     out = _array(_results(unit, step[OUT]), depth * height * width * channels)
-    part = channels // 8
-    for row in range(begin, end):
-        k, j = row // height, row % height
+    part, rows = channels // 8, step[ROWS]
+    turns_of_slice = -(-height // rows)
+    for row in range(begin * rows, end * rows):
+        k, j = row // (turns_of_slice * rows), row % (turns_of_slice * rows)
+        if j >= height:
+            continue
         for parity in range(8):
             outside = k == (0 if parity & 4 else depth - 1) or j == (0 if parity & 2 else height - 1)
             first, last = (0, 1) if parity & 1 else (width - 1, width)
             if outside:
                 first, last = 0, width
             for i in range(first, last):
-                place = (row * width + i) * channels + parity * part
+                place = ((k * height + j) * width + i) * channels + parity * part
                 for c in range(part):
                     out[place + c] = 0
 
 
 @compiling.loop
 def _field(unit, step, plan, tables, scratch, begin, end):  # type: ignore[no-untyped-def]
-    """A displacement (3, D, H, W), for rows begin ... end of blocks of 2x2x2 or 1x2x2.
+    """A displacement (3, D, H, W), for rows of blocks of 2x2x2 or 1x2x2, turns begin ... end.
 
     Along z and y the voxel of a block at a parity is 2 k + sign * parity; along x the first one of a block is voxel
     2 i where `sign` is 1, and 2 i - 1 where it is -1. Channel 6 (2 pz + py) + 2 c + p is component c at these parities
@@ -564,68 +747,92 @@ def _field(unit, step, plan, tables, scratch, begin, end):  # type: ignore[no-un
     """
     full_depth, full_height, full_width = step[SHAPE], step[SHAPE + 1], step[SHAPE + 2]
     height, width, sign, channels = step[SHAPE + 3], step[SHAPE + 4], step[SHAPE + 5], step[SHAPE + 6]
-    groups = -(-channels // LANES)
+    few, rows, fetched, groups = step[FEW], step[ROWS], step[FETCHED], -(-channels // LANES)
     out = _array(_floats(unit, step[OUT]), 3 * full_depth * full_height * full_width)
     bias = _array(_floats(unit, step[BIAS]), groups * LANES)
-    for row in range(begin, end):
-        k, j = row // height, row % height
-        count = _list_rows(plan, k, j, 0, tables)
+    places = np.empty(LANES // 2, np.int64)
+    turns_of_slice, later = -(-height // rows), 2 * rows * full_width
+    inner, count = _inner_rows(plan, rows), 0
+    before = 1 if sign < 0 else 0  # voxels of the first block that are before the row, and of the last one behind it
+    for turn in range(begin, end):
+        k, j = turn // turns_of_slice, turn % turns_of_slice * rows
+        count = _list_further_rows(plan, k, j, 0, rows, tables, count, inner)
+        if fetched:
+            after, below = (turn + 1) // turns_of_slice, (turn + 1) % turns_of_slice * rows
+            _look_ahead(plan, after, below, rows, step[FETCHED_BYTES], tables, count)
         group = 0
         while group < groups:
-            two = group + 1 < groups
-            large = step[SIZES + 1] if two else step[SIZES]
+            two = step[GROUPS] == 2 and group + 1 < groups
+            many = step[MANY_TWO] if two else step[MANY_ONE]
             done = 0
             while done < width:
-                at, rows = _outputs_from(done, width, large, step[SIZES + 2])
-                _multiply(unit, tables.ctypes.data, count, at, rows == large, group, two, scratch.ctypes.data)
-                for channel in range(group * LANES, min((group + 2 if two else group + 1) * LANES, channels), 2):
-                    line, component = channel // 6, channel // 2 % 3
-                    z, y = channels // 12 * k + sign * (line // 2), 2 * j + sign * (line % 2)
-                    if not (0 <= z < full_depth and 0 <= y < full_height):
-                        continue
-                    place = ((component * full_depth + z) * full_height + y) * full_width + 2 * at
-                    source = channel - group * LANES
-                    if sign > 0:
-                        for r in range(rows):
-                            _put_two(scratch, r * 2 * LANES + source, bias, channel, out, place + 2 * r)
-                        continue
-                    first, last = 1 if at == 0 else 0, rows - 1 if at + rows == width else rows
-                    if first:
-                        out[place] = scratch[source + 1] + bias[channel + 1]
-                    for r in range(first, last):
-                        _put_two(scratch, r * 2 * LANES + source, bias, channel, out, place + 2 * r - 1)
-                    if last < rows:
-                        out[place + 2 * last - 1] = scratch[last * 2 * LANES + source] + bias[channel]
-                done = at + rows
+                at, outputs = _outputs_from(done, width, many, few)
+                sizes = few, rows, outputs == many, group, two, fetched
+                _multiply(unit, tables.ctypes.data, count, at, *sizes, scratch.ctypes.data)
+                first = before if at == 0 else 0
+                last = outputs - before if at + outputs == width else outputs
+                for part in range(2 * rows if two else rows):
+                    r, g = (part // 2, part % 2) if two else (part, 0)
+                    source, channel = (r * 2 * _LONGEST + g) * LANES, (group + g) * LANES
+                    for n in range(LANES // 2):
+                        parity, component = (channel // 2 + n) // 3, (channel // 2 + n) % 3
+                        z, y = channels // 12 * k + sign * (parity // 2), 2 * (j + r) + sign * (parity % 2)
+                        places[n] = _NOWHERE
+                        if channel + 2 * n < channels and 0 <= z < full_depth and 0 <= y < full_height:
+                            line = (component * full_depth + z) * full_height + y
+                            places[n] = line * full_width + 2 * at - before
+                    _put_twos(scratch, source, bias, channel, out, places, first, last, later)
+                    for n in range(LANES // 2):
+                        if places[n] != _NOWHERE and first > 0:
+                            out[places[n] + 1] = scratch[source + 2 * n + 1] + bias[channel + 2 * n + 1]
+                        if places[n] != _NOWHERE and last < outputs:
+                            number = last * 2 * LANES + 2 * n
+                            out[places[n] + 2 * last] = scratch[source + number] + bias[channel + 2 * n]
+                done = at + outputs
             group += 2 if two else 1
+
+
+@compiling.inline
+def _put_twos(scratch, source, bias, channel, out, places, first, last, later):  # type: ignore[no-untyped-def]
+    """What `_put_square` does, for outputs first ... last."""
+    r = first
+    while r + LANES // 2 <= last:
+        _put_square(scratch, source + 2 * LANES * r, bias, channel, out, places, 2 * r, later)
+        r += LANES // 2
+    while r < last:
+        for n in range(LANES // 2):
+            if places[n] != _NOWHERE:
+                number = source + 2 * LANES * r + 2 * n
+                _put_two(scratch, number, bias, channel + 2 * n, out, places[n] + 2 * r)
+        r += 1
 
 
 @compiling.loop
 def _field_by_voxel(unit, step, plan, tables, begin, end):  # type: ignore[no-untyped-def]
     """The same voxel by voxel, for rows begin ... end; `shape` is (D, H, W)."""
-    depth, height, width, many = step[SHAPE], step[SHAPE + 1], step[SHAPE + 2], step[SIZES]
+    depth, height, width, many = step[SHAPE], step[SHAPE + 1], step[SHAPE + 2], step[MANY_ONE]
     plane = depth * height * width
     out, bias = _array(_floats(unit, step[OUT]), 3 * plane), _array(_floats(unit, step[BIAS]), 3)
     for row in range(begin, end):
         k, j = row // height, row % height
-        count = _list_rows(plan, k, j, 0, tables)
+        count = _list_rows(plan, k, j, 0, 1, tables)
         done = 0
         while done < width:
-            at, rows = _outputs_from(done, width, many, 1)
-            if rows == many:
+            at, outputs = _outputs_from(done, width, many, 1)
+            if outputs == many:
                 _many_dots(unit, tables, count, at, bias, out, row * width + at, plane)
             else:
                 _one_dots(unit, tables, count, at, bias, out, row * width + at, plane)
-            done = at + rows
+            done = at + outputs
 
 
 @compiling.loop
 def run(unit, steps, plan, tiles, shared, own):  # type: ignore[no-untyped-def]
     """Compute the steps of a program, one after the other, together with other threads that are given the same.
 
-    The rows of a step are shared out in as many ranges as there are threads. A thread computes its own range first,
+    The turns of a step are shared out in as many ranges as there are threads. A thread computes its own range first,
     since what it reads of the step before it has mostly put itself, then what is left of others'. None begins a step
-    before the last row of the step before is done, and none waits for a thread that has not begun.
+    before the last turn of the step before is done, and none waits for a thread that has not begun.
 
     Args:
         unit: as `unit_of` returns it.
@@ -640,17 +847,17 @@ def run(unit, steps, plan, tiles, shared, own):  # type: ignore[no-untyped-def]
     """
     saved = np.zeros(64, np.uint8)
     _configuration(unit, saved)
-    tables = np.empty((4, _MOST_ENTRIES), np.int64)
-    scratch = np.empty(_MOST_ROWS * 2 * LANES, np.float32)
+    tables = np.empty((_MOST_ENTRIES, _ENTRY), np.int64)
+    scratch = np.empty(_MOST_ROWS * _LONGEST * 2 * LANES, np.float32)
     finished = True
     for s in range(len(steps)):
         step = steps[s]
-        if turns.is_done(shared, s, step[ROWS]):
+        if turns.is_done(shared, s, step[TURNS]):
             continue
         _configure(unit, tiles[s])
         inputs = plan[step[FIRST] : step[FIRST] + step[INPUTS]]
         while True:
-            begin, end = turns.next_piece(shared, s, step[ROWS], own)
+            begin, end = turns.next_piece(shared, s, step[TURNS], own)
             if begin == end:
                 break
             if step[KIND] == FEATURES or step[KIND] == FEATURES_BY_PARITY:
@@ -658,14 +865,15 @@ def run(unit, steps, plan, tiles, shared, own):  # type: ignore[no-untyped-def]
                 _features(unit, step, inputs, tables, scratch, by_parity, begin, end)
             elif step[KIND] == FEATURES_ABOUT_GAPS:
                 _features_about_gaps(unit, step, inputs, tables, scratch, begin, end)
-            elif step[KIND] == OUTSIDE:
+            elif step[KIND] == GAPS:
+                _features(unit, step, inputs, tables, scratch, False, begin, end)
                 _clear_outside(unit, step, begin, end)
             elif step[KIND] == FIELD:
                 _field(unit, step, inputs, tables, scratch, begin, end)
             else:
                 _field_by_voxel(unit, step, inputs, tables, begin, end)
             turns.finish(shared, s, end - begin)
-        if not turns.wait(shared, s, step[ROWS]):
+        if not turns.wait(shared, s, step[TURNS]):
             finished = False
             break
     _configure(unit, saved)
@@ -695,16 +903,41 @@ def unit_of(precision: torch.dtype) -> Any:
     return _TILES if has_tiles() else _PAIRS
 
 
-def means(precision: torch.dtype, width: int) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """What the matrix unit is told for rows of so many outputs, and numbers of outputs at once.
+def means(precision: torch.dtype, width: int, groups: int, weights: int) -> tuple[np.ndarray, tuple[int, ...]]:
+    """What the matrix unit is told for rows of so many outputs, and how many outputs come at once.
 
-    The latter are: many with one group of channels, many with two, few.
+    The latter are: many of a row with one group of channels, many with two, few; rows; groups, at most.
+
+    Args:
+        precision, width: of a layer and its rows.
+        groups: of LANES channels.
+        weights: bytes that a row's outputs need of them.
     """
     tiles = np.zeros(64, np.uint8)
-    if unit_of(precision) is _TILES:
-        rows = min(_TILE_ROWS, width)
-        tiles[0] = 1  # the kind of configuration
-        tiles[16:32:2] = 64  # bytes of a row, for each of eight tiles
-        tiles[48:56] = [rows] * 6 + [TILE_ELEMENTS] * 2
-        return tiles, (2 * rows, 2 * rows, rows)
-    return tiles, (_rows_of_vectors(True, 1), _rows_of_vectors(True, 2), 1)
+    if unit_of(precision) is not _TILES:
+        return tiles, (_outputs_of_vectors(True, 1), _outputs_of_vectors(True, 2), 1, 1, 2)
+    few = -(-width // -(-width // _TILE_ROWS))  # a row's outputs in as few tiles, of about one size
+    tiles[0] = 1  # the kind of configuration
+    tiles[16:32:2] = 64  # bytes of a row, for each of eight tiles
+    tiles[48:56] = [few] * 6 + [TILE_ELEMENTS] * 2
+    if few == width:
+        return tiles, (width + 1, width + 1, few, 2, 2)
+    if groups == 1 or weights > _FIRST_CACHE:
+        return tiles, (2 * few, width + 1, few, 2, 1)
+    return tiles, (2 * few, 2 * few, few, 1, 2)
+
+
+def fetched(width: int, groups: int, sizes: Sequence[int], entries: int, size: int) -> tuple[int, int]:
+    """How many lines an entry of the tables fetches with each product of a turn, and how many bytes with all of them.
+
+    Args:
+        width, groups: as in `means`.
+        sizes: what `means` returns.
+        entries: of the tables, for rows that are not at an end.
+        size: bytes of inputs that the rows after these need and these do not.
+    """
+    many_one, many_two, few, _, together = sizes
+    many = many_two if min(groups, together) == 2 else many_one
+    products = -(-width // (many if many <= width else few)) * -(-groups // together)
+    lines = -(-size // (_LINE * products * entries))
+    return lines, lines * _LINE * products
