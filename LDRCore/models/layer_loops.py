@@ -41,6 +41,7 @@ _NOWHERE = -2  # among places, which begin at -1
 _STEP, _AMOUNT, _WEIGHTS, _FETCH, _ON, _STARTS = range(6)
 _ENTRY = _STARTS + _MOST_ROWS
 
+_int = np.int64  # of a number written down, for which a function would else be compiled once more
 # what a number of this type asks `_product` for
 _FLOATS, _PAIRS, _TILES = np.float32(0), np.uint16(0), np.uint8(0)
 
@@ -411,7 +412,7 @@ _clear_eight: Any = intrinsic(_eight_zeros)
 _settle, _settle_eight = _settle_of(LANES), _settle_of(8)
 
 
-@compiling.inline
+@compiling.loop
 def _list_rows(plan, k, j, piece, rows, tables):  # type: ignore[no-untyped-def]
     """Fill the tables with the rows of inputs of output rows (k, j ... j + rows - 1); returns the number of entries.
 
@@ -441,7 +442,7 @@ def _list_rows(plan, k, j, piece, rows, tables):  # type: ignore[no-untyped-def]
 @compiling.inline
 def _inner_rows(plan, rows):  # type: ignore[no-untyped-def]
     """(first, last): output rows j ... j + rows - 1 need none beyond an input's ends for j = first ... last."""
-    begin, end = 0, 1 << 30
+    begin, end = _int(0), _int(1 << 30)
     for s in range(len(plan)):
         height, scale_y, first, kernel_y = plan[s, 2], plan[s, 6], plan[s, 7], plan[s, 9]
         begin = max(begin, -(first // scale_y))
@@ -449,7 +450,7 @@ def _inner_rows(plan, rows):  # type: ignore[no-untyped-def]
     return begin, end
 
 
-@compiling.inline
+@compiling.loop
 def _list_further_rows(plan, k, j, piece, rows, tables, count, inner):  # type: ignore[no-untyped-def]
     """What `_list_rows` does, faster for inner rows if the tables have `count` entries for the rows before."""
     if count == 0 or not inner[0] + rows <= j <= inner[1]:
@@ -460,7 +461,7 @@ def _list_further_rows(plan, k, j, piece, rows, tables, count, inner):  # type: 
     return count
 
 
-@compiling.inline
+@compiling.loop
 def _look_ahead(plan, k, j, rows, size, tables, count):  # type: ignore[no-untyped-def]
     """Have the tables fetch what of the inputs of output rows (k, j ... j + rows - 1) those before them did not read.
 
@@ -578,6 +579,21 @@ def _square_of_twos(typing, source, at, bias, channel, out, places, first, later
 _put_square: Any = intrinsic(_square_of_twos)
 
 
+@compiling.loop
+def _put_twos(scratch, source, bias, channel, out, places, first, last, later):  # type: ignore[no-untyped-def]
+    """What `_put_square` does, for outputs first ... last."""
+    r = first
+    while r + LANES // 2 <= last:
+        _put_square(scratch, source + 2 * LANES * r, bias, channel, out, places, 2 * r, later)
+        r += LANES // 2
+    while r < last:
+        for n in range(LANES // 2):
+            if places[n] != _NOWHERE:
+                number = source + 2 * LANES * r + 2 * n
+                _put_two(scratch, number, bias, channel + 2 * n, out, places[n] + 2 * r)
+        r += 1
+
+
 def _pointer_to(number: Any) -> Any:
     """A function of (unit, address): where numbers lie, float32, or if `number` is None what `unit` stands for."""
 
@@ -628,7 +644,7 @@ def _features(unit, step, plan, tables, scratch, parities, begin, end):  # type:
     own, count_x, count_y = groups // (stride * stride), width // stride, height // stride + parities
     bias = _array(_floats(unit, step[BIAS]), own * LANES)
     turns_of_slice, later = -(-count_y // rows), stride * rows * length
-    inner, count = _inner_rows(plan, rows), 0
+    inner, count = _inner_rows(plan, rows), _int(0)
     for turn in range(begin, end):
         k, j = turn // turns_of_slice, turn % turns_of_slice * rows
         z, piece = ((k + 1) // 2, k % 2) if parities else (k, 0)
@@ -686,7 +702,7 @@ def _features_about_gaps(unit, step, plan, tables, scratch, begin, end):  # type
     bias = _array(_floats(unit, step[BIAS]), groups * LANES)
     for row in range(begin, end):
         k, j = row // count_y, row % count_y
-        count = _list_rows(plan, k, j, 0, 1, tables)
+        count = _list_rows(plan, k, j, _int(0), _int(1), tables)
         for group in range(0, groups, 2):
             done = 0
             while done < count_x:
@@ -752,11 +768,11 @@ def _field(unit, step, plan, tables, scratch, begin, end):  # type: ignore[no-un
     bias = _array(_floats(unit, step[BIAS]), groups * LANES)
     places = np.empty(LANES // 2, np.int64)
     turns_of_slice, later = -(-height // rows), 2 * rows * full_width
-    inner, count = _inner_rows(plan, rows), 0
+    inner, count = _inner_rows(plan, rows), _int(0)
     before = 1 if sign < 0 else 0  # voxels of the first block that are before the row, and of the last one behind it
     for turn in range(begin, end):
         k, j = turn // turns_of_slice, turn % turns_of_slice * rows
-        count = _list_further_rows(plan, k, j, 0, rows, tables, count, inner)
+        count = _list_further_rows(plan, k, j, _int(0), rows, tables, count, inner)
         if fetched:
             after, below = (turn + 1) // turns_of_slice, (turn + 1) % turns_of_slice * rows
             _look_ahead(plan, after, below, rows, step[FETCHED_BYTES], tables, count)
@@ -792,21 +808,6 @@ def _field(unit, step, plan, tables, scratch, begin, end):  # type: ignore[no-un
             group += 2 if two else 1
 
 
-@compiling.inline
-def _put_twos(scratch, source, bias, channel, out, places, first, last, later):  # type: ignore[no-untyped-def]
-    """What `_put_square` does, for outputs first ... last."""
-    r = first
-    while r + LANES // 2 <= last:
-        _put_square(scratch, source + 2 * LANES * r, bias, channel, out, places, 2 * r, later)
-        r += LANES // 2
-    while r < last:
-        for n in range(LANES // 2):
-            if places[n] != _NOWHERE:
-                number = source + 2 * LANES * r + 2 * n
-                _put_two(scratch, number, bias, channel + 2 * n, out, places[n] + 2 * r)
-        r += 1
-
-
 @compiling.loop
 def _field_by_voxel(unit, step, plan, tables, begin, end):  # type: ignore[no-untyped-def]
     """The same voxel by voxel, for rows begin ... end; `shape` is (D, H, W)."""
@@ -815,7 +816,7 @@ def _field_by_voxel(unit, step, plan, tables, begin, end):  # type: ignore[no-un
     out, bias = _array(_floats(unit, step[OUT]), 3 * plane), _array(_floats(unit, step[BIAS]), 3)
     for row in range(begin, end):
         k, j = row // height, row % height
-        count = _list_rows(plan, k, j, 0, 1, tables)
+        count = _list_rows(plan, k, j, _int(0), _int(1), tables)
         done = 0
         while done < width:
             at, outputs = _outputs_from(done, width, many, 1)
@@ -860,18 +861,17 @@ def run(unit, steps, plan, tiles, shared, own):  # type: ignore[no-untyped-def]
             begin, end = turns.next_piece(shared, s, step[TURNS], own)
             if begin == end:
                 break
-            if step[KIND] == FEATURES or step[KIND] == FEATURES_BY_PARITY:
-                by_parity = step[KIND] == FEATURES_BY_PARITY
-                _features(unit, step, inputs, tables, scratch, by_parity, begin, end)
+            if step[KIND] == FIELD:
+                _field(unit, step, inputs, tables, scratch, begin, end)
+            elif step[KIND] == FIELD_BY_VOXEL:
+                _field_by_voxel(unit, step, inputs, tables, begin, end)
             elif step[KIND] == FEATURES_ABOUT_GAPS:
                 _features_about_gaps(unit, step, inputs, tables, scratch, begin, end)
-            elif step[KIND] == GAPS:
-                _features(unit, step, inputs, tables, scratch, False, begin, end)
-                _clear_outside(unit, step, begin, end)
-            elif step[KIND] == FIELD:
-                _field(unit, step, inputs, tables, scratch, begin, end)
             else:
-                _field_by_voxel(unit, step, inputs, tables, begin, end)
+                by_parity = step[KIND] == FEATURES_BY_PARITY
+                _features(unit, step, inputs, tables, scratch, by_parity, begin, end)
+                if step[KIND] == GAPS:
+                    _clear_outside(unit, step, begin, end)
             turns.finish(shared, s, end - begin)
         if not turns.wait(shared, s, step[TURNS]):
             finished = False
