@@ -205,17 +205,17 @@ class Program:
         """
         groups = inputs[0].weights.shape[2]
         weights = sum(one.weights[0].nbytes for one in inputs)
-        tiles, sizes = layer_loops.means(self.precision, width, groups, weights)
+        tiles, at_once = layer_loops.means(self.precision, width, groups, weights)
         fetched = 0, 0
         if kind == layer_loops.FIELD_BY_VOXEL:
-            sizes = layer_loops.places_of_dots(True), 0, 1, 1, 1
+            at_once = layer_loops.AtOnce(layer_loops.places_of_dots(True), 0, 1)
         elif self._tiled:
             entries = sum(one.kernel[0] * one.kernel[1] for one in inputs)
-            size = sum(one.scale[0] * one.scale[1] * sizes[3] * one.features.row for one in inputs)
-            fetched = layer_loops.fetched(width, groups, sizes, entries, size)
-        turns = rows[0] * -(-rows[1] // sizes[3])
+            size = sum(one.scale[0] * one.scale[1] * at_once.rows * one.features.row for one in inputs)
+            fetched = layer_loops.fetched(width, groups, at_once, entries, size)
+        turns = rows[0] * -(-rows[1] // at_once.rows)
         base, offset = (result.base, result.offset) if result else (_RESULT, 0)
-        step = [kind, turns, len(self._inputs), len(inputs), offset, bias.data_ptr(), *sizes, *fetched, *shape]
+        step = [kind, turns, len(self._inputs), len(inputs), offset, bias.data_ptr(), *at_once, *fetched, *shape]
         self._steps.append(([*step, *[0] * (layer_loops.STEP - len(step))], base, tiles))
         self._inputs += inputs
         self._kept += [bias, *(one.weights for one in inputs)]

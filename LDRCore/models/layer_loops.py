@@ -12,8 +12,7 @@ weights would have to be fetched again for the second one, and fetches what the 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -70,6 +69,13 @@ def _call(builder: Any, name: str, *arguments: Any, returns: Any = None) -> Any:
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), arguments)
 
 
+def _load(builder: Any, place: Any, kind: Any) -> Any:
+    """What lies at a pointer, numbers of 4 bytes that need not begin at a multiple of more."""
+    found = builder.load(builder.bitcast(place, kind.as_pointer()))
+    found.align = 4
+    return found
+
+
 def _data(context: Any, builder: Any, signature: Any, arguments: Any, number: int) -> Any:
     """Where an array's numbers lie."""
     return context.make_array(signature.args[number])(context, builder, arguments[number]).data
@@ -115,7 +121,7 @@ def _product_of(rows: int, many: bool, groups: int) -> Any:
             if unit == types.uint8:
                 sizes = rows, many, groups
                 _write_tiles(builder, tables, count, at, few, group, fetched, scratch, *sizes)
-            elif rows == 1:
+            elif rows == 1:  # vectors take no more, see `means`
                 _write_vectors(builder, unit, tables, count, at, group, scratch, many, groups)
             return context.get_dummy_value()
 
@@ -142,11 +148,11 @@ def _number_of(builder: Any, tables: Any, t: Any, n: int) -> Any:
     return builder.gep(tables, [builder.add(builder.mul(t, _I64(_ENTRY)), _I64(n))])
 
 
-def _fetch(builder: Any, address: Any, write: bool) -> None:
-    """Tell the processor that this line will be read, or written."""
+def _fetch(builder: Any, place: Any, write: bool) -> None:
+    """Tell the processor that the line at a pointer will be read, or written."""
     kind = ir.FunctionType(ir.VoidType(), [_POINTER, _I32, _I32, _I32])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-    builder.call(function, [address, _I32(int(write)), _I32(3), _I32(1)])
+    builder.call(function, [builder.bitcast(place, _POINTER), _I32(int(write)), _I32(3), _I32(1)])
 
 
 def _write_tiles(
@@ -221,9 +227,7 @@ def _write_vectors(
     zeros = ir.Constant(_WHOLE_VECTOR, [0] * LANES)
 
     def load(address, kind):  # type: ignore[no-untyped-def]
-        found = builder.load(builder.inttoptr(address, kind.as_pointer()))
-        found.align = 4
-        return found
+        return _load(builder, builder.inttoptr(address, _POINTER), kind)
 
     def everywhere(value):  # type: ignore[no-untyped-def]
         one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _I32(0))
@@ -293,9 +297,7 @@ def _write_dots(
     vector = _WHOLE_VECTOR if unit == types.uint16 else _FLOAT_VECTOR
 
     def load(address):  # type: ignore[no-untyped-def]
-        found = builder.load(builder.inttoptr(address, vector.as_pointer()))
-        found.align = 4
-        return found
+        return _load(builder, builder.inttoptr(address, _POINTER), vector)
 
     sums = [[cgutils.alloca_once(builder, _FLOAT_VECTOR) for _ in range(3)] for _ in range(rows)]
     for total in (total for row in sums for total in row):
@@ -362,22 +364,18 @@ def _settle_of(length: int) -> Any:
             _, place, _, channel, _, target, step, count, later = arguments
             vector, halved = ir.VectorType(ir.FloatType(), length), isinstance(signature.args[4].dtype, types.Integer)
 
-            def load(pointer):  # type: ignore[no-untyped-def]
-                found = builder.load(builder.bitcast(pointer, vector.as_pointer()))
-                found.align = 4
-                return found
-
-            start, zeros = load(builder.gep(bias, [channel])), ir.Constant(vector, [0.0] * length)
+            start = _load(builder, builder.gep(bias, [channel]), vector)
+            zeros = ir.Constant(vector, [0.0] * length)
             source = cgutils.alloca_once_value(builder, builder.gep(scratch, [place]))
             target = cgutils.alloca_once_value(builder, builder.gep(out, [target]))
             with cgutils.for_range(builder, count):
                 here, there = builder.load(source), builder.load(target)
-                value = builder.fadd(load(here), start)
+                value = builder.fadd(_load(builder, here, vector), start)
                 value = builder.select(builder.fcmp_ordered("<", value, zeros), zeros, value)
                 value = _as_bfloat16(builder, value) if halved else value
                 builder.store(value, builder.bitcast(there, value.type.as_pointer())).align = 2 if halved else 4
                 if halved:
-                    _fetch(builder, builder.bitcast(builder.gep(there, [later]), _POINTER), True)
+                    _fetch(builder, builder.gep(there, [later]), True)
                 builder.store(builder.gep(here, [_I64(2 * LANES)]), source)
                 builder.store(builder.gep(there, [step]), target)
             return context.get_dummy_value()
@@ -520,14 +518,11 @@ def _two_numbers(typing, source, at, bias, channel, out, place):  # type: ignore
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         vector = ir.VectorType(ir.FloatType(), 2)
 
-        def pointer(number, at):  # type: ignore[no-untyped-def]
-            place = builder.gep(_data(context, builder, signature, arguments, number), [at])
-            return builder.bitcast(place, vector.as_pointer())
+        def pointer(number):  # type: ignore[no-untyped-def]
+            return builder.gep(_data(context, builder, signature, arguments, number), [arguments[number + 1]])
 
-        parts = [builder.load(pointer(n, arguments[n + 1])) for n in (0, 2)]
-        for part in parts:
-            part.align = 4
-        builder.store(builder.fadd(*parts), pointer(4, arguments[5])).align = 4
+        value = builder.fadd(*(_load(builder, pointer(n), vector) for n in (0, 2)))
+        builder.store(value, builder.bitcast(pointer(4), vector.as_pointer())).align = 4
         return context.get_dummy_value()
 
     return types.void(source, at, bias, channel, out, place), generate
@@ -550,9 +545,7 @@ def _square_of_twos(typing, source, at, bias, channel, out, places, first, later
         twos = ir.VectorType(ir.DoubleType(), count)  # in its numbers nothing is computed
 
         def load(pointer, at):  # type: ignore[no-untyped-def]
-            found = builder.load(builder.bitcast(builder.gep(pointer, [at]), _FLOAT_VECTOR.as_pointer()))
-            found.align = 4
-            return found
+            return _load(builder, builder.gep(pointer, [at]), _FLOAT_VECTOR)
 
         start = load(bias, channel)
         rows = [builder.fadd(load(source, builder.add(at, _I64(2 * LANES * r))), start) for r in range(count)]
@@ -570,7 +563,7 @@ def _square_of_twos(typing, source, at, bias, channel, out, places, first, later
                 place = builder.gep(out, [builder.add(place, first)])
                 here = builder.bitcast(place, _FLOAT_VECTOR.as_pointer())
                 builder.store(builder.bitcast(row, _FLOAT_VECTOR), here).align = 4
-                _fetch(builder, builder.bitcast(builder.gep(place, [later]), _POINTER), True)
+                _fetch(builder, builder.gep(place, [later]), True)
         return context.get_dummy_value()
 
     return types.void(source, at, bias, channel, out, places, first, later), generate
@@ -623,6 +616,13 @@ def _array(pointer, length):  # type: ignore[no-untyped-def]
     return carray(pointer, (length,))
 
 
+@compiling.inline
+def _rows_of(turn, height, rows):  # type: ignore[no-untyped-def]
+    """(k, j): the turn is that of rows j ... j + rows - 1 of slice k, which has `height`."""
+    turns_of_slice = -(-height // rows)
+    return turn // turns_of_slice, turn % turns_of_slice * rows
+
+
 @compiling.loop
 def _features(unit, step, plan, tables, scratch, parities, begin, end):  # type: ignore[no-untyped-def]
     """Some rows of a layer's features, turns begin ... end; with parities, all rows of a slice about gaps.
@@ -643,14 +643,14 @@ def _features(unit, step, plan, tables, scratch, parities, begin, end):  # type:
     out = _array(_results(unit, step[OUT]), depth * height * length + BEHIND)
     own, count_x, count_y = groups // (stride * stride), width // stride, height // stride + parities
     bias = _array(_floats(unit, step[BIAS]), own * LANES)
-    turns_of_slice, later = -(-count_y // rows), stride * rows * length
+    later = stride * rows * length
     inner, count = _inner_rows(plan, rows), _int(0)
     for turn in range(begin, end):
-        k, j = turn // turns_of_slice, turn % turns_of_slice * rows
+        k, j = _rows_of(turn, count_y, rows)
         z, piece = ((k + 1) // 2, k % 2) if parities else (k, 0)
         count = _list_further_rows(plan, z, j, piece, rows, tables, count, inner)
         if fetched:
-            after, below = (turn + 1) // turns_of_slice, (turn + 1) % turns_of_slice * rows
+            after, below = _rows_of(turn + 1, count_y, rows)
             _look_ahead(plan, (after + 1) // 2 if parities else after, below, rows, step[FETCHED_BYTES], tables, count)
         group = 0
         while group < groups:
@@ -736,20 +736,18 @@ def _clear_outside(unit, step, begin, end):  # type: ignore[no-untyped-def]
     depth, height, width, channels = step[SHAPE], step[SHAPE + 1], step[SHAPE + 2], step[SHAPE + 4]
     out = _array(_results(unit, step[OUT]), depth * height * width * channels)
     part, rows = channels // 8, step[ROWS]
-    turns_of_slice = -(-height // rows)
-    for row in range(begin * rows, end * rows):
-        k, j = row // (turns_of_slice * rows), row % (turns_of_slice * rows)
-        if j >= height:
-            continue
-        for parity in range(8):
-            outside = k == (0 if parity & 4 else depth - 1) or j == (0 if parity & 2 else height - 1)
-            first, last = (0, 1) if parity & 1 else (width - 1, width)
-            if outside:
-                first, last = 0, width
-            for i in range(first, last):
-                place = ((k * height + j) * width + i) * channels + parity * part
-                for c in range(part):
-                    out[place + c] = 0
+    for turn in range(begin, end):
+        k, j_first = _rows_of(turn, height, rows)
+        for j in range(j_first, min(j_first + rows, height)):
+            for parity in range(8):
+                outside = k == (0 if parity & 4 else depth - 1) or j == (0 if parity & 2 else height - 1)
+                first, last = (0, 1) if parity & 1 else (width - 1, width)
+                if outside:
+                    first, last = 0, width
+                for i in range(first, last):
+                    place = ((k * height + j) * width + i) * channels + parity * part
+                    for c in range(part):
+                        out[place + c] = 0
 
 
 @compiling.loop
@@ -767,14 +765,14 @@ def _field(unit, step, plan, tables, scratch, begin, end):  # type: ignore[no-un
     out = _array(_floats(unit, step[OUT]), 3 * full_depth * full_height * full_width)
     bias = _array(_floats(unit, step[BIAS]), groups * LANES)
     places = np.empty(LANES // 2, np.int64)
-    turns_of_slice, later = -(-height // rows), 2 * rows * full_width
+    later = 2 * rows * full_width
     inner, count = _inner_rows(plan, rows), _int(0)
     before = 1 if sign < 0 else 0  # voxels of the first block that are before the row, and of the last one behind it
     for turn in range(begin, end):
-        k, j = turn // turns_of_slice, turn % turns_of_slice * rows
+        k, j = _rows_of(turn, height, rows)
         count = _list_further_rows(plan, k, j, _int(0), rows, tables, count, inner)
         if fetched:
-            after, below = (turn + 1) // turns_of_slice, (turn + 1) % turns_of_slice * rows
+            after, below = _rows_of(turn + 1, height, rows)
             _look_ahead(plan, after, below, rows, step[FETCHED_BYTES], tables, count)
         group = 0
         while group < groups:
@@ -798,7 +796,9 @@ def _field(unit, step, plan, tables, scratch, begin, end):  # type: ignore[no-un
                             line = (component * full_depth + z) * full_height + y
                             places[n] = line * full_width + 2 * at - before
                     _put_twos(scratch, source, bias, channel, out, places, first, last, later)
-                    for n in range(LANES // 2):
+                    if last - first == outputs:
+                        continue
+                    for n in range(LANES // 2):  # of the first output the second voxel, of the last one the first
                         if places[n] != _NOWHERE and first > 0:
                             out[places[n] + 1] = scratch[source + 2 * n + 1] + bias[channel + 2 * n + 1]
                         if places[n] != _NOWHERE and last < outputs:
@@ -903,10 +903,25 @@ def unit_of(precision: torch.dtype) -> Any:
     return _TILES if has_tiles() else _PAIRS
 
 
-def means(precision: torch.dtype, width: int, groups: int, weights: int) -> tuple[np.ndarray, tuple[int, ...]]:
-    """What the matrix unit is told for rows of so many outputs, and how many outputs come at once.
+class AtOnce(NamedTuple):
+    """How many outputs a product computes.
 
-    The latter are: many of a row with one group of channels, many with two, few; rows; groups, at most.
+    Attributes:
+        many_one, many_two: of a row, with one group of LANES channels and with two; longer than a row if never so many.
+        few: of a row, where so many are not left.
+        rows: of outputs.
+        groups: of channels, at most.
+    """
+
+    many_one: int
+    many_two: int
+    few: int
+    rows: int = 1
+    groups: int = 1
+
+
+def means(precision: torch.dtype, width: int, groups: int, weights: int) -> tuple[np.ndarray, AtOnce]:
+    """What the matrix unit is told for rows of so many outputs, and how many outputs come at once.
 
     Args:
         precision, width: of a layer and its rows.
@@ -915,29 +930,28 @@ def means(precision: torch.dtype, width: int, groups: int, weights: int) -> tupl
     """
     tiles = np.zeros(64, np.uint8)
     if unit_of(precision) is not _TILES:
-        return tiles, (_outputs_of_vectors(True, 1), _outputs_of_vectors(True, 2), 1, 1, 2)
+        return tiles, AtOnce(_outputs_of_vectors(True, 1), _outputs_of_vectors(True, 2), 1, 1, 2)
     few = -(-width // -(-width // _TILE_ROWS))  # a row's outputs in as few tiles, of about one size
     tiles[0] = 1  # the kind of configuration
     tiles[16:32:2] = 64  # bytes of a row, for each of eight tiles
     tiles[48:56] = [few] * 6 + [TILE_ELEMENTS] * 2
     if few == width:
-        return tiles, (width + 1, width + 1, few, 2, 2)
+        return tiles, AtOnce(width + 1, width + 1, few, 2, 2)
     if groups == 1 or weights > _FIRST_CACHE:
-        return tiles, (2 * few, width + 1, few, 2, 1)
-    return tiles, (2 * few, 2 * few, few, 1, 2)
+        return tiles, AtOnce(2 * few, width + 1, few, 2, 1)
+    return tiles, AtOnce(2 * few, 2 * few, few, 1, 2)
 
 
-def fetched(width: int, groups: int, sizes: Sequence[int], entries: int, size: int) -> tuple[int, int]:
+def fetched(width: int, groups: int, at_once: AtOnce, entries: int, size: int) -> tuple[int, int]:
     """How many lines an entry of the tables fetches with each product of a turn, and how many bytes with all of them.
 
     Args:
         width, groups: as in `means`.
-        sizes: what `means` returns.
+        at_once: what `means` returns.
         entries: of the tables, for rows that are not at an end.
         size: bytes of inputs that the rows after these need and these do not.
     """
-    many_one, many_two, few, _, together = sizes
-    many = many_two if min(groups, together) == 2 else many_one
-    products = -(-width // (many if many <= width else few)) * -(-groups // together)
+    many = at_once.many_two if min(groups, at_once.groups) == 2 else at_once.many_one
+    products = -(-width // (many if many <= width else at_once.few)) * -(-groups // at_once.groups)
     lines = -(-size // (_LINE * products * entries))
     return lines, lines * _LINE * products
