@@ -209,10 +209,10 @@ class Program:
         fetched = 0, 0
         if kind == layer_loops.FIELD_BY_VOXEL:
             at_once = layer_loops.AtOnce(layer_loops.places_of_dots(True), 0, 1)
-        elif self._tiled:
+        else:
             entries = sum(one.kernel[0] * one.kernel[1] for one in inputs)
             size = sum(one.scale[0] * one.scale[1] * at_once.rows * one.features.row for one in inputs)
-            fetched = layer_loops.fetched(width, groups, at_once, entries, size)
+            fetched = layer_loops.fetched(self.precision, width, groups, at_once, entries, size)
         turns = rows[0] * -(-rows[1] // at_once.rows)
         base, offset = (result.base, result.offset) if result else (_RESULT, 0)
         step = [kind, turns, len(self._inputs), len(inputs), offset, bias.data_ptr(), *at_once, *fetched, *shape]

@@ -4,8 +4,9 @@ Every layer, arranged as `compiled_layers` says, is the same sum: for each outpu
 inputs, over neighbouring numbers of such a row. `_product_of` computes it, with the processor's matrix unit (AMX) for
 bfloat16, with its vectors for float32 and, where there is no matrix unit, for pairs of bfloat16; with vectors
 `_dots_of` does it for three outputs. Which rows is told by tables of addresses, so nothing here may outlive the tensors
-of a call. The matrix unit is so fast that it mostly waits for memory: it takes two rows of outputs at once where
-weights would have to be fetched again for the second one, and fetches what the next rows need while it computes.
+of a call. While rows are computed, what the next ones read and write is fetched. The matrix unit is so fast that it
+mostly waits for memory nevertheless: it takes two rows of outputs at once where weights would have to be fetched again
+for the second one.
 `run` goes through the layers of a network. The matrix unit is left as it was found. Importing this file imports numba.
 """
 
@@ -33,6 +34,7 @@ _MOST_ENTRIES = 32  # of the tables of a product: 4x4 rows of two inputs
 _MOST_ROWS = 2  # of outputs at once, at most
 _LONGEST = 32  # outputs along a row at once, at most
 _LINE = 64  # bytes that memory is fetched by
+_MOST_LINES = 2  # that are fetched with an entry's vectors
 _FIRST_CACHE = 48 << 10  # bytes
 _NOWHERE = -2  # among places, which begin at -1
 
@@ -109,8 +111,8 @@ def _product_of(rows: int, many: bool, groups: int) -> Any:
         r are `amount` times as many numbers as come at once, from address start + step (at + m) on, weights those of
         channel group `group` at address `weights`, as `compiled_layers` arranges them; a group is LANES channels.
 
-        For tiles, `few` is how many outputs of a row one has, and from address `fetch` on, which moves on, `fetched`
-        lines are fetched that will be read later.
+        For tiles, `few` is how many outputs of a row one has. From address `fetch` on, which moves on, `fetched` lines
+        are fetched that will be read later.
         """
         signature: Any = types.void(unit, tables, count, at, few, group, fetched, scratch)
 
@@ -122,7 +124,7 @@ def _product_of(rows: int, many: bool, groups: int) -> Any:
                 sizes = rows, many, groups
                 _write_tiles(builder, tables, count, at, few, group, fetched, scratch, *sizes)
             elif rows == 1:  # vectors take no more, see `means`
-                _write_vectors(builder, unit, tables, count, at, group, scratch, many, groups)
+                _write_vectors(builder, unit, tables, count, at, group, fetched, scratch, many, groups)
             return context.get_dummy_value()
 
         return signature, generate
@@ -155,6 +157,21 @@ def _fetch(builder: Any, place: Any, write: bool) -> None:
     builder.call(function, [builder.bitcast(place, _POINTER), _I32(int(write)), _I32(3), _I32(1)])
 
 
+def _fetch_lines(builder: Any, start: Any, lines: Any) -> None:
+    """Tell it that so many lines from an address on will be read."""
+    with cgutils.for_range(builder, lines) as numbers:
+        address = builder.add(start, builder.mul(numbers.index, _I64(_LINE)))
+        _fetch(builder, builder.inttoptr(address, _POINTER), False)
+
+
+def _fetch_some(builder: Any, tables: Any, t: Any, lines: Any) -> None:
+    """Fetch so many lines from where entry t says, and have it say what lies behind them."""
+    place = _number_of(builder, tables, t, _FETCH)
+    start = builder.load(place)
+    _fetch_lines(builder, start, lines)
+    builder.store(builder.add(start, builder.mul(lines, _I64(_LINE))), place)
+
+
 def _write_tiles(
     builder: Any,
     tables: Any,
@@ -181,11 +198,7 @@ def _write_tiles(
         found = _addresses(builder, tables, entries.index, at, group, TILE_ELEMENTS, rows)
         step, amount, first, second, starts = found
         further = builder.mul(step, few)
-        here = _number_of(builder, tables, entries.index, _FETCH)
-        fetch = builder.load(here)
-        with cgutils.for_range(builder, fetched) as lines:
-            _fetch(builder, pointer(builder.add(fetch, builder.mul(lines.index, _I64(_LINE)))), False)
-        builder.store(builder.add(fetch, builder.mul(fetched, _I64(_LINE))), here)
+        _fetch_some(builder, tables, entries.index, fetched)
         with cgutils.for_range(builder, amount) as pieces:
             along = builder.mul(pieces.index, _I64(TILE_ELEMENTS * 4))
             weights = builder.add(first, builder.mul(pieces.index, size))
@@ -219,15 +232,21 @@ def _add_product(builder: Any, unit: Any, total: Any, a: Any, b: Any) -> Any:
 
 
 def _write_vectors(
-    builder: Any, unit: Any, tables: Any, count: Any, at: Any, group: Any, scratch: Any, many: bool, groups: int
+    builder: Any,
+    unit: Any,
+    tables: Any,
+    count: Any,
+    at: Any,
+    group: Any,
+    fetched: Any,
+    scratch: Any,
+    many: bool,
+    groups: int,
 ) -> None:
     """The product by vectors, one for each output and group, four elements of inputs a round."""
     rows, unrolled = _outputs_of_vectors(many, groups), 4
     element, vector = (_I32, _WHOLE_VECTOR) if unit == types.uint16 else (ir.FloatType(), _FLOAT_VECTOR)
     zeros = ir.Constant(_WHOLE_VECTOR, [0] * LANES)
-
-    def load(address, kind):  # type: ignore[no-untyped-def]
-        return _load(builder, builder.inttoptr(address, _POINTER), kind)
 
     def everywhere(value):  # type: ignore[no-untyped-def]
         one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _I32(0))
@@ -239,16 +258,19 @@ def _write_vectors(
     with cgutils.for_range(builder, count) as entries:
         found = _addresses(builder, tables, entries.index, at, group, VECTOR_ELEMENTS)
         step, amount, place, second, (source,) = found
+        _fetch_some(builder, tables, entries.index, fetched)
+        # distances that stay, so that no address has to be computed from the one before
+        further = [builder.mul(step, _I64(m)) for m in range(rows)]
+        place, source = (builder.inttoptr(address, _POINTER) for address in (place, source))
         with cgutils.for_range(builder, builder.mul(amount, _I64(VECTOR_ELEMENTS // unrolled))) as pieces:
-            here = builder.add(source, builder.mul(pieces.index, _I64(unrolled * 4)))
-            weights = builder.add(place, builder.mul(pieces.index, _I64(unrolled * LANES * 4)))
+            here = builder.gep(source, [builder.mul(pieces.index, _I64(unrolled * 4))])
+            weights = builder.gep(place, [builder.mul(pieces.index, _I64(unrolled * LANES * 4))])
+            starts = [builder.gep(here, [distance]) for distance in further]
+            parts = [weights, builder.gep(weights, [second])][:groups]
             for e in range(unrolled):
-                first = builder.add(weights, _I64(e * LANES * 4))
-                factors = [load(first, vector), load(builder.add(first, second), vector)][:groups]
-                row = builder.add(here, _I64(4 * e))
+                factors = [_load(builder, builder.gep(w, [_I64(e * LANES * 4)]), vector) for w in parts]
                 for m in range(rows):
-                    value = everywhere(load(row, element))
-                    row = builder.add(row, step)
+                    value = everywhere(_load(builder, builder.gep(starts[m], [_I64(4 * e)]), element))
                     for n in range(groups):
                         total = _add_product(builder, unit, builder.load(sums[m][n]), value, factors[n])
                         builder.store(total, sums[m][n])
@@ -374,8 +396,7 @@ def _settle_of(length: int) -> Any:
                 value = builder.select(builder.fcmp_ordered("<", value, zeros), zeros, value)
                 value = _as_bfloat16(builder, value) if halved else value
                 builder.store(value, builder.bitcast(there, value.type.as_pointer())).align = 2 if halved else 4
-                if halved:
-                    _fetch(builder, builder.gep(there, [later]), True)
+                _fetch(builder, builder.gep(there, [later]), True)
                 builder.store(builder.gep(here, [_I64(2 * LANES)]), source)
                 builder.store(builder.gep(there, [step]), target)
             return context.get_dummy_value()
@@ -697,17 +718,20 @@ def _features_about_gaps(unit, step, plan, tables, scratch, begin, end):  # type
     """
     depth, height, width, channels = step[SHAPE], step[SHAPE + 1], step[SHAPE + 2], step[SHAPE + 3]
     count_x, count_y, pair, length = width // 2 + 1, height // 2 + 1, 2 * channels, (width + 2) * channels
-    groups, many, few = 4 * pair // LANES, step[MANY_TWO], step[FEW]
+    groups, many, few, fetched = 4 * pair // LANES, step[MANY_TWO], step[FEW], step[FETCHED]
     out = _array(_results(unit, step[OUT]), depth * height * length + BEHIND)
     bias = _array(_floats(unit, step[BIAS]), groups * LANES)
     for row in range(begin, end):
         k, j = row // count_y, row % count_y
         count = _list_rows(plan, k, j, _int(0), _int(1), tables)
+        if fetched:
+            after, below = _rows_of(row + 1, count_y, _int(1))
+            _look_ahead(plan, after, below, _int(1), step[FETCHED_BYTES], tables, count)
         for group in range(0, groups, 2):
             done = 0
             while done < count_x:
                 at, outputs = _outputs_from(done, count_x, many, few)
-                sizes = few, 1, outputs == many, group, True, 0
+                sizes = few, 1, outputs == many, group, True, fetched
                 _multiply(unit, tables.ctypes.data, count, at, *sizes, scratch.ctypes.data)
                 for part in range(0, 2 * LANES, pair):
                     channel = group * LANES + part
@@ -808,6 +832,19 @@ def _field(unit, step, plan, tables, scratch, begin, end):  # type: ignore[no-un
             group += 2 if two else 1
 
 
+def _whole_row(typing, address, lines):  # type: ignore[no-untyped-def]
+    """Fetch so many lines from an address on."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        _fetch_lines(builder, *arguments)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+_fetch_row: Any = intrinsic(_whole_row)
+
+
 @compiling.loop
 def _field_by_voxel(unit, step, plan, tables, begin, end):  # type: ignore[no-untyped-def]
     """The same voxel by voxel, for rows begin ... end; `shape` is (D, H, W)."""
@@ -817,6 +854,10 @@ def _field_by_voxel(unit, step, plan, tables, begin, end):  # type: ignore[no-un
     for row in range(begin, end):
         k, j = row // height, row % height
         count = _list_rows(plan, k, j, _int(0), _int(1), tables)
+        if k + 1 < depth and j + 2 < height:  # the row of inputs that only the next row of outputs needs
+            for s in range(len(plan)):
+                start, length = plan[s, 0], plan[s, 3]
+                _fetch_row(start + ((k + 1) * height + j + 2) * length, length // _LINE)
         done = 0
         while done < width:
             at, outputs = _outputs_from(done, width, many, 1)
@@ -942,11 +983,15 @@ def means(precision: torch.dtype, width: int, groups: int, weights: int) -> tupl
     return tiles, AtOnce(2 * few, 2 * few, few, 1, 2)
 
 
-def fetched(width: int, groups: int, at_once: AtOnce, entries: int, size: int) -> tuple[int, int]:
+def fetched(
+    precision: torch.dtype, width: int, groups: int, at_once: AtOnce, entries: int, size: int
+) -> tuple[int, int]:
     """How many lines an entry of the tables fetches with each product of a turn, and how many bytes with all of them.
 
+    By vectors none where there would be many: then inputs are long rows, which the processor fetches ahead by itself.
+
     Args:
-        width, groups: as in `means`.
+        precision, width, groups: as in `means`.
         at_once: what `means` returns.
         entries: of the tables, for rows that are not at an end.
         size: bytes of inputs that the rows after these need and these do not.
@@ -954,4 +999,6 @@ def fetched(width: int, groups: int, at_once: AtOnce, entries: int, size: int) -
     many = at_once.many_two if min(groups, at_once.groups) == 2 else at_once.many_one
     products = -(-width // (many if many <= width else at_once.few)) * -(-groups // at_once.groups)
     lines = -(-size // (_LINE * products * entries))
+    if unit_of(precision) is not _TILES and lines > _MOST_LINES:
+        return 0, 0
     return lines, lines * _LINE * products
