@@ -158,7 +158,7 @@ def _fetch(builder: Any, place: Any, write: bool) -> None:
 
 
 def _fetch_lines(builder: Any, start: Any, lines: Any) -> None:
-    """Tell it that so many lines from an address on will be read."""
+    """Tell the processor that so many lines from an address on will be read."""
     with cgutils.for_range(builder, lines) as numbers:
         address = builder.add(start, builder.mul(numbers.index, _I64(_LINE)))
         _fetch(builder, builder.inttoptr(address, _POINTER), False)
@@ -722,7 +722,7 @@ def _features_about_gaps(unit, step, plan, tables, scratch, begin, end):  # type
     out = _array(_results(unit, step[OUT]), depth * height * length + BEHIND)
     bias = _array(_floats(unit, step[BIAS]), groups * LANES)
     for row in range(begin, end):
-        k, j = row // count_y, row % count_y
+        k, j = _rows_of(row, count_y, _int(1))
         count = _list_rows(plan, k, j, _int(0), _int(1), tables)
         if fetched:
             after, below = _rows_of(row + 1, count_y, _int(1))
