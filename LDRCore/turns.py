@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 from LDRCore import compiling
 
 _LINE = 8  # numbers of a cache line: threads that count beside each other shall not wait for each other
-_PIECES = 16  # of a step for each thread
+_PART = 4  # the fourth part of the rows left in a range is taken at once; in the end they are taken one by one
 _SPINS = 4096  # a fifth of a millisecond
 
 
@@ -82,11 +82,12 @@ _pause: Any = intrinsic(_rest)
 def next_piece(turns, step, rows, own):  # type: ignore[no-untyped-def]
     """(begin, end) of the rows of a step that thread `own` computes next; equal if none are left."""
     threads = turns.shape[1] - 1
-    size = max(1, rows // (threads * _PIECES))
     for n in range(threads):
         part = (own + n) % threads
         first, last = rows * part // threads, rows * (part + 1) // threads
-        if first + _read(turns, step, part, 0) < last:
+        left = last - first - _read(turns, step, part, 0)
+        if left > 0:
+            size = max(1, left // _PART)
             begin = first + _add(turns, step, part, size)
             if begin < last:
                 return begin, min(begin + size, last)

@@ -4,15 +4,18 @@ Every layer, arranged as `compiled_layers` says, is the same sum: for each outpu
 inputs, over neighbouring numbers of such a row. `_product_of` computes it, with the processor's matrix unit (AMX) for
 bfloat16, with its vectors for float32 and, where there is no matrix unit, for pairs of bfloat16; with vectors
 `_dots_of` does it for three outputs. Which rows is told by tables of addresses, so nothing here may outlive the tensors
-of a call. While rows are computed, what the next ones read and write is fetched. The matrix unit is so fast that it
-mostly waits for memory nevertheless: it takes two rows of outputs at once where weights would have to be fetched again
-for the second one.
+of a call. While rows are computed, what the next ones write is fetched, and where it pays what they read.
+The matrix unit is so fast that everything else has to go on beside it. It takes two rows of outputs at once where
+weights would have to be fetched again for the second one, and the sums of a product wait (`_WAITING`) until the next
+product is computed: some of them are put after each of its entries.
 `run` goes through the layers of a network. The matrix unit is left as it was found. Importing this file imports numba.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,11 +39,20 @@ _LONGEST = 32  # outputs along a row at once, at most
 _LINE = 64  # bytes that memory is fetched by
 _MOST_LINES = 2  # that are fetched with an entry's vectors
 _FIRST_CACHE = 48 << 10  # bytes
-_NOWHERE = -2  # among places, which begin at -1
+_NOWHERE = 0  # an address that nothing lies at
+_MOST_LOOKED_AHEAD = 4  # entries of a product by the matrix unit that fetches
 
 # an entry of the tables: see `_product_of`, and by how much the starts of rows differ from those of the rows before
 _STEP, _AMOUNT, _WEIGHTS, _FETCH, _ON, _STARTS = range(6)
 _ENTRY = _STARTS + _MOST_ROWS
+
+# sums of the matrix unit that wait to be put: number of records, how many vectors or squares these are in all, bytes
+# from output to output, or 0 where they are of a field, and bytes to what is put next; then records, see `_note`, and
+# room for the places of a field's squares
+_RECORDS, _AMOUNT_WAITING, _BYTES_ON, _LATER, _FIRST_RECORD = range(5)
+_RECORD = 5  # numbers
+_PLACES = _FIRST_RECORD + 8 * _RECORD
+_WAITING = _PLACES + 4 * LANES // 2
 
 _int = np.int64  # of a number written down, for which a function would else be compiled once more
 # what a number of this type asks `_product` for
@@ -104,25 +116,25 @@ _configure, _configuration = _tiles_instruction("ldtilecfg"), _tiles_instruction
 def _product_of(rows: int, many: bool, groups: int) -> Any:
     """A function that computes outputs at once: many or few of each of some rows, one or two groups of channels."""
 
-    def product(typing, unit, tables, count, at, few, group, fetched, scratch):  # type: ignore[no-untyped-def]
+    def product(typing, unit, tables, count, at, few, group, fetched, scratch, waiting):  # type: ignore[no-untyped-def]
         """scratch[r, m, c] = sum over t < count and over numbers e of ``input * weight``, of shape (rows, 32, 2 LANES).
 
         Entry t of the tables is (step, amount, weights, fetch, -, start of each row): inputs of output `at` + m of row
         r are `amount` times as many numbers as come at once, from address start + step (at + m) on, weights those of
         channel group `group` at address `weights`, as `compiled_layers` arranges them; a group is LANES channels.
 
-        For tiles, `few` is how many outputs of a row one has. From address `fetch` on, which moves on, `fetched` lines
-        are fetched that will be read later.
+        For tiles, `few` is how many outputs of a row one has, and what waits is put before scratch changes. From
+        address `fetch` on, which moves on, `fetched` lines are fetched that will be read later.
         """
-        signature: Any = types.void(unit, tables, count, at, few, group, fetched, scratch)
+        signature: Any = types.void(unit, tables, count, at, few, group, fetched, scratch, waiting)
 
         def generate(context, builder, sig, arguments):  # type: ignore[no-untyped-def]
-            _, tables, count, at, few, group, fetched, scratch = arguments
-            tables = builder.inttoptr(tables, _I64.as_pointer())
+            _, tables, count, at, few, group, fetched, scratch, waiting = arguments
+            tables, waiting = (builder.inttoptr(address, _I64.as_pointer()) for address in (tables, waiting))
             scratch = builder.inttoptr(scratch, ir.FloatType().as_pointer())
             if unit == types.uint8:
                 sizes = rows, many, groups
-                _write_tiles(builder, tables, count, at, few, group, fetched, scratch, *sizes)
+                _write_tiles(builder, tables, count, at, few, group, fetched, scratch, waiting, *sizes)
             elif rows == 1:  # vectors take no more, see `means`
                 _write_vectors(builder, unit, tables, count, at, group, fetched, scratch, many, groups)
             return context.get_dummy_value()
@@ -172,6 +184,94 @@ def _fetch_some(builder: Any, tables: Any, t: Any, lines: Any) -> None:
     builder.store(builder.add(start, builder.mul(lines, _I64(_LINE))), place)
 
 
+@contextlib.contextmanager
+def _while(builder: Any, condition: Callable[[], Any]) -> Iterator[None]:
+    """What is written inside is repeated as long as a condition holds, which is asked before."""
+    ask, inside, behind = (builder.append_basic_block(f"while.{name}") for name in ("ask", "inside", "behind"))
+    builder.branch(ask)
+    builder.position_at_end(ask)
+    builder.cbranch(condition(), inside, behind)
+    builder.position_at_end(inside)
+    yield
+    builder.branch(ask)
+    builder.position_at_end(behind)
+
+
+class _Waiting:
+    """Instructions that put sums that wait, some at a time; between them it is kept in registers where they are."""
+
+    def __init__(self, builder: Any, waiting: Any) -> None:
+        self._builder, self._waiting = builder, waiting
+        self._step, self._later = self._number(_I64(_BYTES_ON)), self._number(_I64(_LATER))
+        self._records = cgutils.alloca_once_value(builder, self._number(_I64(_RECORDS)))
+        self._next = cgutils.alloca_once_value(builder, _I64(_FIRST_RECORD))
+        # of the record that is being put: outputs that are left, where the next one's sums lie and where it belongs
+        self._left, self._source, self._target = (cgutils.alloca_once_value(builder, _I64(0)) for _ in range(3))
+        self._bias = cgutils.alloca_once(builder, _FLOAT_VECTOR)
+        self._mask = cgutils.alloca_once(builder, _I64)
+
+    def _number(self, n: Any) -> Any:
+        return self._builder.load(self._builder.gep(self._waiting, [n]))
+
+    def shared_by(self, count: Any) -> Any:
+        """How many vectors or squares are to be put each time, that all are put after so many times."""
+        amount = self._builder.add(self._number(_I64(_AMOUNT_WAITING)), self._builder.sub(count, _I64(1)))
+        return self._builder.sdiv(amount, count)
+
+    def some(self, number: Any) -> None:
+        """Put so many vectors or squares, or what is left."""
+        builder = self._builder
+        with builder.if_else(builder.icmp_signed("==", self._step, _I64(0))) as (of_a_field, of_features):
+            with of_a_field:
+                self._repeat(number, self._put_square)
+            with of_features:
+                self._repeat(number, self._put_vector)
+
+    def _repeat(self, number: Any, put: Callable[[], None]) -> None:
+        """While some of so many, and records or outputs of one, are left."""
+        builder = self._builder
+        rest = cgutils.alloca_once(builder, _I64)
+        builder.store(number, rest)
+        with _while(builder, lambda: self._goes_on(rest)):
+            put()
+            builder.store(builder.sub(builder.load(rest), _I64(1)), rest)
+
+    def _goes_on(self, rest: Any) -> Any:
+        builder = self._builder
+        some = builder.or_(builder.load(self._records), builder.load(self._left))
+        return builder.and_(*(builder.icmp_signed(">", n, _I64(0)) for n in (some, builder.load(rest))))
+
+    def _take_record(self) -> list[Any]:
+        """The numbers of the next one."""
+        builder = self._builder
+        place = builder.load(self._next)
+        builder.store(builder.add(place, _I64(_RECORD)), self._next)
+        builder.store(builder.sub(builder.load(self._records), _I64(1)), self._records)
+        return [self._number(builder.add(place, _I64(n))) for n in range(_RECORD)]
+
+    def _put_vector(self) -> None:
+        builder = self._builder
+        with builder.if_then(builder.icmp_signed("==", builder.load(self._left), _I64(0)), likely=False):
+            source, bias, target, count, mask = self._take_record()
+            rooms = self._source, self._target, self._left, self._mask
+            for value, room in zip((source, target, count, mask), rooms, strict=True):
+                builder.store(value, room)
+            builder.store(_load(builder, builder.inttoptr(bias, _POINTER), _FLOAT_VECTOR), self._bias)
+        source, target = builder.load(self._source), builder.load(self._target)
+        sums = _load(builder, builder.inttoptr(source, _POINTER), _FLOAT_VECTOR)
+        value = _as_bfloat16(builder, _rectified(builder, builder.fadd(sums, builder.load(self._bias))))
+        there = builder.inttoptr(target, _POINTER)
+        _store_some(builder, value, there, builder.load(self._mask))
+        _fetch(builder, builder.gep(there, [self._later]), True)
+        builder.store(builder.add(source, _I64(2 * LANES * 4)), self._source)
+        builder.store(builder.add(target, self._step), self._target)
+        builder.store(builder.sub(builder.load(self._left), _I64(1)), self._left)
+
+    def _put_square(self) -> None:
+        source, bias, places, first, mask = self._take_record()
+        _write_square(self._builder, source, bias, places, first, mask, self._later)
+
+
 def _write_tiles(
     builder: Any,
     tables: Any,
@@ -181,6 +281,7 @@ def _write_tiles(
     group: Any,
     fetched: Any,
     scratch: Any,
+    waiting: Any,
     rows: int,
     many: bool,
     groups: int,
@@ -192,6 +293,8 @@ def _write_tiles(
     def pointer(address):  # type: ignore[no-untyped-def]
         return builder.inttoptr(address, _POINTER)
 
+    put = _Waiting(builder, waiting)
+    share = put.shared_by(count)
     for tile in sums.values():
         _call(builder, "tilezero", _I8(tile))
     with cgutils.for_range(builder, count) as entries:
@@ -211,6 +314,7 @@ def _write_tiles(
                 _call(builder, "tileloadd64", _I8(4 + m % 2), pointer(start), step)
                 for n in range(groups):
                     _call(builder, "tdpbf16ps", _I8(sums[row, part, n]), _I8(4 + m % 2), _I8(6 + n))
+        put.some(share)
     for (row, part, n), tile in sums.items():
         output = builder.add(few if part else _I64(0), _I64(row * _LONGEST))
         place = builder.gep(scratch, [builder.add(builder.mul(output, _I64(2 * LANES)), _I64(n * LANES))])
@@ -387,13 +491,11 @@ def _settle_of(length: int) -> Any:
             vector, halved = ir.VectorType(ir.FloatType(), length), isinstance(signature.args[4].dtype, types.Integer)
 
             start = _load(builder, builder.gep(bias, [channel]), vector)
-            zeros = ir.Constant(vector, [0.0] * length)
             source = cgutils.alloca_once_value(builder, builder.gep(scratch, [place]))
             target = cgutils.alloca_once_value(builder, builder.gep(out, [target]))
             with cgutils.for_range(builder, count):
                 here, there = builder.load(source), builder.load(target)
-                value = builder.fadd(_load(builder, here, vector), start)
-                value = builder.select(builder.fcmp_ordered("<", value, zeros), zeros, value)
+                value = _rectified(builder, builder.fadd(_load(builder, here, vector), start))
                 value = _as_bfloat16(builder, value) if halved else value
                 builder.store(value, builder.bitcast(there, value.type.as_pointer())).align = 2 if halved else 4
                 _fetch(builder, builder.gep(there, [later]), True)
@@ -406,6 +508,12 @@ def _settle_of(length: int) -> Any:
     return intrinsic(settle)
 
 
+def _rectified(builder: Any, values: Any) -> Any:
+    """A vector of float32, 0 where it is negative."""
+    zeros = ir.Constant(values.type, [0.0] * values.type.count)
+    return builder.select(builder.fcmp_ordered("<", values, zeros), zeros, values)
+
+
 def _as_bfloat16(builder: Any, values: Any) -> Any:
     """A vector of float32 rounded to bfloat16, to the nearest, ties to even; their bits as whole numbers."""
     count = values.type.count
@@ -414,20 +522,36 @@ def _as_bfloat16(builder: Any, values: Any) -> Any:
     )
 
 
-def _eight_zeros(typing, out, place):  # type: ignore[no-untyped-def]
-    """out[place + c] = 0 for c < 8."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        number = context.get_data_type(signature.args[0].dtype)
-        place = builder.gep(_data(context, builder, signature, arguments, 0), [arguments[1]])
-        zeros = ir.Constant(ir.VectorType(number, 8), None)
-        builder.store(zeros, builder.bitcast(place, zeros.type.as_pointer())).align = 2
-        return context.get_dummy_value()
-
-    return types.void(out, place), generate
+def _store_some(builder: Any, values: Any, place: Any, mask: Any) -> None:
+    """Put those numbers of a vector whose bits are set in a number of 64 bits."""
+    count, size = values.type.count, 2 if values.type.element == ir.IntType(16) else 4
+    bits = builder.bitcast(builder.trunc(mask, ir.IntType(count)), ir.VectorType(ir.IntType(1), count))
+    place = builder.bitcast(place, values.type.as_pointer())
+    kind = ir.FunctionType(ir.VoidType(), [values.type, place.type, _I32, bits.type])
+    name = f"v{count}" + ("i16" if size == 2 else "f32")
+    store = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.store.{name}.p0{name}")
+    builder.call(store, [values, place, _I32(size), bits])
 
 
-_clear_eight: Any = intrinsic(_eight_zeros)
+def _zeros_of(length: int) -> Any:
+    """A function that clears so many numbers."""
+
+    def zeros(typing, out, place):  # type: ignore[no-untyped-def]
+        """out[place + c] = 0."""
+
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            number = context.get_data_type(signature.args[0].dtype)
+            place = builder.gep(_data(context, builder, signature, arguments, 0), [arguments[1]])
+            nothing = ir.Constant(ir.VectorType(number, length), None)
+            builder.store(nothing, builder.bitcast(place, nothing.type.as_pointer())).align = 2
+            return context.get_dummy_value()
+
+        return types.void(out, place), generate
+
+    return intrinsic(zeros)
+
+
+_clear_eight, _clear_four = _zeros_of(8), _zeros_of(4)
 _settle, _settle_eight = _settle_of(LANES), _settle_of(8)
 
 
@@ -514,98 +638,134 @@ def _outputs_from(at, width, many, few):  # type: ignore[no-untyped-def]
 
 
 @compiling.loop
-def _multiply(unit, tables, count, at, few, rows, many, group, two, fetched, scratch):  # type: ignore[no-untyped-def]
-    """The right one of the products; `tables` and `scratch` are where these lie."""
+def _multiply(unit, tables, count, at, few, rows, many, group, two, fetched, scratch, waiting):  # type: ignore[no-untyped-def]
+    """The right one of the products; `tables`, `scratch` and `waiting` are where these lie."""
     if rows == 2:
         if many:
-            _two_rows_many_one(unit, tables, count, at, few, group, fetched, scratch)
+            _two_rows_many_one(unit, tables, count, at, few, group, fetched, scratch, waiting)
         elif two:
-            _two_rows_few_two(unit, tables, count, at, few, group, fetched, scratch)
+            _two_rows_few_two(unit, tables, count, at, few, group, fetched, scratch, waiting)
         else:
-            _two_rows_few_one(unit, tables, count, at, few, group, fetched, scratch)
+            _two_rows_few_one(unit, tables, count, at, few, group, fetched, scratch, waiting)
     elif many and two:
-        _many_two(unit, tables, count, at, few, group, fetched, scratch)
+        _many_two(unit, tables, count, at, few, group, fetched, scratch, waiting)
     elif many:
-        _many_one(unit, tables, count, at, few, group, fetched, scratch)
+        _many_one(unit, tables, count, at, few, group, fetched, scratch, waiting)
     elif two:
-        _few_two(unit, tables, count, at, few, group, fetched, scratch)
+        _few_two(unit, tables, count, at, few, group, fetched, scratch, waiting)
     else:
-        _few_one(unit, tables, count, at, few, group, fetched, scratch)
+        _few_one(unit, tables, count, at, few, group, fetched, scratch, waiting)
 
 
-def _two_numbers(typing, source, at, bias, channel, out, place):  # type: ignore[no-untyped-def]
-    """out[place + p] = source[at + p] + bias[channel + p] for p < 2."""
+def _write_square(builder: Any, source: Any, bias: Any, places: Any, first: Any, mask: Any, later: Any) -> None:
+    """The instructions of `_put_square`."""
+    count = LANES // 2
+    twos = ir.VectorType(ir.DoubleType(), count)  # in its numbers nothing is computed
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        vector = ir.VectorType(ir.FloatType(), 2)
+    def load(address):  # type: ignore[no-untyped-def]
+        return _load(builder, builder.inttoptr(address, _POINTER), _FLOAT_VECTOR)
 
-        def pointer(number):  # type: ignore[no-untyped-def]
-            return builder.gep(_data(context, builder, signature, arguments, number), [arguments[number + 1]])
+    start = load(bias)
+    rows = [builder.fadd(load(builder.add(source, _I64(2 * LANES * 4 * r))), start) for r in range(count)]
+    rows = [builder.bitcast(row, twos) for row in rows]
+    bit = 1
+    while bit < count:  # swap what has this bit in its row and not in its column with what has it only there
+        low = [q + count - bit if q & bit else q for q in range(count)]
+        for r in (r for r in range(count) if not r & bit):
+            pair = rows[r], rows[r + bit]
+            rows[r], rows[r + bit] = _chosen(builder, *pair, low), _chosen(builder, *pair, [q + bit for q in low])
+        bit *= 2
+    whole = builder.icmp_signed("==", mask, _I64((1 << LANES) - 1))
+    places = builder.inttoptr(places, _I64.as_pointer())
+    for q, row in enumerate(rows):
+        place = builder.load(builder.gep(places, [_I64(q)]))
+        with builder.if_then(builder.icmp_signed("!=", place, _I64(_NOWHERE))):
+            there, row = builder.inttoptr(builder.add(place, first), _POINTER), builder.bitcast(row, _FLOAT_VECTOR)
+            with builder.if_else(whole) as (yes, no):
+                with yes:
+                    builder.store(row, builder.bitcast(there, row.type.as_pointer())).align = 4
+                with no:
+                    _store_some(builder, row, there, mask)
+            _fetch(builder, builder.gep(there, [later]), True)
 
-        value = builder.fadd(*(_load(builder, pointer(n), vector) for n in (0, 2)))
-        builder.store(value, builder.bitcast(pointer(4), vector.as_pointer())).align = 4
-        return context.get_dummy_value()
 
-    return types.void(source, at, bias, channel, out, place), generate
+def _square_of_twos(typing, source, bias, places, first, mask, later):  # type: ignore[no-untyped-def]
+    """LANES voxels of each of LANES / 2 rows of a field, of as many outputs; all arguments are addresses or bytes.
 
-
-_put_two: Any = intrinsic(_two_numbers)
-
-
-def _square_of_twos(typing, source, at, bias, channel, out, places, first, later):  # type: ignore[no-untyped-def]
-    """out[places[q] + first + 2 r + p] = source[at + 2 LANES r + 2 q + p] + bias[channel + 2 q + p].
-
-    For p < 2, r and q < LANES / 2, so that twos change from columns to rows; not where places[q] is NOWHERE. What is
-    put `later` numbers further on is put next.
+    Output r at `source` + 8 LANES r, to which the numbers at `bias` are added, has two neighbours of each row q. These
+    are put from places[q] + `first` on, neighbours as they come, but for those whose bit is not set in `mask`, and not
+    where places[q] is NOWHERE. What is put `later` bytes further on is put next.
     """
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        source, bias, out, places = (_data(context, builder, signature, arguments, n) for n in (0, 2, 4, 5))
-        _, at, _, channel, _, _, first, later = arguments
-        count = LANES // 2
-        twos = ir.VectorType(ir.DoubleType(), count)  # in its numbers nothing is computed
-
-        def load(pointer, at):  # type: ignore[no-untyped-def]
-            return _load(builder, builder.gep(pointer, [at]), _FLOAT_VECTOR)
-
-        start = load(bias, channel)
-        rows = [builder.fadd(load(source, builder.add(at, _I64(2 * LANES * r))), start) for r in range(count)]
-        rows = [builder.bitcast(row, twos) for row in rows]
-        bit = 1
-        while bit < count:  # swap what has this bit in its row and not in its column with what has it only there
-            low = [q + count - bit if q & bit else q for q in range(count)]
-            for r in (r for r in range(count) if not r & bit):
-                pair = rows[r], rows[r + bit]
-                rows[r], rows[r + bit] = _chosen(builder, *pair, low), _chosen(builder, *pair, [q + bit for q in low])
-            bit *= 2
-        for q, row in enumerate(rows):
-            place = builder.load(builder.gep(places, [_I64(q)]))
-            with builder.if_then(builder.icmp_signed("!=", place, _I64(_NOWHERE))):
-                place = builder.gep(out, [builder.add(place, first)])
-                here = builder.bitcast(place, _FLOAT_VECTOR.as_pointer())
-                builder.store(builder.bitcast(row, _FLOAT_VECTOR), here).align = 4
-                _fetch(builder, builder.gep(place, [later]), True)
+        _write_square(builder, *arguments)
         return context.get_dummy_value()
 
-    return types.void(source, at, bias, channel, out, places, first, later), generate
+    return types.void(*[types.int64] * 6), generate
 
 
 _put_square: Any = intrinsic(_square_of_twos)
 
 
+def _what_waits(typing, unit, waiting):  # type: ignore[no-untyped-def]
+    """Put all sums that wait at an address; with vectors none do."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        if unit == types.uint8:
+            waiting = builder.inttoptr(arguments[1], _I64.as_pointer())
+            _Waiting(builder, waiting).some(_I64(1 << 62))
+            for n in (_RECORDS, _AMOUNT_WAITING):
+                builder.store(_I64(0), builder.gep(waiting, [_I64(n)]))
+        return context.get_dummy_value()
+
+    return types.void(unit, types.int64), generate
+
+
+_put_waiting: Any = intrinsic(_what_waits)
+
+
 @compiling.loop
-def _put_twos(scratch, source, bias, channel, out, places, first, last, later):  # type: ignore[no-untyped-def]
-    """What `_put_square` does, for outputs first ... last."""
-    r = first
-    while r + LANES // 2 <= last:
-        _put_square(scratch, source + 2 * LANES * r, bias, channel, out, places, 2 * r, later)
-        r += LANES // 2
-    while r < last:
-        for n in range(LANES // 2):
-            if places[n] != _NOWHERE:
-                number = source + 2 * LANES * r + 2 * n
-                _put_two(scratch, number, bias, channel + 2 * n, out, places[n] + 2 * r)
-        r += 1
+def _begin_to_wait(waiting, step, later):  # type: ignore[no-untyped-def]
+    """What waited is put. What `_note` says from now on is `step` bytes from output to output, or 0 for a field."""
+    waiting[_RECORDS] = waiting[_AMOUNT_WAITING] = 0
+    waiting[_BYTES_ON], waiting[_LATER] = step, later
+
+
+@compiling.loop
+def _note(waiting, amount, source, bias, place, number, mask):  # type: ignore[no-untyped-def]
+    """Have sums wait, `amount` vectors or squares of them.
+
+    For features those of `number` outputs from address `source` on, in steps of 8 LANES; with the numbers at `bias`
+    those channels are put from `place` on whose bits are set in `mask`. For a field a square, as `_put_square` is told.
+    """
+    first = _FIRST_RECORD + _RECORD * waiting[_RECORDS]
+    waiting[first], waiting[first + 1], waiting[first + 2] = source, bias, place
+    waiting[first + 3], waiting[first + 4] = number, mask
+    waiting[_RECORDS] += 1
+    waiting[_AMOUNT_WAITING] += amount
+
+
+def _address(typing, array, place):  # type: ignore[no-untyped-def]
+    """Of a number of an array."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        place = builder.gep(_data(context, builder, signature, arguments, 0), [arguments[1]])
+        return builder.ptrtoint(place, _I64)
+
+    return types.int64(array, place), generate
+
+
+def _whether_tiles(typing, unit):  # type: ignore[no-untyped-def]
+    """Whether the matrix unit computes."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return ir.Constant(ir.IntType(1), int(unit == types.uint8))
+
+    return types.boolean(unit), generate
+
+
+_address_of: Any = intrinsic(_address)
+_by_tiles: Any = intrinsic(_whether_tiles)
 
 
 def _pointer_to(number: Any) -> Any:
@@ -645,7 +805,7 @@ def _rows_of(turn, height, rows):  # type: ignore[no-untyped-def]
 
 
 @compiling.loop
-def _features(unit, step, plan, tables, scratch, parities, begin, end):  # type: ignore[no-untyped-def]
+def _features(unit, step, plan, tables, scratch, waiting, parities, begin, end):  # type: ignore[no-untyped-def]
     """Some rows of a layer's features, turns begin ... end; with parities, all rows of a slice about gaps.
 
     Args:
@@ -653,7 +813,7 @@ def _features(unit, step, plan, tables, scratch, parities, begin, end):  # type:
         step: see STEP; `shape` is (depth, height, outputs along a row, zeros at either end of it, channels, groups of
             LANES channels; with parities those of even voxels of even rows, of odd rows, then of odd voxels).
         plan: of each input what `compiled_layers._Input.plan` returns.
-        tables, scratch: room.
+        tables, scratch, waiting: room.
         parities: whether an output's parities say which of the weights count, and of which gap it is.
     """
     depth, height, width = step[SHAPE], step[SHAPE + 1], step[SHAPE + 2]
@@ -665,7 +825,7 @@ def _features(unit, step, plan, tables, scratch, parities, begin, end):  # type:
     own, count_x, count_y = groups // (stride * stride), width // stride, height // stride + parities
     bias = _array(_floats(unit, step[BIAS]), own * LANES)
     later = stride * rows * length
-    inner, count = _inner_rows(plan, rows), _int(0)
+    inner, count, tiles = _inner_rows(plan, rows), _int(0), _by_tiles(unit)
     for turn in range(begin, end):
         k, j = _rows_of(turn, count_y, rows)
         z, piece = ((k + 1) // 2, k % 2) if parities else (k, 0)
@@ -682,7 +842,9 @@ def _features(unit, step, plan, tables, scratch, parities, begin, end):  # type:
             while done < count_x:
                 at, outputs = _outputs_from(done, count_x, many, few)
                 sizes = few, rows, outputs == many, group, two, fetched
-                _multiply(unit, tables.ctypes.data, count, at + px, *sizes, scratch.ctypes.data)
+                _multiply(unit, tables.ctypes.data, count, at + px, *sizes, scratch.ctypes.data, waiting.ctypes.data)
+                if tiles:
+                    _begin_to_wait(waiting, 2 * stride * channels, 2 * later)
                 for part in range(2 * rows if two else rows):
                     r, g = (part // 2, part % 2) if two else (part, 0)
                     y = stride * (j + r) - (group + g) // own % stride
@@ -691,7 +853,10 @@ def _features(unit, step, plan, tables, scratch, parities, begin, end):  # type:
                     source, channel = (r * 2 * _LONGEST + g) * LANES, (group + g) % own * LANES
                     place = (k * height + y) * length + edge + (at * stride + px) * channels + channel
                     target = out, place, stride * channels, outputs, later
-                    if channels - channel < LANES:
+                    if tiles:
+                        addresses = _address_of(scratch, source), _address_of(bias, channel), _address_of(out, place)
+                        _note(waiting, outputs, *addresses, outputs, (1 << min(channels - channel, LANES)) - 1)
+                    elif channels - channel < LANES:
                         _settle_eight(scratch, source, bias, channel, *target)
                     else:
                         _settle(scratch, source, bias, channel, *target)
@@ -703,13 +868,14 @@ def _features(unit, step, plan, tables, scratch, parities, begin, end):  # type:
             for c in range(0, edge, 8):
                 _clear_eight(out, first + c)
                 _clear_eight(out, last + c)
+    _put_waiting(unit, waiting.ctypes.data)
     if end == step[TURNS]:
         for c in range(BEHIND):
             out[depth * height * length + c] = 0
 
 
 @compiling.loop
-def _features_about_gaps(unit, step, plan, tables, scratch, begin, end):  # type: ignore[no-untyped-def]
+def _features_about_gaps(unit, step, plan, tables, scratch, waiting, begin, end):  # type: ignore[no-untyped-def]
     """Features of a transposed convolution to few channels, for rows of gaps begin ... end.
 
     About gap i of an axis lie the voxels 2 i (parity 0) and 2 i - 1 (parity 1). Those of a row are put at once:
@@ -732,7 +898,7 @@ def _features_about_gaps(unit, step, plan, tables, scratch, begin, end):  # type
             while done < count_x:
                 at, outputs = _outputs_from(done, count_x, many, few)
                 sizes = few, 1, outputs == many, group, True, fetched
-                _multiply(unit, tables.ctypes.data, count, at, *sizes, scratch.ctypes.data)
+                _multiply(unit, tables.ctypes.data, count, at, *sizes, scratch.ctypes.data, waiting.ctypes.data)
                 for part in range(0, 2 * LANES, pair):
                     channel = group * LANES + part
                     z, y = 2 * k - channel // pair // 2, 2 * j - channel // pair % 2
@@ -770,12 +936,15 @@ def _clear_outside(unit, step, begin, end):  # type: ignore[no-untyped-def]
                     first, last = 0, width
                 for i in range(first, last):
                     place = ((k * height + j) * width + i) * channels + parity * part
+                    if part == 4:
+                        _clear_four(out, place)
+                        continue
                     for c in range(part):
                         out[place + c] = 0
 
 
 @compiling.loop
-def _field(unit, step, plan, tables, scratch, begin, end):  # type: ignore[no-untyped-def]
+def _field(unit, step, plan, tables, scratch, waiting, begin, end):  # type: ignore[no-untyped-def]
     """A displacement (3, D, H, W), for rows of blocks of 2x2x2 or 1x2x2, turns begin ... end.
 
     Along z and y the voxel of a block at a parity is 2 k + sign * parity; along x the first one of a block is voxel
@@ -788,9 +957,8 @@ def _field(unit, step, plan, tables, scratch, begin, end):  # type: ignore[no-un
     few, rows, fetched, groups = step[FEW], step[ROWS], step[FETCHED], -(-channels // LANES)
     out = _array(_floats(unit, step[OUT]), 3 * full_depth * full_height * full_width)
     bias = _array(_floats(unit, step[BIAS]), groups * LANES)
-    places = np.empty(LANES // 2, np.int64)
-    later = 2 * rows * full_width
-    inner, count = _inner_rows(plan, rows), _int(0)
+    later = 4 * 2 * rows * full_width
+    inner, count, tiles = _inner_rows(plan, rows), _int(0), _by_tiles(unit)
     before = 1 if sign < 0 else 0  # voxels of the first block that are before the row, and of the last one behind it
     for turn in range(begin, end):
         k, j = _rows_of(turn, height, rows)
@@ -806,30 +974,33 @@ def _field(unit, step, plan, tables, scratch, begin, end):  # type: ignore[no-un
             while done < width:
                 at, outputs = _outputs_from(done, width, many, few)
                 sizes = few, rows, outputs == many, group, two, fetched
-                _multiply(unit, tables.ctypes.data, count, at, *sizes, scratch.ctypes.data)
-                first = before if at == 0 else 0
-                last = outputs - before if at + outputs == width else outputs
+                _multiply(unit, tables.ctypes.data, count, at, *sizes, scratch.ctypes.data, waiting.ctypes.data)
+                if tiles:
+                    _begin_to_wait(waiting, _int(0), later)
                 for part in range(2 * rows if two else rows):
                     r, g = (part // 2, part % 2) if two else (part, 0)
                     source, channel = (r * 2 * _LONGEST + g) * LANES, (group + g) * LANES
+                    places = _PLACES + part * (LANES // 2)
                     for n in range(LANES // 2):
                         parity, component = (channel // 2 + n) // 3, (channel // 2 + n) % 3
                         z, y = channels // 12 * k + sign * (parity // 2), 2 * (j + r) + sign * (parity % 2)
-                        places[n] = _NOWHERE
+                        waiting[places + n] = _NOWHERE
                         if channel + 2 * n < channels and 0 <= z < full_depth and 0 <= y < full_height:
                             line = (component * full_depth + z) * full_height + y
-                            places[n] = line * full_width + 2 * at - before
-                    _put_twos(scratch, source, bias, channel, out, places, first, last, later)
-                    if last - first == outputs:
-                        continue
-                    for n in range(LANES // 2):  # of the first output the second voxel, of the last one the first
-                        if places[n] != _NOWHERE and first > 0:
-                            out[places[n] + 1] = scratch[source + 2 * n + 1] + bias[channel + 2 * n + 1]
-                        if places[n] != _NOWHERE and last < outputs:
-                            number = last * 2 * LANES + 2 * n
-                            out[places[n] + 2 * last] = scratch[source + number] + bias[channel + 2 * n]
+                            waiting[places + n] = _address_of(out, line * full_width + 2 * at - before)
+                    for output in range(0, outputs, LANES // 2):
+                        o = max(min(output, outputs - LANES // 2), 0)  # the last ones of a row are put twice
+                        voxel = 2 * (at + o) - before
+                        behind = min(LANES, 2 * (outputs - o), full_width - voxel)
+                        mask = (1 << behind) - (1 << max(-voxel, 0))
+                        given = _address_of(scratch, source + 2 * LANES * o), _address_of(bias, channel)
+                        if tiles:
+                            _note(waiting, _int(1), *given, _address_of(waiting, places), 8 * o, mask)
+                        else:
+                            _put_square(*given, _address_of(waiting, places), 8 * o, mask, later)
                 done = at + outputs
             group += 2 if two else 1
+    _put_waiting(unit, waiting.ctypes.data)
 
 
 def _whole_row(typing, address, lines):  # type: ignore[no-untyped-def]
@@ -890,7 +1061,9 @@ def run(unit, steps, plan, tiles, shared, own):  # type: ignore[no-untyped-def]
     saved = np.zeros(64, np.uint8)
     _configuration(unit, saved)
     tables = np.empty((_MOST_ENTRIES, _ENTRY), np.int64)
-    scratch = np.empty(_MOST_ROWS * _LONGEST * 2 * LANES, np.float32)
+    room = np.empty(_MOST_ROWS * _LONGEST * 2 * LANES + _LINE // 4, np.float32)
+    scratch = room[-room.ctypes.data % _LINE // 4 :]  # rows of tiles are put faster into lines than across
+    waiting = np.zeros(_WAITING, np.int64)
     finished = True
     for s in range(len(steps)):
         step = steps[s]
@@ -903,14 +1076,14 @@ def run(unit, steps, plan, tiles, shared, own):  # type: ignore[no-untyped-def]
             if begin == end:
                 break
             if step[KIND] == FIELD:
-                _field(unit, step, inputs, tables, scratch, begin, end)
+                _field(unit, step, inputs, tables, scratch, waiting, begin, end)
             elif step[KIND] == FIELD_BY_VOXEL:
                 _field_by_voxel(unit, step, inputs, tables, begin, end)
             elif step[KIND] == FEATURES_ABOUT_GAPS:
-                _features_about_gaps(unit, step, inputs, tables, scratch, begin, end)
+                _features_about_gaps(unit, step, inputs, tables, scratch, waiting, begin, end)
             else:
                 by_parity = step[KIND] == FEATURES_BY_PARITY
-                _features(unit, step, inputs, tables, scratch, by_parity, begin, end)
+                _features(unit, step, inputs, tables, scratch, waiting, by_parity, begin, end)
                 if step[KIND] == GAPS:
                     _clear_outside(unit, step, begin, end)
             turns.finish(shared, s, end - begin)
@@ -989,6 +1162,7 @@ def fetched(
     """How many lines an entry of the tables fetches with each product of a turn, and how many bytes with all of them.
 
     By vectors none where there would be many: then inputs are long rows, which the processor fetches ahead by itself.
+    By the matrix unit only with few entries: else it sees far enough ahead to read in time.
 
     Args:
         precision, width, groups: as in `means`.
@@ -999,6 +1173,6 @@ def fetched(
     many = at_once.many_two if min(groups, at_once.groups) == 2 else at_once.many_one
     products = -(-width // (many if many <= width else at_once.few)) * -(-groups // at_once.groups)
     lines = -(-size // (_LINE * products * entries))
-    if unit_of(precision) is not _TILES and lines > _MOST_LINES:
+    if entries > _MOST_LOOKED_AHEAD if unit_of(precision) is _TILES else lines > _MOST_LINES:
         return 0, 0
     return lines, lines * _LINE * products
