@@ -15,6 +15,7 @@ Arrangement, channels last:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,16 @@ __all__ = ["Features", "Program", "program_of", "takes"]
 
 _OWN, _RESULT, _GIVEN = range(3)  # what an address counts from: a program's own memory, the field, the first input
 _ALIGNMENT = 64  # bytes
+_spare: list[torch.Tensor] = []  # one program's own memory, for the next one: new memory costs as much as the layers
+
+
+def _memory(size: int) -> torch.Tensor:
+    """So many bytes or more, for one run of a program."""
+    with contextlib.suppress(IndexError):  # nothing is spare
+        memory = _spare.pop()
+        if len(memory) >= size:
+            return memory
+    return torch.empty(size, dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,7 @@ class _Input:
     weights: torch.Tensor
 
     def plan(self, zeros: int) -> list[int]:
-        """Numbers for `layer_loops._list_rows`: address from the base of the features, and distances in bytes.
+        """Numbers for `layer_loops._list_rows`: address from the base of the features, distances in bytes, which base.
 
         `zeros` is the address of a row of them.
         """
@@ -92,7 +103,7 @@ class _Input:
         *scale, step = self.scale
         start = given.offset + (self.first + given.ends) * voxel
         plan = [start, *given.shape[:2], given.row, step * voxel, *scale, self.first, *self.kernel]
-        return [*plan, weights.shape[3], weights.data_ptr(), weights.stride(1) * weights.itemsize, zeros]
+        return [*plan, weights.shape[3], weights.data_ptr(), weights.stride(1) * weights.itemsize, zeros, given.base]
 
 
 def _bias(layer: nn.Conv3d | nn.ConvTranspose3d, repeats: int = 1, order: torch.Tensor | None = None) -> torch.Tensor:
@@ -113,7 +124,7 @@ class Program:
     def __init__(self, precision: torch.dtype) -> None:
         self.precision = precision
         self._tiled = layer_loops.has_tiles() and precision == torch.bfloat16
-        self._steps: list[tuple[list[int], int, np.ndarray]] = []  # numbers, base of OUT, tiles
+        self._steps: list[tuple[list[int], np.ndarray]] = []  # numbers, tiles
         self._inputs: list[_Input] = []
         self._kept: list[torch.Tensor] = []  # that steps have addresses of
         self._bytes = 0
@@ -122,7 +133,7 @@ class Program:
         self._field: tuple[int, int, int] | None = None
 
     def given(self, shape: Sequence[int], channels: int, ends: int = 1, spare: int = 0) -> Features:
-        """The next input of `run`, (D, H, W + 2 ends + spare, channels) contiguous; D, H, W are `shape`.
+        """The next input of `run`, (B, D, H, W + 2 ends + spare, channels) contiguous; D, H, W are `shape`.
 
         Rows are ended by zeros, and the last one is followed by BEHIND of them.
         """
@@ -138,14 +149,12 @@ class Program:
 
     def finish(self) -> None:
         """No more layers follow."""
-        self._table = np.array([step for step, *_ in self._steps], np.int64)
-        self._bases = np.array([base for _, base, *_ in self._steps])
-        self._tiles = np.array([tiles for *_, tiles in self._steps])
+        self._table = np.array([step for step, _ in self._steps], np.int64)
+        self._tiles = np.array([tiles for _, tiles in self._steps])
         longest = max(one.features.row + BEHIND * one.features.itemsize for one in self._inputs)
         zeros = torch.zeros(longest, dtype=torch.uint8)
         self._kept.append(zeros)
         self._plan = np.array([one.plan(zeros.data_ptr()) for one in self._inputs], np.int64)
-        self._plan_bases = np.array([one.features.base for one in self._inputs])
 
     def run(self, *given: torch.Tensor) -> torch.Tensor:
         """The result of the last layer.
@@ -154,18 +163,21 @@ class Program:
             given: what `given` and `images` announced, in their order.
 
         Returns:
-            The displacement (3, D, H, W) float32, or features (channels, D, H, W), the latter not contiguous.
+            The displacement (B, 3, D, H, W) float32, or features (1, channels, D, H, W), not contiguous, of the last of
+            the batch.
         """
-        own = torch.empty(self._bytes, dtype=torch.uint8)
-        result = own if self._field is None else torch.empty(3, *self._field)
-        bases = np.array([one.data_ptr() for one in (own, result, *given)], np.int64)
-        steps, plan = self._table.copy(), self._plan.copy()
-        steps[:, layer_loops.OUT] += bases[self._bases]
-        plan[:, 0] += bases[self._plan_bases]
-        unit = layer_loops.unit_of(self.precision)
-        arguments = unit, steps, plan, self._tiles
-        turns.take_turns(len(steps), lambda shared, thread: layer_loops.run(*arguments, shared, thread))
-        return result if self._field is not None else self._tensor(own)
+        # few words: after a network of whole images the interpreter finds nothing of its own in the caches
+        batch, unit = len(given[0]), layer_loops.unit_of(self.precision)
+        own = _memory(self._bytes)
+        result = torch.empty(batch, 3, *(self._field or (0, 0, 0)))
+        for n in range(batch):
+            others = [one.data_ptr() + n * one.stride(0) * one.itemsize for one in (result, *given)]
+            arguments = unit, self._table, self._plan, self._tiles, np.array([own.data_ptr(), *others], np.int64)
+            turns.take_turns(len(self._table), lambda *thread, given=arguments: layer_loops.run(*given, *thread))
+        if self._field is None:
+            return self._tensor(own)[None]
+        _spare[:] = [own]
+        return result
 
     def _tensor(self, own: torch.Tensor) -> torch.Tensor:
         assert self._last is not None
@@ -215,8 +227,8 @@ class Program:
             fetched = layer_loops.fetched(self.precision, width, groups, at_once, entries, size)
         turns = rows[0] * -(-rows[1] // at_once.rows)
         base, offset = (result.base, result.offset) if result else (_RESULT, 0)
-        step = [kind, turns, len(self._inputs), len(inputs), offset, bias.data_ptr(), *at_once, *fetched, *shape]
-        self._steps.append(([*step, *[0] * (layer_loops.STEP - len(step))], base, tiles))
+        step = [kind, turns, len(self._inputs), len(inputs), offset, base, bias.data_ptr(), *at_once, *fetched, *shape]
+        self._steps.append(([*step, *[0] * (layer_loops.STEP - len(step))], tiles))
         self._inputs += inputs
         self._kept += [bias, *(one.weights for one in inputs)]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -68,9 +68,19 @@ _Made = TypeVar("_Made")
 _kept: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[object, Any]]] = weakref.WeakKeyDictionary()
 
 
+def _parameters_of(module: nn.Module) -> Iterator[nn.Parameter]:
+    """As `module.parameters`, in half the time, which counts beside a network of two milliseconds."""
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            yield parameter
+    for child in module._modules.values():
+        if child is not None:
+            yield from _parameters_of(child)
+
+
 def kept(module: nn.Module, form: str, make: Callable[[], _Made], size: object = None) -> _Made:
     """A module's weights in another form, kept until they or `size` change."""
-    now = size, *((w.data_ptr(), w._version) for w in module.parameters())
+    now = size, *((w.data_ptr(), w._version) for w in _parameters_of(module))
     forms = _kept.setdefault(module, {})
     if form not in forms or forms[form][0] != now:
         forms[form] = now, make()

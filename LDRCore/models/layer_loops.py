@@ -565,7 +565,7 @@ def _list_rows(plan, k, j, piece, rows, tables):  # type: ignore[no-untyped-def]
     count = 0
     for s in range(len(plan)):
         address, depth, height, row, step, scale_z, scale_y, first, kernel_z, kernel_y = plan[s, :10]
-        amount, weights, size, zeros = plan[s, 10:]
+        amount, weights, size, zeros = plan[s, 10:14]
         for dz in range(kernel_z):
             z = scale_z * k + first + dz
             for dy in range(kernel_y):
@@ -786,8 +786,10 @@ _floats, _results = _pointer_to(types.float32), _pointer_to(None)
 
 
 # a step, a row of the first table of `run`: what it computes, how many times, from where in the table of inputs on, how
-# many inputs, where the result and the bias lie, what `means` and `fetched` return, and what the loops say
-KIND, TURNS, FIRST, INPUTS, OUT, BIAS, MANY_ONE, MANY_TWO, FEW, ROWS, GROUPS, FETCHED, FETCHED_BYTES, SHAPE = range(14)
+# many inputs, where the result lies from which base, where the bias lies, what `means` and `fetched` return, and what
+# the loops say
+KIND, TURNS, FIRST, INPUTS, OUT, BASE, BIAS = range(7)
+MANY_ONE, MANY_TWO, FEW, ROWS, GROUPS, FETCHED, FETCHED_BYTES, SHAPE = range(7, 15)
 STEP = SHAPE + 7
 FEATURES, FEATURES_BY_PARITY, FEATURES_ABOUT_GAPS, GAPS, FIELD, FIELD_BY_VOXEL = range(6)
 
@@ -1040,7 +1042,7 @@ def _field_by_voxel(unit, step, plan, tables, begin, end):  # type: ignore[no-un
 
 
 @compiling.loop
-def run(unit, steps, plan, tiles, shared, own):  # type: ignore[no-untyped-def]
+def run(unit, steps, plan, tiles, bases, shared, own):  # type: ignore[no-untyped-def]
     """Compute the steps of a program, one after the other, together with other threads that are given the same.
 
     The turns of a step are shared out in as many ranges as there are threads. A thread computes its own range first,
@@ -1052,6 +1054,7 @@ def run(unit, steps, plan, tiles, shared, own):  # type: ignore[no-untyped-def]
         steps: (n, STEP).
         plan: the same of all inputs of all steps.
         tiles: (n, 64), as `means` returns it.
+        bases: addresses that those of results and inputs count from.
         shared: see `turns.take_turns`.
         own: number of this thread.
 
@@ -1064,6 +1067,11 @@ def run(unit, steps, plan, tiles, shared, own):  # type: ignore[no-untyped-def]
     room = np.empty(_MOST_ROWS * _LONGEST * 2 * LANES + _LINE // 4, np.float32)
     scratch = room[-room.ctypes.data % _LINE // 4 :]  # rows of tiles are put faster into lines than across
     waiting = np.zeros(_WAITING, np.int64)
+    steps, plan = steps.copy(), plan.copy()
+    for s in range(len(steps)):
+        steps[s, OUT] += bases[steps[s, BASE]]
+    for s in range(len(plan)):
+        plan[s, 0] += bases[plan[s, -1]]
     finished = True
     for s in range(len(steps)):
         step = steps[s]

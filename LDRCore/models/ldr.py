@@ -95,9 +95,7 @@ class LDR(DenseNetwork):
         """See `DenseNetwork.predict_pair`."""
         layers = cpu_layout.compiled_layers(pair.values.dtype) if pair.blocks else None
         if layers:
-            program = layers.program_of(self, pair.values.dtype, pair.shape, self._write)
-            found = [program.run(blocks)[None] for blocks in pair.values]
-            return found[0] if len(found) == 1 else torch.cat(found)
+            return layers.program_of(self, pair.values.dtype, pair.shape, self._write).run(pair.values)
         return self._predict_on_cpu(pair)
 
     def _write(self, program: Any, images: Any) -> None:

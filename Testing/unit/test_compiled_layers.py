@@ -58,7 +58,7 @@ def compute(precision, write, *given):
     program = layers.Program(precision)
     write(program, *(tell(program) for _, tell in given))
     program.finish()
-    return program.run(*(values for values, _ in given))
+    return program.run(*(values[None] for values, _ in given))[0]
 
 
 def assert_ends_are_zero(found):
