@@ -85,6 +85,8 @@ class _Input:
         scale, first: for output i along an axis (z, y, x), voxels from scale * i + first on.
         kernel: so many, along z and y.
         weights: as `_arranged`: pieces, entries of the tables, groups, amount and so on.
+        twos: where two pieces of weights are for even and for odd slices of outputs, of which both of two then count as
+            one output: 0 if an even slice goes with the next one, 1 if with the one before; else None.
     """
 
     features: Features
@@ -92,6 +94,7 @@ class _Input:
     first: int
     kernel: tuple[int, int]
     weights: torch.Tensor
+    twos: int | None = None
 
     def plan(self, zeros: int) -> list[int]:
         """Numbers for `layer_loops._list_rows`: address from the base of the features, distances in bytes, which base.
@@ -99,11 +102,20 @@ class _Input:
         `zeros` is the address of a row of them.
         """
         given, weights = self.features, self.weights
+        twos = self.twos is not None, self.twos or 0
         voxel = given.channels * given.itemsize
         *scale, step = self.scale
         start = given.offset + (self.first + given.ends) * voxel
         plan = [start, *given.shape[:2], given.row, step * voxel, *scale, self.first, *self.kernel]
-        return [*plan, weights.shape[3], weights.data_ptr(), weights.stride(1) * weights.itemsize, zeros, given.base]
+        return [
+            *plan,
+            weights.shape[3],
+            weights.data_ptr(),
+            weights.stride(1) * weights.itemsize,
+            zeros,
+            *twos,
+            given.base,
+        ]
 
 
 def _bias(layer: nn.Conv3d | nn.ConvTranspose3d, repeats: int = 1, order: torch.Tensor | None = None) -> torch.Tensor:
@@ -298,7 +310,8 @@ class Program:
             return *(self._arranged(piece) for piece in pieces), _bias(layer, 1 if whole else 8)
 
         *weights, bias = self._weights(layer, f"up {sizes}", make)
-        given = [_Input(one, (1, 1, 1), -1, (2, 2), weight) for one, weight in zip(inputs, weights, strict=True)]
+        twos = 1 if whole else None
+        given = [_Input(one, (1, 1, 1), -1, (2, 2), weight, twos) for one, weight in zip(inputs, weights, strict=True)]
         size, count = [2 * n for n in inputs[0].shape], [n + 1 for n in inputs[0].shape]
         if whole:
             return self._add_features(given, bias, self._room(size, layer.out_channels), parities=True)
@@ -342,28 +355,28 @@ class Program:
         self._add(layer_loops.FIELD_BY_VOXEL, (depth, height), given, None, bias, width, shape)
 
     def _flow_by_blocks(self, layer: nn.Conv3d, inputs: Sequence[Features]) -> None:
-        """Blocks of 2x2x2 voxels, or without gaps of 1x2x2: fewer zeros among the weights."""
-        flat = all(one.ends for one in inputs)
+        """Blocks of 1x2x2 voxels: fewer zeros among the weights than with 2x2x2."""
         sizes = [one.channels if one.ends else one.channels // 8 for one in inputs]
-        order = _by_component(12 if flat else 24)
+        order = _by_component(12)
 
         def make() -> tuple[torch.Tensor, ...]:
             pieces = []
             for one, weight in zip(inputs, layer.weight.split(sizes, 1), strict=True):
-                piece = cpu_layout.by_blocks(weight) if one.ends else cpu_layout.by_gaps(weight)
-                piece = piece[:12, :, :3] if flat else piece
-                pieces.append(self._arranged(piece[order][None]))
-            return *pieces, _bias(layer, 8, order)
+                if one.ends:
+                    pieces.append(self._arranged(cpu_layout.by_blocks(weight)[:12, :, :3][order][None]))
+                else:
+                    pieces.append(self._arranged(cpu_layout.by_gaps(weight).unflatten(0, (2, 12))[:, order]))
+            return *pieces, _bias(layer, 4, order)
 
-        *weights, bias = self._weights(layer, f"flow by blocks {sizes} {flat}", make)
+        *weights, bias = self._weights(layer, f"flow by blocks {[(one.channels, one.ends) for one in inputs]}", make)
         given = []
         for one, weight in zip(inputs, weights, strict=True):
             if one.ends:
-                given.append(_Input(one, (1 if flat else 2, 2, 2), -1, (3 if flat else 4, 4), weight))
+                given.append(_Input(one, (1, 2, 2), -1, (3, 4), weight))
             else:
-                given.append(_Input(one, (1, 1, 1), 0, (2, 2), weight))
+                given.append(_Input(one, (1, 1, 1), 0, (2, 2), weight, 0))
         depth, height, width = inputs[-1].shape
-        self._add_field(given, bias, (depth if flat else depth // 2, height // 2, width // 2), 1, len(order))
+        self._add_field(given, bias, (depth, height // 2, width // 2), 1, len(order))
 
     def _flow_at_full_size(self, layer: nn.ConvTranspose3d, inputs: Sequence[Features]) -> None:
         sizes = [one.channels for one in inputs]

@@ -555,19 +555,27 @@ _clear_eight, _clear_four = _zeros_of(8), _zeros_of(4)
 _settle, _settle_eight = _settle_of(LANES), _settle_of(8)
 
 
+@compiling.inline
+def _slice_of(plan, s, k):  # type: ignore[no-untyped-def]
+    """What counts as slice k of outputs, see `compiled_layers._Input.twos`."""
+    in_twos, late = plan[s, 14], plan[s, 15]
+    return (k + late) // 2 if in_twos else k
+
+
 @compiling.loop
-def _list_rows(plan, k, j, piece, rows, tables):  # type: ignore[no-untyped-def]
+def _list_rows(plan, k, j, rows, tables):  # type: ignore[no-untyped-def]
     """Fill the tables with the rows of inputs of output rows (k, j ... j + rows - 1); returns the number of entries.
 
     Rows beyond an input's ends, which would be zeros, are left out if they are beyond them for all rows of outputs,
-    else they are the zeros of the plan. `piece` of the weights counts.
+    else they are the zeros of the plan.
     """
     count = 0
     for s in range(len(plan)):
         address, depth, height, row, step, scale_z, scale_y, first, kernel_z, kernel_y = plan[s, :10]
-        amount, weights, size, zeros = plan[s, 10:14]
+        amount, weights, size, zeros, in_twos, _ = plan[s, 10:16]
+        piece = k % 2 if in_twos else 0
         for dz in range(kernel_z):
-            z = scale_z * k + first + dz
+            z = scale_z * _slice_of(plan, s, k) + first + dz
             for dy in range(kernel_y):
                 y = scale_y * j + first + dy
                 if not 0 <= z < depth or y + scale_y * (rows - 1) < 0 or y >= height:
@@ -594,10 +602,10 @@ def _inner_rows(plan, rows):  # type: ignore[no-untyped-def]
 
 
 @compiling.loop
-def _list_further_rows(plan, k, j, piece, rows, tables, count, inner):  # type: ignore[no-untyped-def]
+def _list_further_rows(plan, k, j, rows, tables, count, inner):  # type: ignore[no-untyped-def]
     """What `_list_rows` does, faster for inner rows if the tables have `count` entries for the rows before."""
     if count == 0 or not inner[0] + rows <= j <= inner[1]:
-        return _list_rows(plan, k, j, piece, rows, tables)
+        return _list_rows(plan, k, j, rows, tables)
     for t in range(count):
         for r in range(rows):
             tables[t, _STARTS + r] += tables[t, _ON]
@@ -615,7 +623,7 @@ def _look_ahead(plan, k, j, rows, size, tables, count):  # type: ignore[no-untyp
         address, depth, height, row, _, scale_z, scale_y, first, kernel_z, kernel_y = plan[s, :10]
         end = min(scale_y * (j + rows - 1) + first + kernel_y, height)
         begin = max(end - scale_y * rows, 0) if j else 0
-        after = scale_z * k + first + kernel_z
+        after = scale_z * _slice_of(plan, s, k) + first + kernel_z
         for z in range(max(after - scale_z, 0), min(after, depth)):
             start, last = address + (z * height + begin) * row, address + (z * height + end) * row
             while start < last and t < count:
@@ -830,11 +838,10 @@ def _features(unit, step, plan, tables, scratch, waiting, parities, begin, end):
     inner, count, tiles = _inner_rows(plan, rows), _int(0), _by_tiles(unit)
     for turn in range(begin, end):
         k, j = _rows_of(turn, count_y, rows)
-        z, piece = ((k + 1) // 2, k % 2) if parities else (k, 0)
-        count = _list_further_rows(plan, z, j, piece, rows, tables, count, inner)
+        count = _list_further_rows(plan, k, j, rows, tables, count, inner)
         if fetched:
             after, below = _rows_of(turn + 1, count_y, rows)
-            _look_ahead(plan, (after + 1) // 2 if parities else after, below, rows, step[FETCHED_BYTES], tables, count)
+            _look_ahead(plan, after, below, rows, step[FETCHED_BYTES], tables, count)
         group = 0
         while group < groups:
             two = step[GROUPS] == 2 and group % (stride * own) + 1 < stride * own
@@ -891,7 +898,7 @@ def _features_about_gaps(unit, step, plan, tables, scratch, waiting, begin, end)
     bias = _array(_floats(unit, step[BIAS]), groups * LANES)
     for row in range(begin, end):
         k, j = _rows_of(row, count_y, _int(1))
-        count = _list_rows(plan, k, j, _int(0), _int(1), tables)
+        count = _list_rows(plan, k, j, _int(1), tables)
         if fetched:
             after, below = _rows_of(row + 1, count_y, _int(1))
             _look_ahead(plan, after, below, _int(1), step[FETCHED_BYTES], tables, count)
@@ -964,7 +971,7 @@ def _field(unit, step, plan, tables, scratch, waiting, begin, end):  # type: ign
     before = 1 if sign < 0 else 0  # voxels of the first block that are before the row, and of the last one behind it
     for turn in range(begin, end):
         k, j = _rows_of(turn, height, rows)
-        count = _list_further_rows(plan, k, j, _int(0), rows, tables, count, inner)
+        count = _list_further_rows(plan, k, j, rows, tables, count, inner)
         if fetched:
             after, below = _rows_of(turn + 1, height, rows)
             _look_ahead(plan, after, below, rows, step[FETCHED_BYTES], tables, count)
@@ -1026,7 +1033,7 @@ def _field_by_voxel(unit, step, plan, tables, begin, end):  # type: ignore[no-un
     out, bias = _array(_floats(unit, step[OUT]), 3 * plane), _array(_floats(unit, step[BIAS]), 3)
     for row in range(begin, end):
         k, j = row // height, row % height
-        count = _list_rows(plan, k, j, _int(0), _int(1), tables)
+        count = _list_rows(plan, k, j, _int(1), tables)
         if k + 1 < depth and j + 2 < height:  # the row of inputs that only the next row of outputs needs
             for s in range(len(plan)):
                 start, length = plan[s, 0], plan[s, 3]
