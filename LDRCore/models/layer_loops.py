@@ -48,11 +48,12 @@ _ENTRY = _STARTS + _MOST_ROWS
 
 # sums of the matrix unit that wait to be put: number of records, how many vectors or squares these are in all, bytes
 # from output to output, or 0 where they are of a field, and bytes to what is put next; then records, see `_note`, and
-# room for the places of a field's squares
+# room for the places of a field's squares, of the rows before as well
 _RECORDS, _AMOUNT_WAITING, _BYTES_ON, _LATER, _FIRST_RECORD = range(5)
 _RECORD = 5  # numbers
 _PLACES = _FIRST_RECORD + 8 * _RECORD
-_WAITING = _PLACES + 4 * LANES // 2
+_SOME_PLACES = 4 * LANES // 2  # of all rows and groups of a turn
+_WAITING = _PLACES + 2 * _SOME_PLACES
 
 _int = np.int64  # of a number written down, for which a function would else be compiled once more
 # what a number of this type asks `_product` for
@@ -953,6 +954,26 @@ def _clear_outside(unit, step, begin, end):  # type: ignore[no-untyped-def]
 
 
 @compiling.loop
+def _list_places(out, step, k, j, places):  # type: ignore[no-untyped-def]
+    """Fill `places` with addresses that the first voxels of block rows (k, j ... ) of a field have, see `_field`.
+
+    Places are of LANES / 2 channel pairs for each row of outputs, for each group of channels.
+    """
+    depth, height, width = step[SHAPE], step[SHAPE + 1], step[SHAPE + 2]
+    sign, channels, rows = step[SHAPE + 5], step[SHAPE + 6], step[ROWS]
+    groups = -(-channels // LANES)
+    for part in range(rows * groups):
+        for n in range(LANES // 2):
+            pair = part % groups * (LANES // 2) + n
+            parity, component = pair // 3, pair % 3
+            z, y = channels // 12 * k + sign * (parity // 2), 2 * (j + part // groups) + sign * (parity % 2)
+            places[part * (LANES // 2) + n] = _NOWHERE
+            if 2 * pair < channels and 0 <= z < depth and 0 <= y < height:
+                place = ((component * depth + z) * height + y) * width
+                places[part * (LANES // 2) + n] = _address_of(out, place) - (4 if sign < 0 else 0)
+
+
+@compiling.loop
 def _field(unit, step, plan, tables, scratch, waiting, begin, end):  # type: ignore[no-untyped-def]
     """A displacement (3, D, H, W), for rows of blocks of 2x2x2 or 1x2x2, turns begin ... end.
 
@@ -969,12 +990,19 @@ def _field(unit, step, plan, tables, scratch, waiting, begin, end):  # type: ign
     later = 4 * 2 * rows * full_width
     inner, count, tiles = _inner_rows(plan, rows), _int(0), _by_tiles(unit)
     before = 1 if sign < 0 else 0  # voxels of the first block that are before the row, and of the last one behind it
+    old, places = waiting[_PLACES : _PLACES + _SOME_PLACES], waiting[_PLACES + _SOME_PLACES :]
     for turn in range(begin, end):
         k, j = _rows_of(turn, height, rows)
         count = _list_further_rows(plan, k, j, rows, tables, count, inner)
         if fetched:
             after, below = _rows_of(turn + 1, height, rows)
             _look_ahead(plan, after, below, rows, step[FETCHED_BYTES], tables, count)
+        old, places = places, old
+        if turn > begin and rows < j and 2 * (j + rows) <= full_height:
+            for n in range(_SOME_PLACES):
+                places[n] = old[n] + later if old[n] != _NOWHERE else _NOWHERE
+        else:
+            _list_places(out, step, k, j, places)
         group = 0
         while group < groups:
             two = step[GROUPS] == 2 and group + 1 < groups
@@ -989,24 +1017,18 @@ def _field(unit, step, plan, tables, scratch, waiting, begin, end):  # type: ign
                 for part in range(2 * rows if two else rows):
                     r, g = (part // 2, part % 2) if two else (part, 0)
                     source, channel = (r * 2 * _LONGEST + g) * LANES, (group + g) * LANES
-                    places = _PLACES + part * (LANES // 2)
-                    for n in range(LANES // 2):
-                        parity, component = (channel // 2 + n) // 3, (channel // 2 + n) % 3
-                        z, y = channels // 12 * k + sign * (parity // 2), 2 * (j + r) + sign * (parity % 2)
-                        waiting[places + n] = _NOWHERE
-                        if channel + 2 * n < channels and 0 <= z < full_depth and 0 <= y < full_height:
-                            line = (component * full_depth + z) * full_height + y
-                            waiting[places + n] = _address_of(out, line * full_width + 2 * at - before)
+                    here = _address_of(places, (r * groups + group + g) * (LANES // 2))
                     for output in range(0, outputs, LANES // 2):
                         o = max(min(output, outputs - LANES // 2), 0)  # the last ones of a row are put twice
-                        voxel = 2 * (at + o) - before
-                        behind = min(LANES, 2 * (outputs - o), full_width - voxel)
-                        mask = (1 << behind) - (1 << max(-voxel, 0))
+                        voxel, mask = 2 * (at + o) - before, _int((1 << LANES) - 1)
+                        if voxel < 0 or voxel + LANES > full_width or outputs < LANES // 2:
+                            behind = min(LANES, 2 * (outputs - o), full_width - voxel)
+                            mask = (1 << behind) - (1 << max(-voxel, 0))
                         given = _address_of(scratch, source + 2 * LANES * o), _address_of(bias, channel)
                         if tiles:
-                            _note(waiting, _int(1), *given, _address_of(waiting, places), 8 * o, mask)
+                            _note(waiting, _int(1), *given, here, 8 * (at + o), mask)
                         else:
-                            _put_square(*given, _address_of(waiting, places), 8 * o, mask, later)
+                            _put_square(*given, here, 8 * (at + o), mask, later)
                 done = at + outputs
             group += 2 if two else 1
     _put_waiting(unit, waiting.ctypes.data)
