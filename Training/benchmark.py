@@ -5,8 +5,8 @@ r"""Time everything against everything in one run: networks, warps, cascades, re
 Absolute seconds differ from machine to machine and from minute to minute, so everything that is compared is timed here
 in turn, round after round, and printed as median (smallest to largest) with its ratio to a reference, the light one of
 each part. A network's time also stands over its lower bound: its multiply-adds at the rate of this machine's fastest
-convolutions, timed right after it, or its memory traffic, whichever is longer; both run three times in a round, and
-the faster of the last two counts, so that neither starts with what another item left in the caches. Cascades go from
+convolutions, timed right after it, or its memory traffic, whichever is longer. Both, and warps, run for a moment in a
+round, of which the fastest run counts, so that none starts with what another item left in the caches. Cascades go from
 two images to the composed field, stem and all warps included. "torch's sampler" means that this package's own sampling
 is switched off, "plainly in torch" that half precision is as well. End to end means `register()` from images in memory
 to the warped image, warm; other programs: their own affine and deformable registration, images in memory. Networks
@@ -99,10 +99,10 @@ def _seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def _without(part: str, action: Callable[[], object]) -> float:
+def _without(part: str, action: Callable[[], object], timed: Callable[..., float] = _seconds) -> float:
     setattr(sampling, part, False)
     try:
-        return _seconds(action)
+        return timed(action)
     finally:
         setattr(sampling, part, True)
 
@@ -190,27 +190,21 @@ def warps(pair: Loaded, threads: list[int]) -> Iterator[Item]:
     def torchs() -> torch.Tensor:
         return torch.nn.functional.grid_sample(image, grid, align_corners=True)
 
-    actions = {
-        "image by a field": partial(_seconds, lambda: spatial.warp(image, full)),
-        "image by a field, without numba": partial(_without_numba, lambda: spatial.warp(image, full)),
-        "image by a field, torch's sampler": partial(_by_torchs_sampler, lambda: spatial.warp(image, full)),
-        "torch grid_sample alone, coordinates given": partial(_seconds, torchs),
-        "image by a field of half size": partial(_seconds, lambda: spatial.warp_by_coarse(image, half)),
-        "image by a field of half size, without numba": partial(
-            _without_numba, lambda: spatial.warp_by_coarse(image, half)
-        ),
-        "image by a field of half size, torch's sampler": partial(
-            _by_torchs_sampler, lambda: spatial.warp_by_coarse(image, half)
-        ),
-        "image by a field of half size, for a network in bfloat16": partial(
-            _seconds, lambda: room.pull([puller], half)
-        ),
-        "field by a field, half size": partial(_seconds, lambda: spatial.compose(half, half)),
-        "field by a field, half size, without numba": partial(_without_numba, lambda: spatial.compose(half, half)),
-        "field by a field, half size, torch's sampler": partial(
-            _by_torchs_sampler, lambda: spatial.compose(half, half)
-        ),
+    own: dict[str, Callable[[], object]] = {
+        "image by a field": lambda: spatial.warp(image, full),
+        "image by a field of half size": lambda: spatial.warp_by_coarse(image, half),
+        "field by a field, half size": lambda: spatial.compose(half, half),
     }
+    ways = {
+        "": limits.fastest,
+        ", without numba": partial(_without_numba, timed=limits.fastest),
+        ", torch's sampler": partial(_by_torchs_sampler, timed=limits.fastest),
+    }
+    actions = {name + way: partial(timed, warp) for name, warp in own.items() for way, timed in ways.items()}
+    actions["image by a field of half size, for a network in bfloat16"] = partial(
+        limits.fastest, lambda: room.pull([puller], half)
+    )
+    actions[REFERENCES["warps"]] = partial(limits.fastest, torchs)
     for name, once in actions.items():
         for n in threads:
             yield Item(("warps", f"{NETWORK_SIZE}^3", n), name, _with_threads(n, once))
