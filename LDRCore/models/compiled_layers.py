@@ -102,20 +102,13 @@ class _Input:
         `zeros` is the address of a row of them.
         """
         given, weights = self.features, self.weights
-        twos = self.twos is not None, self.twos or 0
+        twos = -1 if self.twos is None else self.twos
         voxel = given.channels * given.itemsize
         *scale, step = self.scale
         start = given.offset + (self.first + given.ends) * voxel
         plan = [start, *given.shape[:2], given.row, step * voxel, *scale, self.first, *self.kernel]
-        return [
-            *plan,
-            weights.shape[3],
-            weights.data_ptr(),
-            weights.stride(1) * weights.itemsize,
-            zeros,
-            *twos,
-            given.base,
-        ]
+        size = weights.stride(1) * weights.itemsize
+        return [*plan, weights.shape[3], weights.data_ptr(), size, zeros, twos, given.base]
 
 
 def _bias(layer: nn.Conv3d | nn.ConvTranspose3d, repeats: int = 1, order: torch.Tensor | None = None) -> torch.Tensor:

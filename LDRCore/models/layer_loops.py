@@ -51,7 +51,8 @@ _ENTRY = _STARTS + _MOST_ROWS
 # room for the places of a field's squares, of the rows before as well
 _RECORDS, _AMOUNT_WAITING, _BYTES_ON, _LATER, _FIRST_RECORD = range(5)
 _RECORD = 5  # numbers
-_PLACES = _FIRST_RECORD + 8 * _RECORD
+_MOST_RECORDS = 4 * _LONGEST // LANES  # squares of all outputs of a product
+_PLACES = _FIRST_RECORD + _MOST_RECORDS * _RECORD
 _SOME_PLACES = 4 * LANES // 2  # of all rows and groups of a turn
 _WAITING = _PLACES + 2 * _SOME_PLACES
 
@@ -558,9 +559,9 @@ _settle, _settle_eight = _settle_of(LANES), _settle_of(8)
 
 @compiling.inline
 def _slice_of(plan, s, k):  # type: ignore[no-untyped-def]
-    """What counts as slice k of outputs, see `compiled_layers._Input.twos`."""
-    in_twos, late = plan[s, 14], plan[s, 15]
-    return (k + late) // 2 if in_twos else k
+    """(what counts as slice k of outputs, by which piece of the weights), see `compiled_layers._Input.twos`."""
+    twos = plan[s, 14]
+    return (k, 0) if twos < 0 else ((k + twos) // 2, k % 2)
 
 
 @compiling.loop
@@ -573,10 +574,10 @@ def _list_rows(plan, k, j, rows, tables):  # type: ignore[no-untyped-def]
     count = 0
     for s in range(len(plan)):
         address, depth, height, row, step, scale_z, scale_y, first, kernel_z, kernel_y = plan[s, :10]
-        amount, weights, size, zeros, in_twos, _ = plan[s, 10:16]
-        piece = k % 2 if in_twos else 0
+        amount, weights, size, zeros = plan[s, 10:14]
+        output, piece = _slice_of(plan, s, k)
         for dz in range(kernel_z):
-            z = scale_z * _slice_of(plan, s, k) + first + dz
+            z = scale_z * output + first + dz
             for dy in range(kernel_y):
                 y = scale_y * j + first + dy
                 if not 0 <= z < depth or y + scale_y * (rows - 1) < 0 or y >= height:
@@ -624,7 +625,7 @@ def _look_ahead(plan, k, j, rows, size, tables, count):  # type: ignore[no-untyp
         address, depth, height, row, _, scale_z, scale_y, first, kernel_z, kernel_y = plan[s, :10]
         end = min(scale_y * (j + rows - 1) + first + kernel_y, height)
         begin = max(end - scale_y * rows, 0) if j else 0
-        after = scale_z * _slice_of(plan, s, k) + first + kernel_z
+        after = scale_z * _slice_of(plan, s, k)[0] + first + kernel_z
         for z in range(max(after - scale_z, 0), min(after, depth)):
             start, last = address + (z * height + begin) * row, address + (z * height + end) * row
             while start < last and t < count:
@@ -946,7 +947,7 @@ def _clear_outside(unit, step, begin, end):  # type: ignore[no-untyped-def]
                     first, last = 0, width
                 for i in range(first, last):
                     place = ((k * height + j) * width + i) * channels + parity * part
-                    if part == 4:
+                    if part == 4:  # the usual number, for which a loop becomes a call
                         _clear_four(out, place)
                         continue
                     for c in range(part):
