@@ -15,26 +15,19 @@ slicer, vtk or qt.
 from __future__ import annotations
 
 import importlib
-import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# How long GNU OpenMP's threads, torch's among them, stay busy waiting for the next piece of work. By default that is
-# milliseconds, in which they hold a core from the sampling loops and from the host application. Read once, when torch
-# is first imported; whoever has decided otherwise is not overruled.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
 if TYPE_CHECKING:
     from LDRCore.errors import RegistrationError as RegistrationError
+    from LDRCore.models.weights import list_models as list_models
+    from LDRCore.models.weights import model_info as model_info
+    from LDRCore.pipeline.model import load_model as load_model
     from LDRCore.registration import register as register
     from LDRCore.registration import transform_points as transform_points
     from LDRCore.registration import warp_image as warp_image
     from LDRCore.result import RegistrationResult as RegistrationResult
-    from LDRCore.weights import list_models as list_models
-    from LDRCore.weights import load_model as load_model
-    from LDRCore.weights import model_info as model_info
 
 _HOME = {
     "RegistrationError": "LDRCore.errors",
@@ -42,9 +35,9 @@ _HOME = {
     "register": "LDRCore.registration",
     "transform_points": "LDRCore.registration",
     "warp_image": "LDRCore.registration",
-    "list_models": "LDRCore.weights",
-    "load_model": "LDRCore.weights",
-    "model_info": "LDRCore.weights",
+    "list_models": "LDRCore.models.weights",
+    "load_model": "LDRCore.pipeline.model",
+    "model_info": "LDRCore.models.weights",
 }
 
 __all__ = ["__version__", *_HOME]

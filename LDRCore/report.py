@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 
-from LDRCore import inference, spatial
-from LDRCore.inference import DenseField
-from LDRCore.preprocess import PreparedImage
+from LDRCore import __version__, sampling
+from LDRCore.io import images
+from LDRCore.losses import correlation_coefficient
+from LDRCore.pipeline.inputs import Inputs, Pair
+from LDRCore.pipeline.model import Model
+from LDRCore.pipeline.options import Options
+from LDRCore.transforms import spatial
+from LDRCore.transforms.field import DenseField
 
 Progress = Callable[[float, str], None]
 """Called with (fraction done, what comes now); an exception raised in it cancels the registration."""
@@ -38,6 +45,13 @@ class Clock:
             self._progress(fraction, message)
         self._last = time.perf_counter()
 
+    def within(self, begin: float, end: float, message: str) -> Callable[[float], None] | None:
+        """Return what maps the fraction 0..1 of a stage to `progress` between two fractions; None without progress."""
+        progress = self._progress
+        if progress is None:
+            return None
+        return lambda fraction: progress(begin + (end - begin) * fraction, message)
+
     def stop(self) -> None:
         """End the current stage."""
         if self._stage:
@@ -53,27 +67,39 @@ class Clock:
         return self.times_s
 
 
-def similarity(
-    f: PreparedImage, m: PreparedImage, dense: DenseField, start: np.ndarray, bent: bool
-) -> dict[str, float]:
-    """Correlation (paper, Eq. 10) on the field's grid at each stage, of images averaged to about its spacing."""
-    fixed = f.coarse.on(dense.grid)
-    aligned = m.coarse.on(dense.grid, dense.affine_lps)
+def measure(pair: Pair, field: DenseField, start: np.ndarray) -> dict[str, Any]:
+    """Measure similarity at each stage and regularity.
+
+    Args:
+        pair: the prepared images.
+        field: the result.
+        start: 4x4, the initial map that is preferred.
+    """
+    return {"similarity": similarity(pair, field, start), **regularity(field)}
+
+
+def similarity(pair: Pair, field: DenseField, start: np.ndarray) -> dict[str, float]:
+    """Correlation (paper, Eq. 10) on the field's grid at each stage, of images averaged to about its spacing.
+
+    "before": where the scanner put the images; "initial": after the initial transform; "affine"; "after".
+    """
+    fixed, moving = pair.fixed.coarse.on(field.grid), pair.moving.coarse
+    aligned = moving.on(field.grid, field.affine_lps)
     stages = {
-        "before": m.coarse.on(dense.grid, start if bent else None),
-        "initial": m.coarse.on(dense.grid, start),
+        "before": pair.moving_as_scanned.on(field.grid),
+        "initial": moving.on(field.grid, start),
         "affine": aligned,
-        "after": spatial.warp(aligned, dense.displacement_vox),
+        "after": spatial.warp(aligned, field.displacement_vox),
     }
-    return {name: round(float(inference.ncc(moved, fixed)), 5) for name, moved in stages.items()}
+    return {name: round(float(correlation_coefficient(moved, fixed)), 5) for name, moved in stages.items()}
 
 
-def regularity(dense: DenseField) -> dict[str, Any]:
+def regularity(field: DenseField) -> dict[str, Any]:
     """Jacobian statistics of the whole transform on the field's own grid."""
-    determinant = spatial.jacobian_determinant(dense.displacement_vox)
-    whole = determinant * float(np.linalg.det(dense.affine_lps[:3, :3]))
-    spacing = torch.tensor(dense.grid.spacing_mm, device=determinant.device).view(3, 1, 1, 1)
-    length = (dense.displacement_vox[0] * spacing).square_().sum(0).sqrt_()
+    determinant = spatial.jacobian_determinant(field.displacement_vox)
+    whole = determinant * float(np.linalg.det(field.affine_lps[:3, :3]))
+    spacing = torch.tensor(field.grid.spacing_mm, device=determinant.device).view(3, 1, 1, 1)
+    length = (field.displacement_vox[0] * spacing).square_().sum(0).sqrt_()
     return {
         "folding_fraction": float((whole <= 0).float().mean()),
         "folding_count": int((whole <= 0).sum()),
@@ -85,11 +111,11 @@ def regularity(dense: DenseField) -> dict[str, Any]:
     }
 
 
-def warnings(card: dict[str, Any], f: PreparedImage, m: PreparedImage, similarity: dict[str, float]) -> list[str]:
-    """What a careful reader would want to be told about this pair and this model."""
+def warnings(card: dict[str, Any], pair: Pair, similarity: dict[str, float]) -> list[str]:
+    """Return what a careful reader would want to be told about this pair and this model, a sentence each."""
     found = []
     made_for = card.get("made_for", "other images")
-    for name, image in (("fixed", f), ("moving", m)):
+    for name, image in (("fixed", pair.fixed), ("moving", pair.moving)):
         if card.get("expects_nonnegative") and image.low < -200:
             found.append(
                 f"the {name} image looks like CT (background {image.low:.0f}, as in Hounsfield units), "
@@ -106,3 +132,45 @@ def warnings(card: dict[str, Any], f: PreparedImage, m: PreparedImage, similarit
             "use it"
         )
     return found
+
+
+def build(
+    options: Options,
+    model: Model,
+    inputs: Inputs,
+    pair: Pair,
+    field: DenseField,
+    measures: dict[str, Any],
+    clock: Clock,
+) -> dict[str, Any]:
+    """Put the report together: options, images, measures, warnings, versions and, last, seconds."""
+    facts = {
+        "model": model.name,
+        "cascades": options.cascades,
+        "affine": options.affine,
+        "refine_steps": options.refine_steps,
+        "initial": options.initial if isinstance(options.initial, str) else "transform",
+        "masks": {"fixed": inputs.fixed_mask is not None, "moving": inputs.moving_mask is not None},
+        "fixed": images.describe(inputs.fixed),
+        "moving": images.describe(inputs.moving),
+        **measures,
+        "affine_matrix_lps": np.round(field.affine_lps, 6).tolist(),
+        "field_grid": {
+            "shape": list(field.grid.shape),
+            "spacing_mm": [round(s, 4) for s in field.grid.spacing_mm],
+        },
+        "warnings": warnings(model.card, pair, measures["similarity"]),
+        "device": options.device,
+        "threads": torch.get_num_threads(),
+        "compiled_sampling": sampling.backend_name() == "numba",
+        "precision": str(model.cascade.precision).removeprefix("torch."),
+        "versions": {
+            "LDRCore": __version__,
+            "torch": torch.__version__,
+            "SimpleITK": sitk.Version_VersionString(),
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    facts["times_s"] = clock.finish()
+    return facts

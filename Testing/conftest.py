@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from LDRCore import demo
+from LDRCore.cli import demo
 
 
 @pytest.hookimpl(tryfirst=True)

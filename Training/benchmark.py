@@ -35,9 +35,17 @@ import SimpleITK as sitk
 import torch
 from tqdm import tqdm
 
-from LDRCore import demo, images, memory, precision, preprocess, registration, sampling, scoring, spatial, weights
+from LDRCore import registration, sampling
+from LDRCore.cli import demo
+from LDRCore.cpu import memory, precision
+from LDRCore.evaluation import scoring
+from LDRCore.io import images
+from LDRCore.models import weights
+from LDRCore.pipeline import preprocess
+from LDRCore.transforms import spatial
 from LDRCore.errors import RegistrationError
-from LDRCore.models import cpu_layout, registry
+from LDRCore.cpu import layout
+from LDRCore.models import registry
 from Training.evaluation import cold_start, limits, systems
 from Training.evaluation.config import System
 from Training.evaluation.datasets import Loaded
@@ -111,9 +119,9 @@ _by_torchs_sampler = partial(_without, "ENABLED")
 _without_numba = partial(_without, "COMPILED")
 
 
-def _predict(network: Any, given: list[torch.Tensor] | cpu_layout.ImagePair, dtype: torch.dtype) -> float:
+def _predict(network: Any, given: list[torch.Tensor] | layout.ImagePair, dtype: torch.dtype) -> float:
     with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        if isinstance(given, cpu_layout.ImagePair):
+        if isinstance(given, layout.ImagePair):
             return limits.fastest(lambda: network.predict_pair(given))
         return limits.fastest(lambda: network.predict(*given))
 

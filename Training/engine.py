@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from LDRCore import hdf5, weights
+from LDRCore.distillation import hdf5
+from LDRCore.models import weights
 from Training.config import ConfigError, as_dict, option
 
 

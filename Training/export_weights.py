@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import LDRCore
-from LDRCore import weights
+from LDRCore.models import weights
 from Training import config, engine
 from Training.config import ConfigError, option
 

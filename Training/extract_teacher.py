@@ -24,9 +24,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from LDRCore import geometry, spatial, weights
+from LDRCore import geometry
+from LDRCore.models import weights
+from LDRCore.transforms import spatial
 from LDRCore.models import registry
-from LDRCore.teacher_store import TeacherStoreWriter
+from LDRCore.distillation.teacher_store import TeacherStoreWriter
+from LDRCore.io.transforms import transform_lattice
 from Training import config, engine
 from Training.config import ConfigError, option
 from Training.pairs import PairSettings, PairSource
@@ -104,7 +107,7 @@ def from_disk(folder: Path, source: PairSource, fixed: int, moving: int, points:
     shape = source.settings.shape
     scale = np.diag([(n - 1) / (p - 1) for n, p in zip(shape, points, strict=True)] + [1.0])
     sides = [source.scans[k].to_lps @ source.canonical(k) @ scale for k in (fixed, moving)]  # store's grid -> LPS mm
-    moved_lps = geometry.transform_lattice(found[0], sides[0], points)
+    moved_lps = transform_lattice(found[0], sides[0], points)
     inverse = np.linalg.inv(sides[1])
     ended = np.moveaxis(moved_lps @ inverse[:3, :3].T + inverse[:3, 3], -1, 0)
     return torch.from_numpy((ended - np.indices(points)).astype(np.float32))[None]

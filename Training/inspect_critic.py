@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from LDRCore.models import registry
-from LDRCore.models.discriminator import Discriminator
-from LDRCore.teacher_store import TeacherStore
+from LDRCore.distillation.discriminator import Discriminator
+from LDRCore.distillation.teacher_store import TeacherStore
 from Training import config, engine
 from Training.config import ConfigError, option
 from Training.pairs import PairSource

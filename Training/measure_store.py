@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from LDRCore import hdf5
-from LDRCore.teacher_store import TeacherStore
+from LDRCore.distillation import hdf5
+from LDRCore.distillation.teacher_store import TeacherStore
 
 GZIP = {"compression": "gzip"}
 SETTINGS: dict[str, dict] = {

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from LDRCore import losses, spatial, weights
+from LDRCore import losses
+from LDRCore.models import weights
+from LDRCore.transforms import spatial
 from LDRCore.models import registry
 from LDRCore.models.cascade import Cascade, CascadeOutput
 from Training import engine

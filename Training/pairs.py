@@ -23,8 +23,11 @@ import SimpleITK as sitk
 import torch
 from tqdm import tqdm
 
-from LDRCore import geometry, inference, preprocess, spatial, weights
-from LDRCore.teacher_store import TeacherStore, pair_key
+from LDRCore import geometry
+from LDRCore.models import weights
+from LDRCore.pipeline import inference, preprocess
+from LDRCore.transforms import spatial
+from LDRCore.distillation.teacher_store import TeacherStore, pair_key
 from Training import windows
 from Training.config import ConfigError, option
 from Training.data import augment, views

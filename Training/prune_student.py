@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from LDRCore import weights
+from LDRCore.models import weights
 from LDRCore.models import registry
 from LDRCore.models.cascade import Cascade
 from LDRCore.models.ldr import LDR

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from LDRCore import weights
+from LDRCore.models import weights
 from LDRCore.errors import RegistrationError
 from LDRCore.models import registry
 from Training import evaluate

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from LDRCore import metrics, spatial
+from LDRCore.evaluation import metrics
+from LDRCore.transforms import spatial
 
 
 @dataclasses.dataclass

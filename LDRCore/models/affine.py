@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from LDRCore import spatial
-from LDRCore.models import cpu_layout
-from LDRCore.models.blocks import check_pair
+from LDRCore.models.base import check_pair
+from LDRCore.transforms import spatial
 
-_SLOPE = 0.1  # of negative features
+SLOPE = 0.1  # of negative features
 
 
 class AffineStem(nn.Module):
@@ -58,22 +56,9 @@ class AffineLDR(AffineStem):
     def predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `AffineStem.predict`."""
         check_pair(moving, fixed, self.multiple)
-        if cpu_layout.can_take(moving):
-            features = self._features_on_cpu(moving, fixed)
-        else:
-            features = torch.cat((moving, fixed), dim=1)
-            for layer in self.encoder:
-                features = F.leaky_relu(layer(features), _SLOPE)
+        features = torch.cat((moving, fixed), dim=1)
+        for layer in self.encoder:
+            features = F.leaky_relu(layer(features), SLOPE)
         features = F.adaptive_avg_pool3d(features, self.pool).flatten(1)
         matrix = torch.eye(3, device=features.device, dtype=features.dtype) + self.matrix(features).view(-1, 3, 3)
         return matrix, self.translation(features) * (max(fixed.shape[2:]) / 2)
-
-    def _features_on_cpu(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-        """What the encoder finds; see `cpu_layout`."""
-        encoder = [cast(nn.Conv3d, layer) for layer in self.encoder]
-        pair = cpu_layout.ImagePair(fixed, cpu_layout.precision_of(moving.dtype))
-        pair.put(moving)
-        features = F.leaky_relu_(cpu_layout.convolve_pair(encoder[0], pair), _SLOPE)
-        for convolution in encoder[1:]:
-            features = F.leaky_relu_(cpu_layout.convolve_half(convolution, features), _SLOPE)
-        return features

@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from LDRCore import sampling, spatial
-from LDRCore.models import cpu_layout
 from LDRCore.models.affine import AffineStem
-from LDRCore.models.blocks import DenseNetwork
+from LDRCore.models.base import DenseNetwork
+from LDRCore.transforms import spatial
 
 # the moving and the fixed image at the sizes that stages look at, averaged once
 Pyramid = dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]]
@@ -34,27 +33,6 @@ class CascadeOutput:
     composed: list[torch.Tensor] = field(default_factory=list)
     increments: list[torch.Tensor] = field(default_factory=list)
     affine: tuple[torch.Tensor, torch.Tensor] | None = None
-
-
-class _PairOnCPU:
-    """What a network looks at on a CPU: both images where its first layer reads them, the moving one warped there."""
-
-    def __init__(
-        self, network: DenseNetwork, moving: torch.Tensor, fixed: torch.Tensor, precision: torch.dtype
-    ) -> None:
-        self._moving, self._precision = moving, precision
-        self._pair = network.image_pair(fixed, precision)
-        self._pullers: list[sampling.Puller] = []
-
-    def behind(self, total: torch.Tensor | None) -> cpu_layout.ImagePair:
-        """The moving image behind a displacement, and the fixed one; of use until it is called again."""
-        if total is None:
-            self._pair.put(self._moving)
-            return self._pair
-        if not self._pullers:
-            self._pullers = [sampling.Puller(image, self._precision) for image in self._moving[:, 0]]
-        self._pair.pull(self._pullers, total)
-        return self._pair
 
 
 class Cascade(nn.Module):
@@ -171,7 +149,6 @@ class Cascade(nn.Module):
         if not 1 <= count <= len(self):
             raise ValueError(f"n_cascades must be 1 to {len(self)}, got {count}")
         total = start
-        pairs: dict[tuple[int, ...], _PairOnCPU] = {}
         output = CascadeOutput(displacement=torch.empty(0))
         for network, stride in zip(self.networks[:count], self.image_strides, strict=False):
             assert isinstance(network, DenseNetwork)
@@ -179,16 +156,9 @@ class Cascade(nn.Module):
             if shape not in seen:
                 seen[shape] = spatial.shrink(moving, shape), spatial.shrink(fixed, shape)
             source, target = seen[shape]
-            if network.side_by_side and self._on_cpu(network, source):
-                if shape not in pairs:
-                    pairs[shape] = _PairOnCPU(network, source, target, self.precision)
-                pair = pairs[shape].behind(total)
-                with self._in_precision(fixed.device):
-                    increment = network.predict_pair(pair)
-            else:
-                if total is not None:
-                    source = self._warp(source, total)
-                increment = self._predict(network, source.detach() if self.detach_images else source, target)
+            if total is not None:
+                source = self._warp(source, total)
+            increment = self._predict(network, source.detach() if self.detach_images else source, target)
             increment = increment.float() if self.multiplier == 1 else increment.float() * self.multiplier
             total = increment if total is None else spatial.compose(total, increment)
             output.increments.append(increment)
@@ -210,12 +180,6 @@ class Cascade(nn.Module):
 
     def _in_precision(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32)
-
-    @staticmethod
-    def _on_cpu(network: DenseNetwork, image: torch.Tensor) -> bool:
-        """Whether `_PairOnCPU` is of use for images of this size."""
-        fits = all(n % network.multiple == 0 for n in image.shape[2:])
-        return fits and cpu_layout.can_take(image) and sampling.can_take(image[0].numel(), image)
 
     def _warp(self, moving: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         return spatial.warp_by_coarse(moving, total.detach() if self.detach_images else total)

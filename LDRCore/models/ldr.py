@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import torch
 from torch import nn
 
-from LDRCore.models import cpu_layout
-from LDRCore.models.blocks import DenseNetwork, check_pair, initialise_flow
+from LDRCore.models.base import DenseNetwork, check_pair, initialise_flow
 
 HEADS = ("deconv", "half")
 
@@ -26,8 +23,6 @@ class LDR(DenseNetwork):
 
     Deviations from the text: the flow layer starts at N(0, 1e-5) (as in the authors' release).
     """
-
-    side_by_side = True
 
     def __init__(
         self,
@@ -65,10 +60,6 @@ class LDR(DenseNetwork):
     def predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         """See `DenseNetwork.predict`."""
         check_pair(moving, fixed, self.multiple)
-        if cpu_layout.can_take(moving):
-            pair = self.image_pair(fixed, cpu_layout.precision_of(moving.dtype))
-            pair.put(moving)
-            return self.predict_pair(pair)
         features = torch.cat((moving, fixed), dim=1)
         skips: list[torch.Tensor] = []
         for layer in self.encoder:
@@ -78,47 +69,3 @@ class LDR(DenseNetwork):
         for layer in self.decoder:
             features = torch.cat((torch.relu(layer(features)), skips.pop()), dim=1)
         return self.flow(features)
-
-    def image_pair(self, fixed: torch.Tensor, precision: torch.dtype) -> cpu_layout.ImagePair:
-        """See `DenseNetwork.image_pair`."""
-        compiled = self._fits_compiled_layers() and cpu_layout.compiled_layers(precision)
-        return cpu_layout.ImagePair(fixed, precision, blocks=bool(compiled))
-
-    def _fits_compiled_layers(self) -> bool:
-        """Whether every layer's inputs fill what compiled layers read at once."""
-        first, *others = (cast(nn.Conv3d, layer).out_channels for layer in self.encoder)
-        *ups, last = (cast(nn.ConvTranspose3d, layer).out_channels for layer in self.decoder)
-        joined = (first, last) if self.field_stride == 1 else ()
-        return first % 8 == 0 and last % 2 == 0 and all(n % 16 == 0 for n in (*others, *ups, *joined))
-
-    def predict_pair(self, pair: cpu_layout.ImagePair) -> torch.Tensor:
-        """See `DenseNetwork.predict_pair`."""
-        layers = cpu_layout.compiled_layers(pair.values.dtype) if pair.blocks else None
-        if layers:
-            return layers.program_of(self, pair.values.dtype, pair.shape, self._write).run(pair.values)
-        return self._predict_on_cpu(pair)
-
-    def _write(self, program: Any, images: Any) -> None:
-        """The layers as compiled code, see `compiled_layers.Program`."""
-        first, *further = self.encoder
-        skips = [program.first(first, images)]
-        for layer in further:
-            skips.append(program.down(layer, skips[-1]))
-        features = [skips.pop()]
-        for layer in self.decoder:
-            features = [program.up(layer, features), skips.pop()]
-        program.flow(self.flow, features)
-
-    def _predict_on_cpu(self, pair: cpu_layout.ImagePair) -> torch.Tensor:
-        """The same by torch, layers arranged as `cpu_layout` says."""
-        encoder = [cast(nn.Conv3d, layer) for layer in self.encoder]
-        skips = [cpu_layout.convolve_pair(encoder[0], pair, relu=True)]
-        for convolution in encoder[1:]:
-            skips.append(cpu_layout.convolve_half(convolution, skips[-1], relu=True))
-        features = skips.pop()
-        for layer in self.decoder[:-1]:
-            features = torch.cat((layer(features).relu_(), skips.pop()), dim=1)
-        gaps = cpu_layout.transposed_gaps(cast(nn.ConvTranspose3d, self.decoder[-1]), features, relu=True)
-        if isinstance(self.flow, nn.Conv3d):
-            return cpu_layout.convolve_gaps(self.flow, gaps, skips.pop())
-        return cpu_layout.from_gaps(cpu_layout.transposed_gaps(self.flow, cpu_layout.join_gaps(gaps, skips.pop())))

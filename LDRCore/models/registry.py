@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from LDRCore.models.affine import AffineLDR, AffineStem
-from LDRCore.models.blocks import DenseNetwork
+from LDRCore.models.base import DenseNetwork
 from LDRCore.models.cascade import Cascade
 from LDRCore.models.ldr import LDR
 from LDRCore.models.ldr_release import LDRRelease

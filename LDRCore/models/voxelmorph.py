@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from LDRCore.models.blocks import DenseNetwork, check_pair, initialise_flow
+from LDRCore.models.base import DenseNetwork, check_pair, initialise_flow
 
 
 class VoxelMorph(DenseNetwork):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from LDRCore.models.affine import AffineStem
-from LDRCore.models.blocks import DenseNetwork, check_pair, initialise_flow
+from LDRCore.models.base import DenseNetwork, check_pair, initialise_flow
 
 WIDTHS = (16, 32, 64, 128, 256, 512)
 _DOUBLED_FROM = 64  # levels from this width on have a second, stride-1 convolution

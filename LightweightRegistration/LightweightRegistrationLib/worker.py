@@ -56,7 +56,7 @@ def image_of(answer: Answer, item: dict[str, Any]) -> Any:
     """{"values", "to_world"} -> sitk.Image."""
     import numpy as np
 
-    from LDRCore import images
+    from LDRCore.io import images
 
     values = np.asarray(answer.load(item["values"]))
     return images.read((values.T, np.array(item["to_world"])), "image")
@@ -147,7 +147,9 @@ def warp(answer: Answer, request: dict[str, Any]) -> None:
     import numpy as np
     import SimpleITK as sitk
 
-    from LDRCore import images, inversion, registration
+    from LDRCore import registration
+    from LDRCore.io import images
+    from LDRCore.transforms import inversion
 
     transform = transform_of(answer, request["transform"])
 
@@ -259,7 +261,7 @@ def main() -> None:
 def keep_memory() -> None:
     """Runs follow one another here: do not fetch the same memory from the system again and again."""
     try:
-        from LDRCore import memory
+        from LDRCore.cpu import memory
     except ImportError:  # the first request will say so
         return
     memory.keep_freed_blocks()

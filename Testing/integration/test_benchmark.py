@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from LDRCore import sampling, weights
+from LDRCore import sampling
+from LDRCore.models import weights
 from LDRCore.errors import RegistrationError
 from LDRCore.models import registry
 from Training import benchmark

@@ -11,6 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 from LDRCore import cli, geometry
+from LDRCore.io.points import read_points
 
 
 def ldr(*arguments: object) -> int:
@@ -155,4 +156,4 @@ def test_bad_input_is_one_sentence_and_code_2(folder, monkeypatch, capsys, blob,
 
 def test_points_of_a_csv_may_have_comments(tmp_path):
     (tmp_path / "p.csv").write_text("# mine\n1,2,3\n")
-    assert geometry.read_points(tmp_path / "p.csv").tolist() == [[1, 2, 3]]
+    assert read_points(tmp_path / "p.csv").tolist() == [[1, 2, 3]]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from LDRCore import weights
+from LDRCore.models import weights
 from Training import evaluate
 from Training.evaluation import costs, memory, rows, systems, workers
 from Training.evaluation.config import DataSet, System

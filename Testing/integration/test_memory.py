@@ -10,14 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from LDRCore import inference, memory, weights
+from LDRCore.cpu import memory
+from LDRCore.models import weights
+from LDRCore.pipeline import inference
 
 ROOT = Path(__file__).parents[2]
 MEASURE = """
 import sys
 import SimpleITK as sitk
 import LDRCore
-from LDRCore import demo, memory
+from LDRCore.cli import demo
+from LDRCore.cpu import memory
 
 def peak():  # not ru_maxrss, which begins with what the process had that started this one
     return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])

@@ -8,9 +8,11 @@ import SimpleITK as sitk
 import torch
 
 import LDRCore
-from LDRCore import RegistrationError, precision, weights
-from LDRCore.doctor import examine
-from LDRCore.models import cpu_layout
+from LDRCore import RegistrationError
+from LDRCore.cpu import precision
+from LDRCore.models import weights
+from LDRCore.cli.doctor import examine
+from LDRCore.cpu import layout
 
 MEAN_MM, LARGEST_MM = 0.05, 0.5
 
@@ -89,13 +91,13 @@ def test_a_processor_whose_onednn_refuses_bfloat16_still_convolves(monkeypatch):
     moving, fixed = torch.rand(2, 1, 1, 16, 16, 16)
     pair = torch.nn.Conv3d(2, 16, 4, stride=2, padding=1)
     found = []
-    for takes in (cpu_layout.onednn_takes, lambda dtype: dtype == torch.float32):
+    for takes in (layout.onednn_takes, lambda dtype: dtype == torch.float32):
         monkeypatch.setattr(cpu_layout, "onednn_takes", takes)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            images = cpu_layout.ImagePair(fixed, torch.bfloat16)
+            images = layout.ImagePair(fixed, torch.bfloat16)
             images.put(moving)
-            found.append(cpu_layout.convolve_pair(pair, images, relu=True))
-            found.append(cpu_layout.convolve_half(layer, moving))
+            found.append(layout.convolve_pair(pair, images, relu=True))
+            found.append(layout.convolve_half(layer, moving))
     assert all(f.dtype == torch.bfloat16 for f in found)
     assert torch.allclose(found[0].float(), found[2].float(), atol=0.02)
     assert torch.allclose(found[1].float(), found[3].float(), atol=0.02)
@@ -111,6 +113,6 @@ def test_rows_of_one_voxel_hold_what_was_computed():
         for size in (1 << 10, 1 << 14, 1 << 17):
             torch.full((size,), 1e38)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            found = cpu_layout.convolve_half(layer, features)
+            found = layout.convolve_half(layer, features)
         assert found.dtype == torch.bfloat16
         assert torch.allclose(found.float(), expected, atol=0.02)

@@ -11,7 +11,9 @@ import pytest
 import SimpleITK as sitk
 
 import LDRCore
-from LDRCore import RegistrationError, demo, geometry, weights
+from LDRCore import RegistrationError, geometry
+from LDRCore.cli import demo
+from LDRCore.models import weights
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from LDRCore import scoring
+from LDRCore.evaluation import scoring
 from Training import evaluate, report
 from Training.evaluation import config, costs, figures
 from Training.evaluation.datasets import Loaded

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from LDRCore import demo
+from LDRCore.cli import demo
 from Testing.slicer_scene import array, blobs, snapshot
 
 slicer = pytest.importorskip("slicer", reason="needs slicer-core (make test installs it)")

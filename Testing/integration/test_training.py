@@ -17,7 +17,8 @@ import torch
 import LDRCore
 from LDRCore import geometry
 from LDRCore.models import registry
-from LDRCore.teacher_store import TeacherStore
+from LDRCore.distillation.teacher_store import TeacherStore
+from LDRCore.io.transforms import transform_lattice
 from Training import (
     engine,
     export_weights,
@@ -427,7 +428,7 @@ def test_geometry_of_a_lattice_that_is_turned():
         1.0, 2.0, 3.0,
     ]  # fmt: skip
     matrix[:3, 3] = (10, -20, 30)
-    moved = geometry.transform_lattice(turn, matrix, (3, 4, 5))
+    moved = transform_lattice(turn, matrix, (3, 4, 5))
     expected = turn.TransformPoint((matrix @ [2, 1, 4, 1])[:3])
     assert np.allclose(moved[2, 1, 4], expected, atol=1e-4)
 

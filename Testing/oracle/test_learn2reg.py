@@ -16,7 +16,8 @@ import pytest
 import SimpleITK as sitk
 from scipy.ndimage import map_coordinates
 
-from LDRCore import cli, geometry, learn2reg, scoring
+from LDRCore import cli, geometry
+from LDRCore.evaluation import learn2reg, scoring
 from LDRCore.errors import RegistrationError
 
 

@@ -8,7 +8,7 @@ import SimpleITK as sitk
 import torch
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 
-from LDRCore import surface
+from LDRCore.evaluation import surface
 
 SPACING = (2.5, 0.8, 1.3)  # mm along the tensor axes
 

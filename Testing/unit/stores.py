@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from LDRCore.teacher_store import TeacherStore, TeacherStoreWriter, pair_key
+from LDRCore.distillation.teacher_store import TeacherStore, TeacherStoreWriter, pair_key
 
 SHAPE = (5, 6, 7)
 META = {"teacher": "ANTs SyN", "spacing_mm": [2.0, 2.0, 2.5], "pairs_sha256": "0f"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from LDRCore import aldk
-from LDRCore.models.discriminator import Discriminator
+from LDRCore.distillation import aldk
+from LDRCore.distillation.discriminator import Discriminator
 
 SHAPE = (8, 8, 8)
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from LDRCore import preprocess, spatial
+from LDRCore.pipeline import preprocess
+from LDRCore.transforms import spatial
 from Training.data import augment, throughput, views
 from Training.data.volumes import Scan
 

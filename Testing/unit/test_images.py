@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from LDRCore import RegistrationError, images
+from LDRCore import RegistrationError
+from LDRCore.io import images
 
 
 def image(array: np.ndarray) -> sitk.Image:

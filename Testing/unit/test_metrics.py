@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from LDRCore import metrics
+from LDRCore.evaluation import metrics
 
 
 def test_dice_by_hand():

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from LDRCore import spatial
+from LDRCore.transforms import spatial
 from LDRCore.models import registry
 from LDRCore.models.affine import AffineLDR
-from LDRCore.models.blocks import DenseNetwork
+from LDRCore.models.base import DenseNetwork
 from LDRCore.models.cascade import Cascade
 from LDRCore.models.ldr import LDR
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from LDRCore import losses, refine, spatial
+from LDRCore import losses
+from LDRCore.pipeline import refine
+from LDRCore.transforms import spatial
 
 SHAPE = (16, 18, 20)
 

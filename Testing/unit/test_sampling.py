@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from LDRCore import sampling, spatial
-from LDRCore.models import cpu_layout
+from LDRCore import sampling
+from LDRCore.transforms import spatial
+from LDRCore.cpu import layout
 from LDRCore.models.affine import AffineLDR
 from LDRCore.models.ldr import LDR
 
@@ -220,7 +221,7 @@ def test_ldr_rearranged_for_a_cpu_is_the_same_network(options):
     plain = network.predict(moving, fixed)
     assert plain.requires_grad
     with torch.no_grad():
-        assert cpu_layout.can_take(moving)
+        assert layout.can_take(moving)
         rearranged = network.predict(moving, fixed)
     assert not torch.equal(plain, torch.zeros_like(plain))
     assert plain.shape == rearranged.shape

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from LDRCore import geometry, metrics, scoring
+from LDRCore import geometry
+from LDRCore.evaluation import metrics, scoring
 from LDRCore.errors import RegistrationError
 
 TURN = np.array(sitk.Euler3DTransform((0, 0, 0), 0.3, -0.2, 0.4).GetMatrix())

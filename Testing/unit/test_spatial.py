@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from LDRCore import spatial
+from LDRCore.transforms import spatial
 
 SHAPE = (7, 8, 9)
 

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from stores import KEYS, META, SHAPE, check, damage_entry, field, left, write
 
-from LDRCore import RegistrationError, teacher_store
-from LDRCore.teacher_store import TeacherStore, TeacherStoreWriter, pair_key
+from LDRCore import RegistrationError
+from LDRCore.distillation import teacher_store
+from LDRCore.distillation.teacher_store import TeacherStore, TeacherStoreWriter, pair_key
 
 ROOT = Path(__file__).parents[2]
 METHODS = [m for m in ("fork", "spawn") if m in multiprocessing.get_all_start_methods()]
@@ -121,7 +122,7 @@ def test_resume_after_a_kill(path):
 def test_a_process_that_dies_loses_one_group_at_most(path):
     code = f"""
 import os, signal, numpy as np
-from LDRCore.teacher_store import TeacherStoreWriter
+from LDRCore.distillation.teacher_store import TeacherStoreWriter
 with TeacherStoreWriter({str(path)!r}, {SHAPE}, {META!r}, group=3) as writer:
     for n, key in enumerate({KEYS!r}):
         if n == 8:

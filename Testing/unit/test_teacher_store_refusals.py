@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from stores import KEYS, META, SHAPE, check, damage_entry, field, left, write
 
-from LDRCore import RegistrationError, hdf5
-from LDRCore.teacher_store import TeacherStore, TeacherStoreWriter, needed_bytes, pair_key
+from LDRCore import RegistrationError
+from LDRCore.distillation import hdf5
+from LDRCore.distillation.teacher_store import TeacherStore, TeacherStoreWriter, needed_bytes, pair_key
 
 ROOT = Path(__file__).parents[2]
 
@@ -284,7 +285,7 @@ def test_a_merge_that_hits_a_real_limit_leaves_nothing_half(path):
     """HDF5 writes the merged file by itself: the process must survive its failure, and end without a crash."""
     code = f"""
 import resource, numpy as np
-from LDRCore.teacher_store import TeacherStoreWriter
+from LDRCore.distillation.teacher_store import TeacherStoreWriter
 writer = TeacherStoreWriter({str(path)!r}, (16, 16, 16), {{}}, group=1)
 for n in range(8):
     writer.write(str(n), np.random.default_rng(n).standard_normal((3, 16, 16, 16)))

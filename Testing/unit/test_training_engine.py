@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from LDRCore import hdf5
+from LDRCore.distillation import hdf5
 from LDRCore.errors import RegistrationError
 from Training import engine
 from Training.config import ConfigError

@@ -8,7 +8,8 @@ import json
 import pytest
 import torch
 
-from LDRCore import RegistrationError, registration, weights
+from LDRCore import RegistrationError, registration
+from LDRCore.models import weights
 from LDRCore.models.registry import build_cascade
 
 ARCHITECTURE = {"network": {"name": "ldr", "head": "half"}, "cascades": 1, "multiplier": 1.0}

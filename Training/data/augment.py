@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from LDRCore import spatial
+from LDRCore.transforms import spatial
 
 
 def along_axes(volume: torch.Tensor, matrices: Sequence[np.ndarray]) -> torch.Tensor:

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from LDRCore import geometry, spatial
+from LDRCore import geometry
+from LDRCore.transforms import spatial
 from LDRCore.models.ldr import LDR
 from Training.data import augment, synthesis, views
 from Training.data.scans import Scan, open_scans

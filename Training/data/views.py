@@ -15,7 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from LDRCore import preprocess, spatial
+from LDRCore.pipeline import preprocess
+from LDRCore.transforms import spatial
 from Training.data import synthesis
 from Training.data.volumes import Scan
 

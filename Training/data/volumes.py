@@ -16,7 +16,10 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from LDRCore import geometry, images, preprocess, spatial
+from LDRCore import geometry
+from LDRCore.io import images
+from LDRCore.pipeline import preprocess
+from LDRCore.transforms import spatial
 from LDRCore.errors import RegistrationError
 
 FITS = 0.01  # relative deviation of spacing, and of a direction cosine, that counts as none

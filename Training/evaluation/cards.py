@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from LDRCore import weights
+from LDRCore.models import weights
 from LDRCore.errors import RegistrationError
 from Training.evaluation.config import Config
 from Training.evaluation.tables import Line

@@ -16,7 +16,8 @@ from types import ModuleType
 import numpy as np
 import SimpleITK as sitk
 
-from LDRCore import geometry, weights
+from LDRCore import geometry
+from LDRCore.models import weights
 from LDRCore.errors import RegistrationError
 
 ROOT = Path(__file__).resolve().parents[2]

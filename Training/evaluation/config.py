@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from LDRCore.errors import RegistrationError
-from LDRCore.scoring import FRAMES, MEASURES, PROTOCOLS
+from LDRCore.evaluation.scoring import FRAMES, MEASURES, PROTOCOLS
 from Training.evaluation.peers import METHODS
 
 if sys.version_info >= (3, 11):

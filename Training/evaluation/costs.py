@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from LDRCore import weights
+from LDRCore.models import weights
 from Training.evaluation import systems
 from Training.evaluation.config import System
 from Training.evaluation.systems import Place

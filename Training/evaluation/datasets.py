@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from LDRCore import geometry, images, scoring
+from LDRCore import geometry
+from LDRCore.evaluation import scoring
+from LDRCore.io import images
 from LDRCore.errors import RegistrationError
+from LDRCore.io.points import read_points
 from Training.data.rcn import PAIRED, Rcn
 from Training.data.views import random_pose
 from Training.data.volumes import DataError
@@ -227,7 +230,7 @@ def posed(image: sitk.Image, seed: int) -> sitk.Image:
 def _landmarks(side: Side, image: sitk.Image, frame: str, name: str) -> np.ndarray | None:
     if not side.landmarks:
         return None
-    points = geometry.read_points(Path(side.landmarks))
+    points = read_points(Path(side.landmarks))
     return scoring.landmarks_lps(points, frame, image, name)
 
 

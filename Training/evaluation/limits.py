@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from LDRCore.models import registry
 from LDRCore.models.affine import AffineStem
-from LDRCore.models.blocks import DenseNetwork
+from LDRCore.models.base import DenseNetwork
 
 _COPY_VALUES = 1 << 26  # 256 MB, far more than any cache
 _REPEATS = 7

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from LDRCore import scoring
+from LDRCore.evaluation import scoring
 from LDRCore.errors import RegistrationError
 
 NUMBERS = (*scoring.NUMBERS, "seconds", "seconds_io", "peak_mb", "threads", "workers")

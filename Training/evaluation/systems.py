@@ -22,8 +22,11 @@ import numpy as np
 import SimpleITK as sitk
 
 import LDRCore
-from LDRCore import geometry, inference, preprocess, weights
+from LDRCore import geometry
+from LDRCore.models import weights
+from LDRCore.pipeline import inference, preprocess
 from LDRCore.errors import RegistrationError
+from LDRCore.io.transforms import read_transform
 from Training.evaluation import memory, peers
 from Training.evaluation.config import System
 from Training.evaluation.datasets import Loaded
@@ -287,7 +290,7 @@ def _stage(file: Path, kind: str) -> sitk.Transform:
     if kind == "ras-matrix":
         flip = np.diag([-1.0, -1.0, 1.0, 1.0])
         return geometry.affine_transform(flip @ np.loadtxt(file) @ flip)
-    return geometry.read_transform(str(file))
+    return read_transform(str(file))
 
 
 def _run_command(system: System, files: tuple[Path, Path], folder: Path, place: Place) -> Outcome:
@@ -299,4 +302,4 @@ def _run_command(system: System, files: tuple[Path, Path], folder: Path, place: 
     seconds, peak_mb = call(words, timeout_s=system.timeout_s, threads=place.threads, folder=folder)
     if not out.exists():
         raise RegistrationError(f"the command must write its {{out}}, got no file {out.name}")
-    return Outcome(geometry.read_transform(str(out)), seconds, seconds, peak_mb)
+    return Outcome(read_transform(str(out)), seconds, seconds, peak_mb)

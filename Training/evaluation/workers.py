@@ -39,7 +39,7 @@ def _limit_threads(threads: int) -> None:
 
 def perform(task: Task, cache: dict[Any, Loaded]) -> dict[str, Any]:
     """One row; whatever goes wrong is in its `message`."""
-    from LDRCore import scoring
+    from LDRCore.evaluation import scoring
     from Training.evaluation import datasets, memory, systems
 
     try:

@@ -1,0 +1,1 @@
+"""Adversarial distillation (ALDK): discriminator, training step, stored teacher deformations."""

@@ -1,0 +1,1 @@
+"""Measures, and pairs scored by them."""

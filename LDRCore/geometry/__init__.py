@@ -1,0 +1,46 @@
+"""Between voxels and millimetres: grids, linear maps, displacement fields, Jacobians. SimpleITK and numpy only.
+
+Matrices are 4x4 and homogeneous. "Index" here always means tensor order (k, j, i), the order of a numpy array of a
+SimpleITK image; "lps" means (x, y, z) in mm. A transform maps fixed points to moving points (ITK's resampling
+convention).
+"""
+
+from __future__ import annotations
+
+from LDRCore.geometry.affine import affine_transform, fit_affine, linear_matrix, tensor_affine_to_lps
+from LDRCore.geometry.fields import (
+    affine_then_dense,
+    compose_transforms,
+    covering_field_image,
+    dense_then_affine,
+    displacement_field_image,
+    displacement_to_lps,
+    field_image,
+    field_in_voxels,
+    lps_to_displacement,
+)
+from LDRCore.geometry.grids import Grid, corners_lps, index_to_lps, points_lps
+from LDRCore.geometry.jacobian import jacobian_determinant_image
+from LDRCore.geometry.points import transform_points
+
+__all__ = [
+    "Grid",
+    "affine_then_dense",
+    "affine_transform",
+    "compose_transforms",
+    "corners_lps",
+    "covering_field_image",
+    "dense_then_affine",
+    "displacement_field_image",
+    "displacement_to_lps",
+    "field_image",
+    "field_in_voxels",
+    "fit_affine",
+    "index_to_lps",
+    "jacobian_determinant_image",
+    "linear_matrix",
+    "lps_to_displacement",
+    "points_lps",
+    "tensor_affine_to_lps",
+    "transform_points",
+]

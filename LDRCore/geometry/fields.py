@@ -1,0 +1,115 @@
+"""Displacement fields: tensors in voxels <-> SimpleITK vector images in mm LPS <-> composite transforms."""
+
+from __future__ import annotations
+
+import numpy as np
+import SimpleITK as sitk
+
+from LDRCore.geometry.affine import affine_transform, fit_affine
+from LDRCore.geometry.grids import Grid, corners_lps, index_to_lps
+from LDRCore.geometry.points import transform_points
+
+COVERING_VOXELS = 16_000_000  # of a covering field; larger fixed images are sampled at every n-th voxel
+
+
+def displacement_to_lps(displacement_vox: np.ndarray, grid: Grid) -> np.ndarray:
+    """(3, D, H, W) voxels along tensor axes -> (D, H, W, 3) mm along (x, y, z)."""
+    scaled = displacement_vox * np.array(grid.spacing_mm, dtype=displacement_vox.dtype)[:, None, None, None]
+    return np.ascontiguousarray(np.moveaxis(scaled[::-1], 0, -1))
+
+
+def lps_to_displacement(displacement_mm: np.ndarray, grid: Grid) -> np.ndarray:
+    """(D, H, W, 3) mm along (x, y, z) -> (3, D, H, W) voxels along tensor axes."""
+    moved = np.moveaxis(displacement_mm, -1, 0)[::-1]
+    return np.ascontiguousarray(moved / np.array(grid.spacing_mm, dtype=displacement_mm.dtype)[:, None, None, None])
+
+
+def field_image(displacement_mm: np.ndarray, grid: Grid) -> sitk.Image:
+    """(D, H, W, 3) mm LPS vectors on a grid as a vector image of doubles."""
+    image = sitk.GetImageFromArray(displacement_mm.astype(np.float64), isVector=True)
+    image.SetOrigin(grid.origin_lps)
+    image.SetSpacing(grid.spacing_mm[::-1])
+    return image
+
+
+def dense_then_affine(displacement_mm: np.ndarray, grid: Grid, affine_lps: np.ndarray) -> sitk.CompositeTransform:
+    """``x -> A (x + u(x))`` as one transform: outside the field's grid u is 0 and the affine part still holds."""
+    composite = sitk.CompositeTransform(3)
+    composite.AddTransform(affine_transform(affine_lps))
+    composite.AddTransform(sitk.DisplacementFieldTransform(field_image(displacement_mm, grid)))  # applied first
+    return composite
+
+
+def affine_then_dense(displacement_mm: np.ndarray, grid: Grid, affine_lps: np.ndarray) -> sitk.CompositeTransform:
+    """``y -> A y + v(A y)`` as one transform (the inverse of `dense_then_affine` has this form)."""
+    composite = sitk.CompositeTransform(3)
+    composite.AddTransform(sitk.DisplacementFieldTransform(field_image(displacement_mm, grid)))
+    composite.AddTransform(affine_transform(affine_lps))  # applied first
+    return composite
+
+
+def compose_transforms(last: sitk.Transform, first: sitk.Transform) -> sitk.CompositeTransform:
+    """Compose ``x -> last(first(x))``, flattened so that it can be written to a file."""
+    composite = sitk.CompositeTransform(3)
+    for transform in (last, first):
+        if transform.GetName() == "CompositeTransform":  # also when read from a file, as a plain sitk.Transform
+            parts = sitk.CompositeTransform(transform)
+            for k in range(parts.GetNumberOfTransforms()):
+                composite.AddTransform(parts.GetNthTransform(k))
+        else:
+            composite.AddTransform(transform)
+    return composite
+
+
+def displacement_field_image(transform: sitk.Transform, reference: sitk.Image) -> sitk.Image:
+    """A transform sampled on a reference grid: ``T(x) - x`` in mm LPS, float32 vectors."""
+    return sitk.TransformToDisplacementField(
+        transform,
+        sitk.sitkVectorFloat32,
+        reference.GetSize(),
+        reference.GetOrigin(),
+        reference.GetSpacing(),
+        reference.GetDirection(),
+    )
+
+
+def field_in_voxels(field: sitk.Image) -> np.ndarray:
+    """A displacement field image (mm LPS) as (3, D, H, W) float32: along tensor axes, in voxels of its grid."""
+    to_index = np.linalg.inv(index_to_lps(field)[:3, :3]).astype(np.float32)
+    return np.einsum("ac,dhwc->adhw", to_index, sitk.GetArrayViewFromImage(field).astype(np.float32), optimize=True)
+
+
+def covering_field_image(
+    transform: sitk.Transform, fixed: sitk.Image, moving: sitk.Image, spacing_mm: float = 0.0
+) -> sitk.Image:
+    """A transform as one displacement field for programs that know no composites: ``T(x) - x``, mm LPS, float32.
+
+    Its voxels are voxels of the fixed image, so it is exact there whatever interpolation its reader uses: every voxel,
+    or every n-th along axes that are finer than `spacing_mm`. The lattice is grown in whole cells to hold what T takes
+    into the moving image, unless that needs more than `COVERING_VOXELS`.
+    """
+    while True:
+        stride = np.array([max(1, int(spacing_mm / s + 1e-6)) for s in fixed.GetSpacing()])
+        high = -(-(np.array(fixed.GetSize()) - 1) // stride)
+        if np.prod(high + 1.0) <= COVERING_VOXELS:
+            break
+        spacing_mm = max(1.2 * spacing_mm, min(fixed.GetSpacing()))
+    low = np.zeros(3, dtype=int)
+    to_lps = index_to_lps(fixed)[:, [2, 1, 0, 3]] @ np.diag([*stride, 1])  # from (i, j, k) of the lattice
+    far = corners_lps(fixed)
+    far = far.mean(0) + 20 * (far - far.mean(0))  # beyond any dense field, where only the affine part is left
+    affine = fit_affine(far, transform_points(far, transform))
+    if abs(np.linalg.det(affine[:3, :3])) > 1e-6:
+        back = np.linalg.inv(affine @ to_lps)
+        reach = corners_lps(moving) @ back[:3, :3].T + back[:3, 3]
+        wide = np.minimum(low, np.floor(reach.min(0)).astype(int)), np.maximum(high, np.ceil(reach.max(0)).astype(int))
+        if np.prod(wide[1] - wide[0] + 1.0) <= COVERING_VOXELS:
+            low, high = wide
+    return sitk.TransformToDisplacementField(
+        transform,
+        sitk.sitkVectorFloat32,
+        (high - low + 1).tolist(),
+        (to_lps[:3, :3] @ low + to_lps[:3, 3]).tolist(),
+        (np.array(fixed.GetSpacing()) * stride).tolist(),
+        fixed.GetDirection(),
+    )

@@ -1,0 +1,115 @@
+"""Grids and points in physical space: voxel index <-> millimetres. SimpleITK and numpy only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+
+
+def index_to_lps(image: sitk.Image) -> np.ndarray:
+    """4x4 from tensor index (k, j, i) to LPS mm (x, y, z) of a SimpleITK image."""
+    direction = np.array(image.GetDirection()).reshape(3, 3)
+    out = np.eye(4)
+    out[:3, :3] = (direction * np.array(image.GetSpacing()))[:, ::-1]
+    out[:3, 3] = image.GetOrigin()
+    return out
+
+
+def corners_lps(image: sitk.Image) -> np.ndarray:
+    """(8, 3): LPS mm of an image's corner voxels."""
+    size = image.GetSize()
+    picks = [[(size[a] - 1) * ((k >> a) & 1) for a in range(3)] for k in range(8)]
+    return np.array([image.TransformIndexToPhysicalPoint(p) for p in picks])
+
+
+def points_lps(image: sitk.Image) -> np.ndarray:
+    """(D, H, W, 3): LPS mm of every voxel of an image."""
+    index = np.stack(np.meshgrid(*[np.arange(n) for n in image.GetSize()[::-1]], indexing="ij"), -1)
+    matrix = index_to_lps(image)
+    return index @ matrix[:3, :3].T + matrix[:3, 3]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid whose axes are the patient's (tensor axes S, P, L; identity direction), for working in.
+
+    Attributes:
+        origin_lps: (x, y, z) mm of voxel (0, 0, 0).
+        spacing_mm: along the tensor axes (D, H, W).
+        shape: (D, H, W).
+    """
+
+    origin_lps: tuple[float, float, float]
+    spacing_mm: tuple[float, float, float]
+    shape: tuple[int, int, int]
+
+    @property
+    def to_lps(self) -> np.ndarray:
+        """4x4 from tensor index to LPS mm."""
+        out = np.zeros((4, 4))
+        for axis in range(3):
+            out[2 - axis, axis] = self.spacing_mm[axis]
+        out[:3, 3] = self.origin_lps
+        out[3, 3] = 1
+        return out
+
+    @property
+    def centre_lps(self) -> np.ndarray:
+        """(x, y, z) mm of the grid's middle."""
+        return (self.to_lps @ np.append((np.array(self.shape) - 1) / 2, 1))[:3]
+
+    @classmethod
+    def centred(cls, centre_lps: Sequence[float], spacing_mm: float, shape: Sequence[int]) -> Grid:
+        """An isotropic grid about a point."""
+        half = (np.array(shape)[::-1] - 1) / 2 * spacing_mm
+        x, y, z = (np.asarray(centre_lps, dtype=float) - half).tolist()
+        d, h, w = (int(n) for n in shape)
+        return cls((x, y, z), (spacing_mm,) * 3, (d, h, w))
+
+    @classmethod
+    def around(
+        cls,
+        low_lps: np.ndarray,
+        high_lps: np.ndarray,
+        *,
+        spacing_mm: float,
+        margin_mm: float,
+        multiple: int,
+        max_voxels: int,
+    ) -> Grid:
+        """The isotropic grid that covers a box, sizes rounded up to `multiple`.
+
+        The spacing grows where the box would need more than `max_voxels`.
+        """
+        extent = np.asarray(high_lps) - np.asarray(low_lps) + 2 * margin_mm
+        while True:
+            shape = [max(1, math.ceil(e / spacing_mm / multiple)) * multiple for e in extent[::-1]]
+            if math.prod(shape) <= max_voxels:
+                break
+            spacing_mm *= 1.05
+        return cls.centred((np.asarray(low_lps) + np.asarray(high_lps)) / 2, spacing_mm, shape)
+
+    def coarser(self, stride: int) -> Grid:
+        """The grid with the same corners and `stride` times fewer voxels along each axis."""
+        if stride == 1:
+            return self
+        d, h, w = (n // stride for n in self.shape)
+        a, b, c = (s * (n - 1) / (m - 1) for s, n, m in zip(self.spacing_mm, self.shape, (d, h, w), strict=True))
+        return Grid(self.origin_lps, (a, b, c), (d, h, w))
+
+    def reference_image(self) -> sitk.Image:
+        """An empty image that lies on the grid."""
+        image = sitk.Image(self.shape[::-1], sitk.sitkUInt8)
+        image.SetOrigin(self.origin_lps)
+        image.SetSpacing(self.spacing_mm[::-1])
+        return image
+
+    def padded(self, cells: int) -> Grid:
+        """The grid grown by `cells` voxels on every side."""
+        x, y, z = (o - cells * s for o, s in zip(self.origin_lps, self.spacing_mm[::-1], strict=True))
+        d, h, w = (n + 2 * cells for n in self.shape)
+        return Grid((x, y, z), self.spacing_mm, (d, h, w))

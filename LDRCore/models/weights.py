@@ -1,0 +1,132 @@
+"""Model cards and weights: which models there are, loading them safely, and refusing damaged files.
+
+A model is two files side by side: `NAME.json` (the card: architecture, working grid, data, licence, results, sha256)
+and `NAME.pt` (a half-precision state dict, read with weights_only=True, so no code in it can run). Models that ship
+lie in `LDRCore/bundled`. What runs a model is `pipeline.model`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from LDRCore.errors import RegistrationError
+
+if TYPE_CHECKING:
+    from LDRCore.models.cascade import Cascade
+
+BUNDLED = Path(__file__).parents[1] / "bundled"
+DEFAULT = "brain-t1-small"  # what `register`, the command line and the panel use where no model is named
+
+
+def list_models() -> list[str]:
+    """Names of the models that ship with this package."""
+    return sorted(p.stem for p in BUNDLED.glob("*.json"))
+
+
+def _card_path(name_or_path: str | os.PathLike[str]) -> Path:
+    text = os.fspath(name_or_path)
+    if text in list_models():
+        return BUNDLED / f"{text}.json"
+    path = Path(text)
+    card = path.with_suffix(".json")
+    if path.suffix in (".pt", ".json") and card.exists():
+        return card
+    raise RegistrationError(
+        f"model must be one of {list_models()} or a path to a .pt file with its .json card beside it, got {text!r}"
+    )
+
+
+def model_info(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The card of a model: what it was made for, from which data, under which licence, with which results.
+
+    Raises:
+        RegistrationError: no such model, or a card that cannot be read.
+    """
+    path = _card_path(name_or_path)
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RegistrationError(f"a model card must be readable JSON, got {path} ({error})") from None
+    missing = [k for k in ("name", "architecture", "working_grid", "weights", "sha256") if k not in card]
+    if missing:
+        raise RegistrationError(f"a model card must hold {missing[0]!r}, got {path} without it")
+    return card
+
+
+def verify(name_or_path: str | os.PathLike[str]) -> Path:
+    """Path of a model's weights, after their sha256 was found to be the card's.
+
+    Raises:
+        RegistrationError: the file is missing or damaged.
+    """
+    card = model_info(name_or_path)
+    path = _card_path(name_or_path).parent / card["weights"]
+    if not path.is_file():
+        raise RegistrationError(f"the weights of {card['name']} must lie beside their card, got no file {path}")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != card["sha256"]:
+        raise RegistrationError(
+            f"the weights of {card['name']} must have sha256 {card['sha256'][:12]}..., "
+            f"got {found[:12]}... ({path} is damaged)"
+        )
+    return path
+
+
+def load_cascade(name_or_path: str | os.PathLike[str]) -> Cascade:
+    """Read a model's stem and networks as they train: float32, on the CPU.
+
+    Args:
+        name_or_path: a name of `list_models`, or a path to a .pt (its card beside it).
+
+    Raises:
+        RegistrationError: unknown model, damaged weights, or weights that do not fit the card.
+    """
+    import torch
+
+    from LDRCore.models.registry import build_cascade
+
+    card = model_info(name_or_path)
+    path = verify(name_or_path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError):
+        raise RegistrationError(
+            f"the weights of {card['name']} must be a plain state dict, got {path}, which holds something else"
+        ) from None
+    with torch.device("cpu"):
+        cascade = build_cascade(card["architecture"]).float()
+    try:
+        cascade.load_state_dict({k: v.float() for k, v in state.items()})
+    except RuntimeError as error:
+        raise RegistrationError(
+            f"the weights of {card['name']} must fit its card's architecture, got {str(error).splitlines()[1].strip()}"
+        ) from None
+    return cascade
+
+
+def save_model(folder: str | os.PathLike[str], card: dict[str, Any], state: dict[str, Any]) -> Path:
+    """Write a model's two files (weights first, both complete or not at all) and return the card's path.
+
+    Args:
+        folder: created if needed.
+        card: everything but `weights` and `sha256`, which are filled in.
+        state: state dict of `build_cascade(card["architecture"])`; stored in half precision.
+    """
+    import torch
+
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    name = card["name"]
+    part = target / f"{name}.pt.part"
+    torch.save({k: v.detach().cpu().half().contiguous() for k, v in state.items()}, part)
+    full = {**card, "weights": f"{name}.pt", "sha256": hashlib.sha256(part.read_bytes()).hexdigest()}
+    card_part = target / f"{name}.json.part"
+    card_part.write_text(json.dumps(full, indent=1) + "\n", encoding="utf-8")
+    part.replace(target / f"{name}.pt")
+    card_part.replace(target / f"{name}.json")
+    return target / f"{name}.json"

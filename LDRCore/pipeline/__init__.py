@@ -1,0 +1,1 @@
+"""What `register` goes through, one file a stage: preprocess, affine, dense, refine."""

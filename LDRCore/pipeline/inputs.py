@@ -1,0 +1,94 @@
+"""The two scans and their masks as they are registered; a non-linear initial transform is settled here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from LDRCore.io import images
+from LDRCore.io.images import ImageLike
+from LDRCore.pipeline.preprocess import PreparedImage, prepare
+from LDRCore.transforms.volume import Volume
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What came from the user, read and checked.
+
+    Attributes:
+        fixed, moving: three-dimensional scalar images.
+        fixed_mask, moving_mask: boolean arrays (z, y, x) on their grids, or None.
+    """
+
+    fixed: sitk.Image
+    moving: sitk.Image
+    fixed_mask: np.ndarray | None
+    moving_mask: np.ndarray | None
+
+
+def read_inputs(
+    fixed: ImageLike, moving: ImageLike, fixed_mask: ImageLike | None, moving_mask: ImageLike | None
+) -> Inputs:
+    """Read both images and their masks.
+
+    Raises:
+        RegistrationError: one of them cannot be used; see `io.images`.
+    """
+    fixed_image, moving_image = images.load(fixed, "fixed image"), images.load(moving, "moving image")
+    return Inputs(
+        fixed_image,
+        moving_image,
+        images.load_mask(fixed_mask, fixed_image, "fixed mask"),
+        images.load_mask(moving_mask, moving_image, "moving mask"),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two scans ready for the networks.
+
+    Attributes:
+        fixed, moving: prepared; `moving` is seen through a non-linear initial transform where there is one.
+        moving_as_scanned: the moving image's coarse copy where the scanner put it.
+    """
+
+    fixed: PreparedImage
+    moving: PreparedImage
+    moving_as_scanned: Volume
+
+
+def prepare_pair(inputs: Inputs, nonlinear: sitk.Transform | None, card: dict[str, Any], device: str) -> Pair:
+    """Prepare both images for a model.
+
+    Args:
+        inputs: see `read_inputs`.
+        nonlinear: fixed -> moving. The moving image and its mask are resampled through it onto the fixed grid, and
+            registered from there.
+        card: of the model: its working spacings.
+        device: where the tensors live.
+    """
+    settings = card["working_grid"]
+    spacings = {"fine_mm": settings["spacing_mm"], "coarse_mm": settings["stem_spacing_mm"], "device": device}
+    fixed = prepare(inputs.fixed, inputs.fixed_mask, **spacings)
+    moving = prepare(inputs.moving, inputs.moving_mask, **spacings)
+    if nonlinear is None:
+        return Pair(fixed, moving, moving.coarse)
+    image, mask = resample_through(inputs.moving, inputs.moving_mask, inputs.fixed, nonlinear)
+    return Pair(fixed, prepare(image, mask, **spacings), moving.coarse)
+
+
+def resample_through(
+    image: sitk.Image, mask: np.ndarray | None, reference: sitk.Image, transform: sitk.Transform
+) -> tuple[sitk.Image, np.ndarray | None]:
+    """Resample an image (linearly) and its mask (nearest) through a transform onto a reference grid."""
+    low = float(sitk.GetArrayViewFromImage(image).min())
+    resampled = sitk.Resample(image, reference, transform, sitk.sitkLinear, low, sitk.sitkFloat32)
+    if mask is None:
+        return resampled, None
+    mask_image = sitk.GetImageFromArray(mask.astype(np.uint8))
+    mask_image.CopyInformation(image)
+    inside = sitk.Resample(mask_image, reference, transform, sitk.sitkNearestNeighbor, 0)
+    return resampled, sitk.GetArrayFromImage(inside) > 0

@@ -1,0 +1,84 @@
+"""A model ready to run: its card, and its networks in the layout and precision that suit the device."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from LDRCore.models.weights import load_cascade, model_info
+
+if TYPE_CHECKING:
+    import torch
+
+    from LDRCore.models.cascade import Cascade
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model ready to run.
+
+    Attributes:
+        name: the card's name.
+        card: the whole card.
+        cascade: stem and networks for inference on `device`; not for training, see `weights.load_cascade`.
+        device: where it lives.
+    """
+
+    name: str
+    card: dict[str, Any]
+    cascade: Cascade
+    device: str
+
+    @property
+    def max_cascades(self) -> int:
+        """Largest number of cascades that can be asked for."""
+        return len(self.cascade)
+
+
+def load_model(name_or_path: str | os.PathLike[str], device: str = "cpu") -> Model:
+    """Load a model by name or path, kept in memory for the next call.
+
+    Args:
+        name_or_path: a name of `list_models`, or a path to a .pt (its card beside it).
+        device: "cpu", "cuda", "cuda:1" ...
+
+    Raises:
+        RegistrationError: unknown model, damaged weights, weights that do not fit the card, or an LDR_PRECISION that
+            is none.
+    """
+    from LDRCore.cpu import precision
+
+    convolutions = precision.of_convolutions(device)
+    return _load(os.fspath(name_or_path), device, model_info(name_or_path)["sha256"], convolutions)
+
+
+@functools.lru_cache(maxsize=4)
+def _load(name_or_path: str, device: str, sha256: str, convolutions: torch.dtype) -> Model:
+    """`sha256` is only a key: a model that was replaced on disk is loaded anew."""
+    from LDRCore.torch_context import own_torch_context
+
+    with own_torch_context():
+        card = model_info(name_or_path)
+        return Model(card["name"], card, deploy(load_cascade(name_or_path), device, convolutions), device)
+
+
+def deploy(cascade: Cascade, device: str, convolutions: torch.dtype) -> Cascade:
+    """Return a trained cascade in the layout for inference on a device; what was given is no longer to be used.
+
+    Args:
+        cascade: float32, on the CPU.
+        device: "cpu", "cuda", "cuda:1" ...
+        convolutions: precision of the dense networks' convolutions.
+    """
+    import torch
+
+    from LDRCore.cpu import layout
+
+    cascade.eval().requires_grad_(False)
+    cascade.to(device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    if torch.device(device).type == "cpu":
+        return layout.arrange(cascade, convolutions)
+    cascade.precision = convolutions
+    return cascade

@@ -1,0 +1,94 @@
+"""What a registration is asked to do, checked in one place before anything is read."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+
+from LDRCore import geometry
+from LDRCore.errors import RegistrationError
+from LDRCore.models.weights import model_info
+
+INITIALS = ("center", "none")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `register`, checked.
+
+    Attributes:
+        model, cascades, affine, refine_steps, inverse: see `register`.
+        initial: "center", "none", or a transform fixed -> moving.
+        device: one that torch can use here ("auto" is resolved).
+
+    Raises:
+        RegistrationError: an option that cannot be; the message names the rule and what came.
+    """
+
+    model: str | os.PathLike[str]
+    cascades: int
+    affine: bool
+    initial: str | sitk.Transform
+    refine_steps: int
+    inverse: bool
+    device: str
+
+    def __post_init__(self) -> None:
+        card = model_info(self.model)
+        most = card["architecture"]["cascades"]
+        if not _is_whole(self.cascades) or not 1 <= self.cascades <= most:
+            raise RegistrationError(f"cascades must be 1 to {most} for model {card['name']}, got {self.cascades!r}")
+        if not _is_whole(self.refine_steps) or self.refine_steps < 0:
+            raise RegistrationError(f"refine_steps must be a whole number, 0 or more, got {self.refine_steps!r}")
+        known = self.initial in INITIALS if isinstance(self.initial, str) else _is_3d_transform(self.initial)
+        if not known:
+            raise RegistrationError(
+                f'initial must be "center", "none" or a 3D SimpleITK transform, got {self.initial!r}'
+            )
+        object.__setattr__(self, "device", resolve_device(self.device))
+
+    @property
+    def initial_matrix(self) -> np.ndarray | None:
+        """4x4, LPS mm, to start from; None where the contents' centres are brought together first."""
+        if isinstance(self.initial, str):
+            return None if self.initial == "center" else np.eye(4)
+        matrix = geometry.linear_matrix(self.initial)
+        return np.eye(4) if matrix is None else matrix
+
+    @property
+    def nonlinear_initial(self) -> sitk.Transform | None:
+        """The initial transform where it is not linear: the moving image is then seen through it."""
+        if isinstance(self.initial, str) or self.initial.IsLinear():
+            return None
+        return self.initial
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_3d_transform(value: object) -> bool:
+    return isinstance(value, sitk.Transform) and value.GetDimension() == 3
+
+
+def resolve_device(device: str) -> str:
+    """Return a device that torch can use here.
+
+    Args:
+        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" ...
+
+    Raises:
+        RegistrationError: torch cannot use it.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, TypeError):
+        raise RegistrationError(f'device must be "auto" or one that torch can use here, got {device!r}') from None
+    return device

@@ -1,0 +1,87 @@
+"""What a registration makes of its dense field: transform, warped image, Jacobian determinant, inverse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import SimpleITK as sitk
+
+from LDRCore import geometry
+from LDRCore.torch_context import own_torch_context
+from LDRCore.transforms import inversion, resample
+from LDRCore.transforms.field import DenseField, invert_field
+from LDRCore.transforms.volume import Volume
+
+
+class Output(Protocol):
+    """A registration's transform and what is computed from it.
+
+    Attributes:
+        transform: fixed -> moving.
+        affine: its affine part alone (behind a non-linear initial transform: that transform after the affine part).
+    """
+
+    transform: sitk.Transform
+    affine: sitk.Transform
+
+    @property
+    def jacobian(self) -> Callable[[], np.ndarray] | None:
+        """Computes the determinant on the fixed grid, (D, H, W) float32; None: only the displacement field tells."""
+
+    def warp(self, progress: Callable[[float], None] | None = None) -> sitk.Image:
+        """The moving image on the fixed grid, in its own pixel type, sampled once."""
+
+    def invert(self) -> tuple[sitk.Transform, float]:
+        """(moving -> fixed, largest residual in mm)."""
+
+
+class DenseOutput:
+    """``T(x) = A (x + u(x))``: sampled by this package, slab by slab."""
+
+    def __init__(self, field: DenseField, fixed: sitk.Image, moving: sitk.Image, volume: Volume) -> None:
+        """`volume` is the moving image with its own intensities."""
+        self._field, self._fixed, self._volume = field, fixed, volume
+        self._shape, self._to_lps = fixed.GetSize()[::-1], geometry.index_to_lps(fixed)
+        self._dtype = sitk.GetArrayViewFromImage(moving).dtype
+        self.transform: sitk.Transform = field.transform()
+        self.affine: sitk.Transform = field.affine()
+
+    def warp(self, progress: Callable[[float], None] | None = None) -> sitk.Image:
+        """See `Output`."""
+        values = resample.warp(self._volume, self._shape, self._to_lps, self._field, self._dtype, progress)
+        warped = sitk.GetImageFromArray(values)
+        warped.CopyInformation(self._fixed)
+        return warped
+
+    def invert(self) -> tuple[sitk.Transform, float]:
+        """See `Output`."""
+        inverse, residual_mm = invert_field(self._field)
+        transform = geometry.affine_then_dense(inverse.displacement_mm(), inverse.grid, inverse.affine_lps)
+        return transform, residual_mm
+
+    def jacobian(self) -> np.ndarray:
+        """See `Output`."""
+        with own_torch_context():
+            return resample.jacobian_determinant(self._shape, self._to_lps, self._field)
+
+
+class ComposedOutput:
+    """``T(x) = T0(A (x + u(x)))`` behind a non-linear initial transform T0: sampled by SimpleITK."""
+
+    jacobian: None = None
+
+    def __init__(self, field: DenseField, initial: sitk.Transform, fixed: sitk.Image, moving: sitk.Image) -> None:
+        self._fixed, self._moving = fixed, moving
+        self.transform: sitk.Transform = geometry.compose_transforms(initial, field.transform())
+        self.affine: sitk.Transform = geometry.compose_transforms(initial, field.affine())
+
+    def warp(self, progress: Callable[[float], None] | None = None) -> sitk.Image:
+        """See `Output`."""
+        low = float(sitk.GetArrayViewFromImage(self._moving).min())
+        return sitk.Resample(self._moving, self._fixed, self.transform, sitk.sitkLinear, low)
+
+    def invert(self) -> tuple[sitk.Transform, float]:
+        """See `Output`."""
+        return inversion.invert_transform(self.transform, self._fixed)

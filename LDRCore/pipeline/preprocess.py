@@ -1,0 +1,111 @@
+"""From a scan of any scanner and any grid to what a network sees, with the geometry kept exactly.
+
+Intensities: a robust range, mapped to 0..1. Training and inference use the same functions. Statistics
+come from a regular subsample: a percentile over every voxel of a large scan costs more than the registration itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from LDRCore import geometry
+from LDRCore.transforms.volume import Volume
+
+_SAMPLE_VOXELS = 100_000
+FOREGROUND_LEVEL = 0.15  # of the normalised range; below it lies air or a removed background
+
+
+def intensity_range(volume: torch.Tensor) -> tuple[float, float]:
+    """Background level and upper level of a scan, insensitive to a few extreme voxels.
+
+    Args:
+        volume: any shape, any numeric type.
+
+    Returns:
+        (low, high): the 1st percentile of all voxels, and the 99th percentile of those above 10 % of the way from
+        there to the 99.9th (so that the amount of empty background does not matter).
+    """
+    flat = volume.reshape(-1)
+    stride = max(1, flat.numel() // _SAMPLE_VOXELS) | 1  # odd: never in step with a power-of-two row length
+    values = flat[::stride].float().cpu().numpy()
+    low, top = np.percentile(values, (1.0, 99.9))
+    if top <= low:
+        low, top = float(values.min()), float(values.max())
+    foreground = values[values > low + 0.1 * (top - low)]
+    high = float(np.percentile(foreground, 99.0)) if foreground.size else float(top)
+    if high <= low:  # nearly binary content: fall back to the extremes
+        low, high = float(volume.min()), float(volume.max())
+    return float(low), high
+
+
+def normalise(volume: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Map [low, high] to [0, 1] and clip. `volume` of any shape; returns float32."""
+    return (volume.float() - low).div_(max(high - low, 1e-12)).clamp_(0.0, 1.0)
+
+
+def foreground_index(normalised: torch.Tensor) -> np.ndarray:
+    """(N, 3) voxel indices of what is not air in a normalised (D, H, W) volume; of every voxel if all is air."""
+    where = (normalised > FOREGROUND_LEVEL).nonzero().cpu().numpy()
+    return where if len(where) else np.argwhere(np.ones(normalised.shape, dtype=bool))
+
+
+@dataclass
+class PreparedImage:
+    """A scan made ready: the original to warp, two normalised copies to look at, and where its content lies.
+
+    Attributes:
+        native: original intensities at full resolution (masked-out voxels untouched).
+        fine, coarse: normalised 0..1, masked, averaged to about the two working spacings.
+        low, high: the intensity range that became 0..1.
+        centroid_lps: centre of the foreground, mm.
+        box_lps: (2, 3) lower and upper bound of the foreground, mm.
+    """
+
+    native: Volume
+    fine: Volume
+    coarse: Volume
+    low: float
+    high: float
+    centroid_lps: np.ndarray
+    box_lps: np.ndarray
+
+
+def to_tensor(image: sitk.Image, device: torch.device | str = "cpu") -> torch.Tensor:
+    """(1, 1, D, H, W) float32 copy of a SimpleITK image."""
+    array = sitk.GetArrayViewFromImage(image)
+    return torch.from_numpy(array.astype(np.float32))[None, None].to(device)
+
+
+def prepare(
+    image: sitk.Image,
+    mask: np.ndarray | None,
+    *,
+    fine_mm: float,
+    coarse_mm: float,
+    device: torch.device | str = "cpu",
+) -> PreparedImage:
+    """Make a scan ready for registration.
+
+    Args:
+        image: three-dimensional scalar image (checked by `images.load`).
+        mask: (D, H, W) boolean; what lies outside is replaced by the smallest value inside before anything is
+            measured, so it cannot influence the result.
+        fine_mm, coarse_mm: working spacings of the dense networks and of the affine stem.
+        device: where the tensors live.
+    """
+    native = Volume(to_tensor(image, device), geometry.index_to_lps(image))
+    seen = native.data
+    if mask is not None:
+        inside = torch.from_numpy(mask).to(device)[None, None]
+        seen = torch.where(inside, seen, seen[inside].min())
+    low, high = intensity_range(seen)
+    fine = Volume(seen, native.to_lps).averaged(fine_mm)
+    fine = Volume(normalise(fine.data, low, high), fine.to_lps)
+    coarse = fine.averaged(coarse_mm)
+    points = foreground_index(coarse.data[0, 0]) @ coarse.to_lps[:3, :3].T + coarse.to_lps[:3, 3]
+    box = np.percentile(points[:: max(1, len(points) // 50_000)], (0.2, 99.8), axis=0)
+    return PreparedImage(native, fine, coarse, low, high, points.mean(axis=0), box)

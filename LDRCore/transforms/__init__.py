@@ -1,0 +1,1 @@
+"""Displacements: warping, composing, inverting, resampling on the fixed grid."""

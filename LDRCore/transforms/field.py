@@ -1,0 +1,71 @@
+"""A dense displacement before an affine map, as a tensor: what the networks predict and everything later uses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+import torch.nn.functional as F
+
+from LDRCore import geometry
+from LDRCore.geometry import Grid
+from LDRCore.transforms import spatial
+
+
+@dataclass(frozen=True, eq=False)
+class DenseField:
+    """A dense displacement before an affine map: ``T(x) = A (x + u(x))``.
+
+    Attributes:
+        displacement_vox: u, (1, 3, d, h, w), voxels of `grid`, fading to zero at the grid's border.
+        grid: where u lives.
+        affine_lps: A, 4x4, LPS mm.
+    """
+
+    displacement_vox: torch.Tensor
+    grid: Grid
+    affine_lps: np.ndarray
+
+    def displacement_mm(self) -> np.ndarray:
+        """Return the displacement u as (d, h, w, 3) mm LPS."""
+        return geometry.displacement_to_lps(self.displacement_vox[0].cpu().numpy(), self.grid)
+
+    def transform(self) -> sitk.CompositeTransform:
+        """Return T as one SimpleITK transform."""
+        return geometry.dense_then_affine(self.displacement_mm(), self.grid, self.affine_lps)
+
+    def affine(self) -> sitk.AffineTransform:
+        """Return A alone as a SimpleITK transform."""
+        return geometry.affine_transform(self.affine_lps)
+
+
+def fade_out(displacement: torch.Tensor, voxels: int) -> torch.Tensor:
+    """Continue a displacement (B, 3, D, H, W) by some voxels on each side, from its edge value to exactly zero."""
+    padded = F.pad(displacement, (voxels,) * 6, mode="replicate")
+    ramp = torch.arange(voxels, device=padded.device, dtype=padded.dtype) / voxels
+    for axis in (2, 3, 4):
+        n = padded.shape[axis]
+        line = torch.ones(n, device=padded.device, dtype=padded.dtype)
+        line[:voxels], line[n - voxels :] = ramp, ramp.flip(0)
+        view = [1, 1, 1, 1, 1]
+        view[axis] = n
+        padded *= line.view(view)
+    return padded
+
+
+@torch.no_grad()
+def invert_field(field: DenseField) -> tuple[DenseField, float]:
+    """Invert a dense field: ``y -> A^-1 y + v(A^-1 y)``.
+
+    v lives on a grid twice as fine: u is linear between its voxels, but its inverse is not.
+
+    Returns:
+        (v with A^-1, the largest residual in mm at its voxels).
+    """
+    d, h, w = (2 * n - 1 for n in field.grid.shape)
+    a, b, c = (s / 2 for s in field.grid.spacing_mm)
+    fine = Grid(field.grid.origin_lps, (a, b, c), (d, h, w))
+    inverse, residual_vox = spatial.invert(spatial.upsample(field.displacement_vox, fine.shape))
+    return DenseField(inverse, fine, np.linalg.inv(field.affine_lps)), residual_vox * max(fine.spacing_mm)

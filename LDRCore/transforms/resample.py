@@ -1,0 +1,122 @@
+"""A dense field on the fixed image's own grid: the warped image and the Jacobian determinant.
+
+Native grids are large (512 x 512 x 300), so everything goes slab by slab: beside the inputs and the result only some
+slices are in memory. `geometry` does the same for transforms of any kind, by ITK.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from LDRCore import sampling
+from LDRCore.sampling import lattice
+from LDRCore.transforms.field import DenseField
+from LDRCore.transforms.volume import Volume
+
+
+@torch.no_grad()
+def warp(
+    moving: Volume,
+    shape: Sequence[int],
+    to_lps: np.ndarray,
+    field: DenseField,
+    dtype: np.dtype | type = np.float32,
+    progress: Callable[[float], None] | None = None,
+) -> np.ndarray:
+    """Sample the moving image once, linearly, at ``A (x + u(x))`` for every voxel x of the fixed grid.
+
+    The boundary condition is ITK's: up to half a voxel beyond the last voxel centre the edge value holds, then the
+    moving image's smallest value. What can only meet that value (air, a removed background) is not sampled. Integers
+    are rounded; those of 8 and 16 bits cannot wrap around, as no value lies outside the moving image's range (float32
+    holds larger ones up to 2^24 exactly).
+
+    Args:
+        moving: the moving image.
+        shape: (D, H, W) of the fixed grid.
+        to_lps: 4x4, index of the fixed grid -> LPS mm.
+        field: A and u.
+        dtype: of the result.
+        progress: called with 0..1 after each slab.
+
+    Returns:
+        (D, H, W) of `dtype`.
+    """
+    matrix, displacement, to_field = _on_grid(np.linalg.inv(moving.to_lps), to_lps, field)
+    window = tuple(slice(0, 0) for _ in shape)
+    if moving.content is not None:
+        window = sampling.reachable(shape, matrix, displacement, moving.content)
+    first, size = [w.start for w in window], [w.stop - w.start for w in window]
+    result = np.empty(shape, dtype) if size == list(shape) else np.full(shape, moving.minimum, dtype)
+    if min(size) == 0:
+        return result
+    slabs = sampling.slabs_on_lattice(
+        moving.data[0, 0],
+        size,
+        lattice.shifted(matrix, first),
+        displacement,
+        lattice.shifted(to_field, first),
+        padding="half",
+        fill=moving.minimum,
+    )
+    target = result[window]
+    for start, stop, values in slabs:
+        _store(values.round_() if np.issubdtype(dtype, np.integer) else values, target[start:stop])
+        if progress is not None:
+            progress(stop / size[0])
+    return result
+
+
+def _store(values: torch.Tensor, into: np.ndarray) -> None:
+    """Copy and convert; by torch, on all cores, where it has the type."""
+    if into.dtype.name in ("uint8", "int16", "int32", "float32"):
+        torch.from_numpy(into).copy_(values)
+    else:
+        into[:] = values.cpu().numpy()
+
+
+@torch.no_grad()
+def jacobian_determinant(shape: Sequence[int], to_lps: np.ndarray, field: DenseField) -> np.ndarray:
+    """det(dT/dx) of ``T(x) = A (x + u(x))`` at every voxel of the fixed grid, (D, H, W) float32.
+
+    Central differences along the grid's axes, one-sided at its borders, as `geometry.jacobian_determinant_image`; the
+    determinant by index over that of the grid itself, so that direction, spacing and flips need no further thought.
+    """
+    matrix, displacement, to_field = _on_grid(np.eye(4), to_lps, field)
+    affine = torch.from_numpy(2 * matrix[:3, :3]).to(displacement)[:, :, None, None, None]
+    scale = 1 / (8 * float(np.linalg.det(to_lps[:3, :3])))
+    result = np.empty(shape, np.float32)
+    # of the displacement alone, whose numbers are small; the derivative of the affine part is known
+    for start, stop, part in sampling.points_on_lattice(shape, np.zeros((4, 4)), displacement, to_field, halo=1):
+        low = max(start - 1, 0)
+        a, b, c = (_differences(part, axis + 1).add_(affine[:, axis]) for axis in range(3))
+        cross = b.roll(-1, 0) * c.roll(-2, 0) - b.roll(-2, 0) * c.roll(-1, 0)
+        determinant = (a * cross).sum(0).mul_(scale)
+        result[start:stop] = determinant[start - low : stop - low].cpu().numpy()
+    return result
+
+
+def _on_grid(
+    target_from_lps: np.ndarray, to_lps: np.ndarray, field: DenseField
+) -> tuple[np.ndarray, torch.Tensor, np.ndarray]:
+    """(M, v, F) with ``target_from_lps(A (x + u(x))) = M i + v(F i)`` for index i of a grid: 4x4, (3, d, h, w), 4x4."""
+    target_from_fixed = target_from_lps @ field.affine_lps
+    target_from_field = target_from_fixed[:3, :3] @ field.grid.to_lps[:3, :3]
+    turned = torch.from_numpy(target_from_field).to(field.displacement_vox)
+    displacement = torch.einsum("rc,cdhw->rdhw", turned, field.displacement_vox[0])
+    return target_from_fixed @ to_lps, displacement, np.linalg.inv(field.grid.to_lps) @ to_lps
+
+
+def _differences(values: torch.Tensor, axis: int) -> torch.Tensor:
+    """Twice the derivative along an axis: central differences, one-sided at the two ends."""
+    result = torch.empty_like(values)
+    n = values.shape[axis]
+    if n > 2:
+        inner = result.narrow(axis, 1, n - 2)
+        torch.sub(values.narrow(axis, 2, n - 2), values.narrow(axis, 0, n - 2), out=inner)
+    for end, step in ((0, 0), (n - 1, n - 2)):
+        difference = values.narrow(axis, step + 1, 1) - values.narrow(axis, step, 1)
+        result.narrow(axis, end, 1).copy_(difference.mul_(2))
+    return result

@@ -1,0 +1,76 @@
+"""A scalar image as a tensor, and where it lies: averaging and sampling carry the matrix along."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from LDRCore import sampling
+from LDRCore.geometry import Grid
+from LDRCore.sampling.lattice import Box
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A scalar image and where it lies.
+
+    Attributes:
+        data: (1, 1, D, H, W) float32.
+        to_lps: 4x4, tensor index (k, j, i) -> LPS mm.
+    """
+
+    data: torch.Tensor
+    to_lps: np.ndarray
+
+    @property
+    def spacing_mm(self) -> np.ndarray:
+        """Voxel edge along each tensor axis."""
+        return np.linalg.norm(self.to_lps[:3, :3], axis=0)
+
+    @functools.cached_property
+    def minimum(self) -> float:
+        """The smallest value."""
+        return float(self.data.min())
+
+    @functools.cached_property
+    def content(self) -> Box | None:
+        """The box of indices outside of which every voxel has the smallest value; None if all have."""
+        return sampling.content_box(self.data[0, 0], self.minimum)
+
+    def averaged(self, target_mm: float) -> Volume:
+        """Average over whole voxels so that each axis comes as near to `target_mm` as it can from below."""
+        factors = [
+            int(min(max(1, target_mm / s + 0.3), n)) for s, n in zip(self.spacing_mm, self.data.shape[2:], strict=True)
+        ]
+        if factors == [1, 1, 1]:
+            return self
+        matrix = self.to_lps.copy()
+        matrix[:3, 3] += matrix[:3, :3] @ ((np.array(factors) - 1) / 2)
+        matrix[:3, :3] = matrix[:3, :3] * np.array(factors)
+        return Volume(_block_means(self.data, factors), matrix)
+
+    def on(self, grid: Grid, transform_lps: np.ndarray | None = None) -> torch.Tensor:
+        """Sample linearly at the grid's points mapped by a 4x4 (LPS -> LPS), 0 outside: (1, 1, *grid.shape)."""
+        mapped = grid.to_lps if transform_lps is None else transform_lps @ grid.to_lps
+        matrix = np.linalg.inv(self.to_lps) @ mapped
+        content = self.content if self.minimum == 0 else None
+        return sampling.on_lattice(self.data[0, 0], grid.shape, matrix, content=content)[None, None]
+
+
+def _block_means(data: torch.Tensor, factors: list[int]) -> torch.Tensor:
+    """Means over blocks of (B, C, D, H, W); what is left over at the upper ends is dropped.
+
+    As torch's average pooling, which uses one core for one channel.
+    """
+    for axis, factor in enumerate(factors, start=2):
+        if factor > 1:
+            count = data.shape[axis] // factor
+            parts = data.narrow(axis, 0, count * factor).unflatten(axis, (count, factor)).unbind(axis + 1)
+            data = parts[0] + parts[1]
+            for part in parts[2:]:
+                data += part
+    return data * (1 / math.prod(factors))
