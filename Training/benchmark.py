@@ -8,7 +8,7 @@ each part. A network's time also stands over its lower bound: its multiply-adds 
 convolutions, timed right after it, or its memory traffic, whichever is longer. Both, and warps, run for a moment in a
 round, of which the fastest run counts, so that none starts with what another item left in the caches. Cascades go from
 two images to the composed field, stem and all warps included. "torch's sampler" means that this package's own sampling
-is switched off, "plainly in torch" that half precision is as well. End to end means `register()` from images in memory
+is switched off, "unoptimised torch" that half precision and layouts for a CPU are as well. End to end means `register()` from images in memory
 to the warped image, warm; other programs: their own affine and deformable registration, images in memory. Networks
 that have no weights yet run with random ones, which cost the same time. Cold starts are whole programs: `ldr`, and the
 process behind Slicer's panel.
@@ -17,6 +17,7 @@ process behind Slicer's panel.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import shutil
@@ -37,15 +38,15 @@ from tqdm import tqdm
 
 from LDRCore import registration, sampling
 from LDRCore.cli import demo
-from LDRCore.cpu import memory, precision
+from LDRCore.cpu import layout, memory, precision
+from LDRCore.errors import RegistrationError
 from LDRCore.evaluation import scoring
 from LDRCore.io import images
-from LDRCore.models import weights
+from LDRCore.models import registry, weights
+from LDRCore.models.cascade import Cascade
 from LDRCore.pipeline import preprocess
+from LDRCore.pipeline.model import deploy, load_model
 from LDRCore.transforms import spatial
-from LDRCore.errors import RegistrationError
-from LDRCore.cpu import layout
-from LDRCore.models import registry
 from Training.evaluation import cold_start, limits, systems
 from Training.evaluation.config import System
 from Training.evaluation.datasets import Loaded
@@ -107,22 +108,17 @@ def _seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def _without(part: str, action: Callable[[], object], timed: Callable[..., float] = _seconds) -> float:
-    setattr(sampling, part, False)
-    try:
+def _by(backend: str, action: Callable[[], object], timed: Callable[..., float] = _seconds) -> float:
+    with sampling.forced(backend):
         return timed(action)
-    finally:
-        setattr(sampling, part, True)
 
 
-_by_torchs_sampler = partial(_without, "ENABLED")
-_without_numba = partial(_without, "COMPILED")
+_by_torchs_sampler = partial(_by, "reference")
+_without_numba = partial(_by, "torch")
 
 
-def _predict(network: Any, given: list[torch.Tensor] | layout.ImagePair, dtype: torch.dtype) -> float:
+def _predict(network: Any, given: list[torch.Tensor], dtype: torch.dtype) -> float:
     with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        if isinstance(given, layout.ImagePair):
-            return limits.fastest(lambda: network.predict_pair(given))
         return limits.fastest(lambda: network.predict(*given))
 
 
@@ -138,8 +134,8 @@ def _with_threads(threads: int, once: Callable[[], float]) -> Callable[[], float
 def networks(threads: list[int]) -> Iterator[Item]:
     """Every network and stem of the registry alone: channels last, no gradient, float32.
 
-    LDR also in the precision that `register` uses here, where that is another one, with the lower bound of that one.
-    The images lie as a cascade puts them: for LDR in an image pair.
+    LDR in its layout for a CPU, also in the precision that `register` uses here, where that is another one, with the
+    lower bound of that one.
     """
     pair = [torch.rand(1, 1, *[NETWORK_SIZE] * 3).to(memory_format=torch.channels_last_3d) for _ in range(2)]
     every: dict[str, Any] = {name: registry.build_network(name) for name in sorted(registry.DENSE)}
@@ -161,11 +157,8 @@ def networks(threads: list[int]) -> Iterator[Item]:
         for dtype in precisions if name.startswith("ldr") else precisions[:1]:
             label = name if dtype == torch.float32 else f"{name}, {_short(dtype)}"
             for n in threads:
-                given: Any = pair
-                if getattr(network, "side_by_side", False):
-                    given = network.image_pair(pair[1], dtype)
-                    given.put(pair[0])
-                once = _with_threads(n, partial(_predict, network, given, dtype))
+                arranged = layout.arrange_network(network, dtype)
+                once = _with_threads(n, partial(_predict, arranged, pair, dtype))
                 lowest = partial(bound, network, dtype, traffic[n])
                 yield Item(("networks", f"{NETWORK_SIZE}^3", n), label, once, bound=lowest)
 
@@ -192,9 +185,6 @@ def warps(pair: Loaded, threads: list[int]) -> Iterator[Item]:
     last = torch.tensor(shape).view(1, 3, 1, 1, 1) - 1
     grid = (2 * where / last - 1).flip(1).permute(0, 2, 3, 4, 1).contiguous()
 
-    room = registry.build_network("ldr").image_pair(image, torch.bfloat16)
-    puller = sampling.Puller(image[0, 0], torch.bfloat16)
-
     def torchs() -> torch.Tensor:
         return torch.nn.functional.grid_sample(image, grid, align_corners=True)
 
@@ -209,9 +199,6 @@ def warps(pair: Loaded, threads: list[int]) -> Iterator[Item]:
         ", torch's sampler": partial(_by_torchs_sampler, timed=limits.fastest),
     }
     actions = {name + way: partial(timed, warp) for name, warp in own.items() for way, timed in ways.items()}
-    actions["image by a field of half size, for a network in bfloat16"] = partial(
-        limits.fastest, lambda: room.pull([puller], half)
-    )
     actions[REFERENCES["warps"]] = partial(limits.fastest, torchs)
     for name, once in actions.items():
         for n in threads:
@@ -222,26 +209,24 @@ def cascades(pair: Loaded, threads: list[int]) -> Iterator[Item]:
     """From two images to the composed field: stem, networks, and all warps between them."""
     images_01 = normalised(pair.moving), normalised(pair.fixed)
 
-    ways = {"": _seconds, ", without numba": _without_numba, ", plainly in torch": _by_torchs_sampler}
+    ways = {"": _seconds, ", without numba": _without_numba, ", unoptimised torch": _by_torchs_sampler}
+    convolutions = precision.of_convolutions("cpu")
 
-    def once(cascade: Any, count: int, way: str) -> float:
-        own = cascade.precision  # of a model that others use as well
-        cascade.precision = torch.float32 if ways[way] is _by_torchs_sampler else precision.of_convolutions("cpu")
-        try:
-            with torch.no_grad():
-                return ways[way](lambda: cascade(*images_01, count))
-        finally:
-            cascade.precision = own
+    def once(cascade: Cascade, count: int, way: Callable[[Callable[[], object]], float]) -> float:
+        with torch.no_grad():
+            return way(lambda: cascade(*images_01, count))
 
-    built = {name: weights.load_model(name, "cpu").cascade for name in weights.list_models()}
+    built = {name: weights.load_cascade(name) for name in weights.list_models()}
     built |= {name: registry.build_cascade(architecture) for name, architecture in CASCADES.items()}
     for name, cascade in built.items():
         cascade.eval().requires_grad_(False).to(memory_format=torch.channels_last_3d)
+        deployed = deploy(copy.deepcopy(cascade), "cpu", convolutions)
         for count in range(1, len(cascade) + 1):
-            for way in ways:
+            for label, way in ways.items():
+                chosen = cascade if way is _by_torchs_sampler else deployed  # float32 as it trains, or as it ships
                 for n in threads:
-                    timed = _with_threads(n, partial(once, cascade, count, way))
-                    yield Item(("cascades", f"{NETWORK_SIZE}^3", n), f"{name} {count}-cas{way}", timed)
+                    timed = _with_threads(n, partial(once, chosen, count, way))
+                    yield Item(("cascades", f"{NETWORK_SIZE}^3", n), f"{name} {count}-cas{label}", timed)
 
 
 def sized_pair(fixed: str, moving: str, size: str) -> Loaded:
@@ -273,7 +258,7 @@ def untrained_models(folder: Path) -> dict[str, str]:
 
 
 def _register(pair: Loaded, model: str, cascades: int, way: Callable[[Callable[[], object]], float]) -> float:
-    weights.load_model(model)  # from here on in memory
+    load_model(model)  # from here on in memory
     return way(lambda: registration.register(pair.fixed, pair.moving, model=model, cascades=cascades, device="cpu"))
 
 

@@ -60,12 +60,12 @@ def stem_of(source: str | None) -> tuple[dict[str, torch.Tensor], dict[str, Any]
         facts = found["facts"]
         state = {f"stem.{k}": v for k, v in found["model"].items()}
         return state, {"stem": facts["stem"]}, facts["working_grid"], run_facts(found)
-    model = weights.load_model(source)
-    state = {k: v for k, v in model.cascade.state_dict().items() if k.startswith("stem.")}
+    card = weights.model_info(source)
+    state = {k: v for k, v in weights.load_cascade(source).state_dict().items() if k.startswith("stem.")}
     if not state:
         raise ConfigError(f"stem must name a model with a stem, got {source!r} without one")
-    grid = {k: v for k, v in model.card["working_grid"].items() if k.startswith("stem_")}
-    return state, {"stem": model.card["architecture"]["stem"]}, grid, model.card.get("recipe", {}).get("stem")
+    grid = {k: v for k, v in card["working_grid"].items() if k.startswith("stem_")}
+    return state, {"stem": card["architecture"]["stem"]}, grid, card.get("recipe", {}).get("stem")
 
 
 def run_facts(state: dict[str, Any]) -> dict[str, Any]:

@@ -24,12 +24,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from LDRCore import geometry
-from LDRCore.models import weights
-from LDRCore.transforms import spatial
-from LDRCore.models import registry
 from LDRCore.distillation.teacher_store import TeacherStoreWriter
 from LDRCore.io.transforms import transform_lattice
+from LDRCore.models import registry, weights
+from LDRCore.pipeline.model import deploy
+from LDRCore.transforms import spatial
 from Training import config, engine
 from Training.config import ConfigError, option
 from Training.pairs import PairSettings, PairSource
@@ -73,12 +72,12 @@ def teacher_of(s: ExtractSettings, source: PairSource, points: tuple[int, int, i
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         name = f"{state['config']['network']}, {len(model)} cascades, {state['step']} steps, {digest}"
     else:
-        loaded = weights.load_model(s.teacher)
-        model, name = loaded.cascade, f"{loaded.name} {loaded.card['sha256'][:16]}"
+        card = weights.model_info(s.teacher)
+        model, name = weights.load_cascade(s.teacher), f"{card['name']} {card['sha256'][:16]}"
         model.stem = None if s.initial == "stem" else model.stem
     if any(n % model.multiple for n in s.shape):
         raise ConfigError(f"every axis of shape must be a multiple of {model.multiple} for the teacher, got {s.shape}")
-    model = model.to(source.device).eval()
+    model = deploy(model, str(source.device), torch.float32)
     return name, lambda f, m: from_network(lambda mov, fix: model(mov, fix).displacement, source, f, m, points)
 
 

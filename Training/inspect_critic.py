@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from LDRCore.models import registry
 from LDRCore.distillation.discriminator import Discriminator
 from LDRCore.distillation.teacher_store import TeacherStore
+from LDRCore.models import registry
 from Training import config, engine
 from Training.config import ConfigError, option
 from Training.pairs import PairSource

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 
 from LDRCore import losses
-from LDRCore.models import weights
-from LDRCore.transforms import spatial
-from LDRCore.models import registry
+from LDRCore.models import registry, weights
 from LDRCore.models.cascade import Cascade, CascadeOutput
+from LDRCore.transforms import spatial
 from Training import engine
 from Training.config import ConfigError, option
 from Training.pairs import PairSource
@@ -140,7 +139,7 @@ def load_networks(model: Cascade, source: str) -> None:
     if engine.is_checkpoint(source):
         state = engine.read_checkpoint(Path(source))["model"]
     else:
-        state = weights.load_model(source).cascade.state_dict()
+        state = weights.load_cascade(source).state_dict()
     numbers = sorted({int(name.split(".")[1]) for name in state if name.startswith("networks.")})
     known = [_part(state, f"networks.{k}.") for k in numbers]
     for k, network in enumerate(model.networks):

@@ -24,10 +24,11 @@ import torch
 from tqdm import tqdm
 
 from LDRCore import geometry
-from LDRCore.models import weights
-from LDRCore.pipeline import inference, preprocess
-from LDRCore.transforms import spatial
 from LDRCore.distillation.teacher_store import TeacherStore, pair_key
+from LDRCore.pipeline import preprocess
+from LDRCore.pipeline.affine import centring_candidates, estimate_affine
+from LDRCore.pipeline.model import load_model
+from LDRCore.transforms import spatial
 from Training import windows
 from Training.config import ConfigError, option
 from Training.data import augment, views
@@ -141,7 +142,7 @@ class PairSource:
         self._prepared = lru_cache(maxsize=256)(self._prepare)
         self._centroids = lru_cache(maxsize=None)(self._centroids_of)
         self.canonical = lru_cache(maxsize=None)(self._canonical)
-        self._stem = weights.load_model(settings.stem, str(device)) if settings.initial == "stem" else None
+        self._stem = load_model(settings.stem, str(device)) if settings.initial == "stem" else None
         self._starts: dict[tuple[int, int], np.ndarray] = {}
         self.waited_s = 0.0  # for the last batch: what making it took longer than learning from the one before
         self.pairs = self._list_pairs(keys)
@@ -240,7 +241,7 @@ class PairSource:
             return geometry.fit_affine(x[both], y[both], np.minimum(size_x, size_y)[both] ** 0.25)
         assert self._stem is not None
         f, m = self._prepared(fixed), self._prepared(moving)
-        affine_lps = inference.estimate_affine(self._stem, f, m, inference.centring_candidates(f, m)[:1])
+        affine_lps = estimate_affine(self._stem, f, m, centring_candidates(f, m)[:1])
         return np.linalg.inv(m.native.to_lps) @ affine_lps @ f.native.to_lps
 
     def _precompute_starts(self) -> None:

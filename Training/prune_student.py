@@ -22,8 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from LDRCore.models import weights
-from LDRCore.models import registry
+from LDRCore.models import registry, weights
 from LDRCore.models.cascade import Cascade
 from LDRCore.models.ldr import LDR
 from Training import config, engine, objectives
@@ -175,7 +174,7 @@ def wide_model(source: str | None) -> Cascade:
         model = registry.build_cascade(found["facts"]["architecture"])
         model.load_state_dict(found["model"])
     else:
-        model = weights.load_model(source).cascade
+        model = weights.load_cascade(source)
     model.stem, model.precision = None, torch.float32
     return model.float().requires_grad_(False)
 

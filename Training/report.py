@@ -19,9 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from LDRCore.models import weights
 from LDRCore.errors import RegistrationError
-from LDRCore.models import registry
+from LDRCore.models import registry, weights
 from Training import evaluate
 from Training.evaluation import config, costs, datasets, figures, systems, tables
 from Training.evaluation.config import System

@@ -21,12 +21,11 @@ import numpy as np
 import torch
 
 from LDRCore import losses
-from LDRCore.models import weights
 from LDRCore.distillation.aldk import CT, MRI, ALDKSettings, ALDKStep
-from LDRCore.models import registry
-from LDRCore.models.cascade import Cascade
 from LDRCore.distillation.discriminator import Discriminator
 from LDRCore.distillation.teacher_store import TeacherStore
+from LDRCore.models import registry, weights
+from LDRCore.models.cascade import Cascade
 from Training import config, engine, objectives
 from Training.config import option
 from Training.pairs import PairSettings, PairSource, defaults, validation_pairs

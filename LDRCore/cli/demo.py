@@ -5,11 +5,13 @@ Data and licences lie in `LDRCore/bundled/demo`.
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
+from LDRCore.cli.files import Outcome
 from LDRCore.errors import RegistrationError
 from LDRCore.evaluation.metrics import mean_dice
 from LDRCore.models.weights import BUNDLED
@@ -46,3 +48,23 @@ def warped_dice(moving_labels: sitk.Image, transform: sitk.Transform, fixed_labe
     """Mean Dice of labels brought onto the fixed grid (nearest neighbour) over the labels found there."""
     warped = warp_image(moving_labels, transform, fixed_labels, "nearest")
     return mean_dice(sitk.GetArrayFromImage(warped), sitk.GetArrayFromImage(fixed_labels))
+
+
+def run(options: argparse.Namespace) -> Outcome:
+    """Register the bundled pair and score it with its labels."""
+    from LDRCore.cli.register import register_and_save, summary
+
+    options.overwrite = True
+    paths = pair()
+    result, files = register_and_save(options, paths["fixed"], paths["moving"], "the demo pair", inverse=True)
+    dice = scores(paths, result)
+    table = "\n".join(
+        f"  {name:<22}{value:.3f}"
+        for name, value in zip(("nothing", "affine only", "deformable"), dice.values(), strict=True)
+    )
+    text = (
+        summary(result.report, files)
+        + f"\nmean Dice over {paths['n_labels']} brain structures (automatic DLMUSE labels):\n{table}"
+        + f"\nlook at {options.out / 'overview.png'}"
+    )
+    return {"report": result.report, "files": files, "dice": dice}, text

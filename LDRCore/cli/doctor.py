@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import platform
 from typing import Any
 
 from LDRCore import __version__
+from LDRCore.cli.files import Outcome
 from LDRCore.errors import RegistrationError
 
 
@@ -54,3 +56,11 @@ def examine() -> tuple[dict[str, Any], list[str]]:
     if importlib.util.find_spec("matplotlib") is None:
         problems.append("matplotlib is not installed: overview.png cannot be drawn (use --no-overview)")
     return facts, problems
+
+
+def run(options: argparse.Namespace) -> Outcome:
+    """Check the installation."""
+    facts, problems = examine()
+    lines = [f"{name:<14} {value}" for name, value in facts.items()]
+    lines += [f"PROBLEM        {problem}" for problem in problems] or ["all well"]
+    return {"facts": facts, "problems": problems}, "\n".join(lines)

@@ -1,27 +1,16 @@
-"""`ldr`: registration from the command line.
-
-Only argument handling lives here. Nothing heavy is imported before a command runs, so that `ldr --help` is instant.
-Input that cannot be used ends with one sentence on stderr, exit code 2, and nothing written.
-"""
+"""The arguments of `ldr`. Nothing heavy is imported here, so that `ldr --help` is instant."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from LDRCore import __version__
-from LDRCore.cpu import memory
-from LDRCore.errors import RegistrationError
-
-USAGE_ERROR = 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; the command's name is `command` of what it parses."""
     parser = argparse.ArgumentParser(
         prog="ldr",
         description="Light-weight deformable registration: align a moving scan to a fixed scan in about a second.",
@@ -129,39 +118,3 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", nargs="?", help="a model: show its card (data, licence, recipe, results)")
     command("doctor", "check this installation and say what is missing")
     return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `ldr` and return its exit code: 0 done, 2 unusable input, 1 anything else."""
-    options = _parser().parse_args(arguments)
-    try:
-        from LDRCore.cli import commands
-
-        result, text = getattr(commands, f"run_{options.command}")(options)
-    except RegistrationError as error:
-        if options.json:
-            print(json.dumps({"error": str(error)}))
-        print(f"ldr {options.command}: {error}", file=sys.stderr)
-        return USAGE_ERROR
-    except ModuleNotFoundError as error:
-        print(f"ldr {options.command}: the package {error.name} must be installed (see ldr doctor)", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
-    try:
-        print(json.dumps(result, indent=1) if options.json else text, flush=True)
-    except BrokenPipeError:  # the reader (head, less) has seen enough
-        sys.stderr.close()
-    return int(bool(result.get("problems"))) if options.command in ("doctor", "evaluate") else 0
-
-
-def script() -> int:
-    """`ldr` as a program: one registration a process does not earn back the second that loading numba takes."""
-    os.environ.setdefault("LDR_NUMBA", "0")
-    memory.keep_freed_blocks()
-    return main()
-
-
-if __name__ == "__main__":
-    sys.exit(script())

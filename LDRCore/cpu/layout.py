@@ -37,19 +37,23 @@ def arrange(cascade: Cascade, precision: torch.dtype) -> Cascade:
         cascade: trained, on the CPU. Not changed, and not looked at again.
         precision: of the dense networks' convolutions. The stem stays in float32.
     """
-    stem: AffineStem | None = cascade.stem
-    if type(stem) is AffineLDR:
-        stem = AffineLDROnCPU(stem)
-    networks = [LDROnCPU(n, precision) if type(n) is LDR else cast(DenseNetwork, n) for n in cascade.networks]
+    networks = [arrange_network(network, precision) for network in cascade.networks]
     arranged = Cascade(
         networks,
-        stem,
+        None if cascade.stem is None else arrange_network(cascade.stem, precision),
         image_strides=cascade.image_strides,
         stem_stride=cascade.stem_stride,
         multiplier=cascade.multiplier,
         precision=precision,
     )
     return arranged.eval().requires_grad_(False)
+
+
+def arrange_network(network: Any, precision: torch.dtype) -> Any:
+    """Return a dense network or a stem in its layout for a CPU; the same object where there is none for its class."""
+    if type(network) is LDR:
+        return LDROnCPU(network, precision)
+    return AffineLDROnCPU(network) if type(network) is AffineLDR else network
 
 
 @dataclass(frozen=True)
@@ -223,11 +227,12 @@ def interleave(moving: torch.Tensor, fixed: torch.Tensor, precision: torch.dtype
     is then four channels of one.
     """
     batch, _, depth, height, width = fixed.shape
-    rows = torch.empty(batch, depth, height, width + 2, 2, dtype=precision, device=fixed.device)
-    rows[..., 0, :] = rows[..., -1, :] = 0
-    for number, image in enumerate((moving, fixed)):
-        rows[..., 1:-1, number].copy_(image[:, 0])
-    return rows.view(batch, depth, height, width // 2 + 1, 4).permute(0, 4, 1, 2, 3)
+    # two neighbouring numbers in memory are a complex one, which torch puts together in one pass
+    rows = torch.empty(batch, depth, height, width + 2, dtype=torch.complex64, device=fixed.device)
+    rows[..., 0] = rows[..., -1] = 0
+    torch.complex(moving[:, 0].float(), fixed[:, 0].float(), out=rows[..., 1:-1])
+    pairs = torch.view_as_real(rows).to(precision)
+    return pairs.view(batch, depth, height, width // 2 + 1, 4).permute(0, 4, 1, 2, 3)
 
 
 def pairs_convolution(layer: nn.Conv3d, precision: torch.dtype, *, relu: bool = False) -> Convolution:

@@ -44,7 +44,8 @@ def intensity_range(volume: torch.Tensor) -> tuple[float, float]:
 
 def normalise(volume: torch.Tensor, low: float, high: float) -> torch.Tensor:
     """Map [low, high] to [0, 1] and clip. `volume` of any shape; returns float32."""
-    return (volume.float() - low).div_(max(high - low, 1e-12)).clamp_(0.0, 1.0)
+    scale = 1 / max(high - low, 1e-12)
+    return torch.add(torch.tensor(-low * scale, device=volume.device), volume.float(), alpha=scale).clamp_(0.0, 1.0)
 
 
 def foreground_index(normalised: torch.Tensor) -> np.ndarray:

@@ -32,6 +32,10 @@ _MIN_POINTS = 1 << 15  # fewer are not worth the preparation
 _forced: str | None = None
 
 
+Block = tuple[slice, slice, slice]
+"""Part of a lattice."""
+
+
 class Backend(Protocol):
     """What a backend offers; images are float32, tensors on one device."""
 
@@ -53,7 +57,8 @@ class Backend(Protocol):
         to_field: np.ndarray | None,
         padding: str,
         fill: float,
-    ) -> Iterator[tuple[int, int, torch.Tensor]]:
+        spans: lattice.Spans | None,
+    ) -> Iterator[tuple[Block, torch.Tensor]]:
         """See `slabs_on_lattice`."""
 
 
@@ -193,42 +198,18 @@ def on_lattice(
     """Sample an image at ``M x + u(F x)`` for every index x of a lattice, zeros outside; see `slabs_on_lattice`.
 
     Args:
-        content: outside of this box the image is known to be zero (see `content_box`): there nothing is sampled.
+        content: see `slabs_on_lattice`.
 
     Returns:
         (D', H', W') float32.
     """
-    window = tuple(slice(0, n) for n in shape)
-    if content is not None:
-        window = reachable(shape, matrix, displacement, content)
-    first, size = [w.start for w in window], [w.stop - w.start for w in window]
-    whole = size == list(shape)
-    result = (torch.empty if whole else torch.zeros)(tuple(shape), dtype=torch.float32, device=image.device)
-    if min(size) == 0:
-        return result
-    to_field = None if to_field is None else lattice.shifted(to_field, first)
-    target = result[window]
-    for start, stop, values in slabs_on_lattice(image, size, lattice.shifted(matrix, first), displacement, to_field):
-        if whole and (start, stop) == (0, shape[0]):
+    everything = content is None
+    result = (torch.empty if everything else torch.zeros)(tuple(shape), dtype=torch.float32, device=image.device)
+    for block, values in slabs_on_lattice(image, shape, matrix, displacement, to_field, content=content):
+        if everything and values.shape == result.shape:
             return values
-        target[start:stop] = values
+        result[block] = values
     return result
-
-
-def reachable(
-    shape: Sequence[int], matrix: np.ndarray, displacement: torch.Tensor | None, content: lattice.Box
-) -> tuple[slice, ...]:
-    """Return the block of a lattice outside of which ``M x + u`` is at least a voxel away from a content box.
-
-    Args:
-        shape, matrix, displacement: see `slabs_on_lattice`.
-        content: see `content_box`.
-    """
-    reach = None
-    if displacement is not None:
-        low, high = displacement.flatten(1).aminmax(dim=1)
-        reach = low.cpu().numpy().astype(float), high.cpu().numpy().astype(float)
-    return lattice.sublattice(matrix, shape, (content[0] - 1, content[1] + 1), reach)
 
 
 def slabs_on_lattice(
@@ -240,7 +221,8 @@ def slabs_on_lattice(
     *,
     padding: str = "zeros",
     fill: float = 0.0,
-) -> Iterator[tuple[int, int, torch.Tensor]]:
+    content: lattice.Box | None = None,
+) -> Iterator[tuple[Block, torch.Tensor]]:
     """Sample an image at ``M x + u(F x)`` for every index x of a lattice, u interpolated linearly on the way.
 
     One pass: neither the coordinates nor the field at the lattice's size are ever whole in memory.
@@ -252,12 +234,26 @@ def slabs_on_lattice(
         displacement: u, (3, d, h, w), in voxels of `image`, with border padding.
         to_field: F, 4x4, lattice index -> index of `displacement`.
         padding, fill: see the top of this file.
+        content: the box outside of which every voxel of the image has the fill value (see `content_box`). What can only
+            meet that value is left out of the blocks, or is there as the fill value.
 
     Yields:
-        (start, stop, values): slices start to stop of the lattice, (stop - start, H', W') float32.
+        (block, values): a part of the lattice, and its values, float32.
     """
     _check_padding(padding)
-    yield from backend(image).slabs(image, shape, matrix, displacement, to_field, padding, fill)
+    spans = None if content is None else _reachable(shape, matrix, displacement, content)
+    yield from backend(image).slabs(image, shape, matrix, displacement, to_field, padding, fill, spans)
+
+
+def _reachable(
+    shape: Sequence[int], matrix: np.ndarray, displacement: torch.Tensor | None, content: lattice.Box
+) -> lattice.Spans:
+    """Where ``M x + u`` is less than a voxel away from the content."""
+    reach = None
+    if displacement is not None:
+        low, high = displacement.flatten(1).aminmax(dim=1)
+        reach = low.cpu().numpy().astype(float), high.cpu().numpy().astype(float)
+    return lattice.spans_within(matrix, shape, (content[0] - 1, content[1] + 1), reach)
 
 
 def points_on_lattice(

@@ -85,34 +85,54 @@ def corners(low: Sequence[float] | np.ndarray, high: Sequence[float] | np.ndarra
     return np.array(list(itertools.product(*zip(low, high, strict=True))), dtype=float)
 
 
-def sublattice(matrix: np.ndarray, shape: Sequence[int], box: Box, reach: Box | None = None) -> tuple[slice, ...]:
-    """Return the smallest block of a lattice that holds every index x with ``M x + u`` within a box.
+@dataclass(frozen=True)
+class Spans:
+    """Which part of each row of a lattice is worth sampling.
+
+    Attributes:
+        first, stop: (D, H) int64: indices first <= i < stop along the last axis; equal where there is nothing.
+    """
+
+    first: np.ndarray
+    stop: np.ndarray
+
+    def window(self, start: int, stop: int) -> tuple[slice, slice]:
+        """Return the smallest block of rows and columns that holds the spans of slices start to stop."""
+        first, last = self.first[start:stop], self.stop[start:stop]
+        used = first < last
+        rows = used.any(0).nonzero()[0]
+        if not len(rows):
+            return slice(0, 0), slice(0, 0)
+        return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(first[used].min()), int(last[used].max()))
+
+
+def whole_rows(shape: Sequence[int]) -> Spans:
+    """Return spans that leave nothing out of a lattice (D, H, W)."""
+    return Spans(np.zeros(shape[:2], np.int64), np.full(shape[:2], shape[2], np.int64))
+
+
+def spans_within(matrix: np.ndarray, shape: Sequence[int], box: Box, reach: Box | None = None) -> Spans:
+    """Find where ``M x + u`` can lie within a box, row by row of a lattice.
+
+    Along a row each component of M x is a line, so that the indices within the box widened by u are one interval.
 
     Args:
         matrix: M, 3x4 or 4x4, lattice index -> image index.
         shape: (D, H, W) of the lattice.
         box: in image indices.
         reach: smallest and largest value of each component of u; zero if not given.
-
-    Returns:
-        A slice for each axis; empty ones where no index can lie within the box. Everything if M is singular.
     """
-    square = np.eye(4)
-    square[:3] = matrix[:3]
-    if abs(np.linalg.det(square[:3, :3])) < 1e-12:
-        return tuple(slice(0, n) for n in shape)
-    low, high = box
-    if reach is not None:
-        low, high = low - reach[1], high - reach[0]
-    back = np.linalg.inv(square)
-    points = corners(low, high) @ back[:3, :3].T + back[:3, 3]
-    first = np.floor(points.min(0) - 1e-3).clip(0, np.array(shape)).astype(int)
-    stop = (np.ceil(points.max(0) + 1e-3) + 1).clip(first, np.array(shape)).astype(int)
-    return tuple(slice(a, b) for a, b in zip(first.tolist(), stop.tolist(), strict=True))
-
-
-def shifted(matrix: np.ndarray, first: Sequence[int]) -> np.ndarray:
-    """Return a matrix for a lattice that begins at index `first` of another one."""
-    out = np.array(matrix, dtype=float)
-    out[:3, 3] += out[:3, :3] @ np.asarray(first, dtype=float)
-    return out
+    low, high = (box[0] - reach[1], box[1] - reach[0]) if reach is not None else box
+    k, j = np.arange(shape[0])[:, None], np.arange(shape[1])[None, :]
+    first, last = np.zeros(shape[:2]), np.full(shape[:2], shape[2] - 1.0)
+    for row, lowest, highest in zip(matrix[:3], low - 1e-3, high + 1e-3, strict=True):
+        begin, step = row[0] * k + row[1] * j + row[3], row[2]
+        if abs(step) < 1e-9:
+            last = np.where((begin >= lowest) & (begin <= highest), last, -1.0)
+            continue
+        ends = (lowest - begin) / step, (highest - begin) / step
+        np.maximum(first, np.minimum(*ends), out=first)
+        np.minimum(last, np.maximum(*ends), out=last)
+    stop = np.floor(last).astype(np.int64) + 1
+    start = np.ceil(first).astype(np.int64)
+    return Spans(np.minimum(start, stop), stop)

@@ -177,11 +177,11 @@ def _composed(first, displacement, out, begin, end):  # type: ignore[no-untyped-
 
 
 @inline
-def _affine_row(matrix, k, j, z, y, x):  # type: ignore[no-untyped-def]
-    """The coordinates M (k, j, i) of a row."""
-    az = np.float32(matrix[0, 0] * k + matrix[0, 1] * j + matrix[0, 3])
-    ay = np.float32(matrix[1, 0] * k + matrix[1, 1] * j + matrix[1, 3])
-    ax = np.float32(matrix[2, 0] * k + matrix[2, 1] * j + matrix[2, 3])
+def _affine_row(matrix, k, j, first, z, y, x):  # type: ignore[no-untyped-def]
+    """The coordinates M (k, j, i) of a row, i from `first` on."""
+    az = np.float32(matrix[0, 0] * k + matrix[0, 1] * j + matrix[0, 2] * first + matrix[0, 3])
+    ay = np.float32(matrix[1, 0] * k + matrix[1, 1] * j + matrix[1, 2] * first + matrix[1, 3])
+    ax = np.float32(matrix[2, 0] * k + matrix[2, 1] * j + matrix[2, 2] * first + matrix[2, 3])
     dz, dy, dx = np.float32(matrix[0, 2]), np.float32(matrix[1, 2]), np.float32(matrix[2, 2])
     for i in range(len(z)):
         n = np.float32(np.int32(i))
@@ -191,17 +191,23 @@ def _affine_row(matrix, k, j, z, y, x):  # type: ignore[no-untyped-def]
 
 
 @loop
-def _affine(image, matrix, out, first, begin, end, padding, fill):  # type: ignore[no-untyped-def]
-    """out(x) = image(M x), for the rows begin ... end of a slab whose first slice is `first`."""
+def _affine(image, matrix, out, start, span_first, span_stop, begin, end, padding, fill):  # type: ignore[no-untyped-def]
+    """out(x) = image(M x), for the rows begin ... end of a slab whose first slice is `start`, within their spans."""
     height, width = out.shape[1], out.shape[2]
     flat = image.ravel()
-    index, inside = np.empty(width, np.int32), np.empty(width, np.float32)
-    z, y, x = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
+    index, inside, points = np.empty(width, np.int32), np.empty(width, np.float32), np.empty((3, width), np.float32)
     for row in range(begin, end):
         k, j = row // height, row % height
-        _affine_row(matrix, first + k, j, z, y, x)
+        a, b = span_first[start + k, j], span_stop[start + k, j]
+        target = out[k, j]
+        target[:a] = fill
+        target[b:] = fill
+        if a >= b:
+            continue
+        z, y, x = points[0, : b - a], points[1, : b - a], points[2, : b - a]
+        _affine_row(matrix, start + k, j, a, z, y, x)
         _locate(z, y, x, image.shape, padding, index, inside)
-        _interpolate(flat, image.shape, index, z, y, x, inside, padding, fill, out[k, j])
+        _interpolate(flat, image.shape, index, z, y, x, inside, padding, fill, target[a:b])
 
 
 @loop
@@ -234,45 +240,58 @@ def _keep_field_rows(field, zs, ys, xs, k, j, kept, buffer, rows):  # type: igno
 
 
 @loop
-def _parallel(image, matrix, field, zs, ys, xs, out, first, begin, end, padding, fill):  # type: ignore[no-untyped-def]
+def _parallel(image, matrix, field, zs, ys, xs, out, start, span_first, span_stop, begin, end, padding, fill):  # type: ignore[no-untyped-def]
     """out(x) = image(M x + u(x)) where the lattice is parallel to the field's axes; see `_keep_field_rows`."""
     height, width = out.shape[1], out.shape[2]
     flat = image.ravel()
-    index, inside = np.empty(width, np.int32), np.empty(width, np.float32)
-    z, y, x = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
+    index, inside, points = np.empty(width, np.int32), np.empty(width, np.float32), np.empty((3, width), np.float32)
     kept, buffer, rows = np.full(3, -1), np.empty(field.shape[3], np.float32), np.empty((2, 3, width), np.float32)
     for row in range(begin, end):
         k, j = row // height, row % height
-        _keep_field_rows(field, zs, ys, xs, first + k, j, kept, buffer, rows)
-        near, far, weight = rows[ys[0][j] % 2], rows[ys[1][j] % 2], ys[2][j]
-        _affine_row(matrix, first + k, j, z, y, x)
-        for i in range(width):
+        a, b = span_first[start + k, j], span_stop[start + k, j]
+        target = out[k, j]
+        target[:a] = fill
+        target[b:] = fill
+        if a >= b:
+            continue
+        z, y, x = points[0, : b - a], points[1, : b - a], points[2, : b - a]
+        _keep_field_rows(field, zs, ys, xs, start + k, j, kept, buffer, rows)
+        near, far, weight = rows[ys[0][j] % 2, :, a:b], rows[ys[1][j] % 2, :, a:b], ys[2][j]
+        _affine_row(matrix, start + k, j, a, z, y, x)
+        for i in range(b - a):
             z[i] += near[0, i] + weight * (far[0, i] - near[0, i])
             y[i] += near[1, i] + weight * (far[1, i] - near[1, i])
             x[i] += near[2, i] + weight * (far[2, i] - near[2, i])
         _locate(z, y, x, image.shape, padding, index, inside)
-        _interpolate(flat, image.shape, index, z, y, x, inside, padding, fill, out[k, j])
+        _interpolate(flat, image.shape, index, z, y, x, inside, padding, fill, target[a:b])
 
 
 @loop
-def _oblique(image, matrix, field, to_field, out, first, begin, end, padding, fill):  # type: ignore[no-untyped-def]
+def _oblique(image, matrix, field, to_field, out, start, span_first, span_stop, begin, end, padding, fill):  # type: ignore[no-untyped-def]
     """out(x) = image(M x + u(F x)), u interleaved, with border padding."""
     height, width = out.shape[1], out.shape[2]
     flat, flat_field = image.ravel(), field.ravel()
-    index, inside, moved = np.empty(width, np.int32), np.empty(width, np.float32), np.empty((3, width), np.float32)
-    z, y, x = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
+    index, inside, points = np.empty(width, np.int32), np.empty(width, np.float32), np.empty((3, width), np.float32)
+    moved = np.empty((3, width), np.float32)
     for row in range(begin, end):
         k, j = row // height, row % height
-        _affine_row(to_field, first + k, j, z, y, x)
+        a, b = span_first[start + k, j], span_stop[start + k, j]
+        target = out[k, j]
+        target[:a] = fill
+        target[b:] = fill
+        if a >= b:
+            continue
+        z, y, x = points[0, : b - a], points[1, : b - a], points[2, : b - a]
+        _affine_row(to_field, start + k, j, a, z, y, x)
         _locate(z, y, x, field.shape[:3], BORDER, index, inside)
         _interpolate_vectors(flat_field, field.shape[:3], index, z, y, x, moved)
-        _affine_row(matrix, first + k, j, z, y, x)
-        for i in range(width):
+        _affine_row(matrix, start + k, j, a, z, y, x)
+        for i in range(b - a):
             z[i] += moved[0, i]
             y[i] += moved[1, i]
             x[i] += moved[2, i]
         _locate(z, y, x, image.shape, padding, index, inside)
-        _interpolate(flat, image.shape, index, z, y, x, inside, padding, fill, out[k, j])
+        _interpolate(flat, image.shape, index, z, y, x, inside, padding, fill, target[a:b])
 
 
 def at_points(image: torch.Tensor, coordinates: torch.Tensor, padding: str) -> torch.Tensor:
@@ -310,7 +329,8 @@ def slabs(
     to_field: np.ndarray | None,
     padding: str,
     fill: float,
-) -> Iterator[tuple[int, int, torch.Tensor]]:
+    spans: lattice.Spans | None,
+) -> Iterator[tuple[tuple[slice, slice, slice], torch.Tensor]]:
     """See `sampling.slabs_on_lattice`."""
     depth, height, width = shape
     arguments: tuple[Any, ...] = (array(image, 3), np.ascontiguousarray(matrix[:3], np.float64))
@@ -326,17 +346,18 @@ def slabs(
             lines = lattice.interpolation_lines(displacement.shape[1:], to_field, shape, axes)
             arguments += (array(displacement.permute(0, *(1 + a for a in axes)), 4),)
             arguments += tuple((n.low, n.high, n.weight.astype(np.float32)) for n in lines)
-    ends = _PADDINGS[padding], np.float32(fill)
+    spans = lattice.whole_rows(shape) if spans is None else spans
+    rows = np.ascontiguousarray(spans.first), np.ascontiguousarray(spans.stop)
     slab = max(1, SLAB_POINTS // (height * width))
     for start in range(0, depth, slab):
         values = torch.empty(min(slab, depth - start), height, width, dtype=torch.float32)
-        _fill(kernel, arguments, values.numpy(), start, ends)
-        yield start, start + len(values), values
+        _fill(kernel, (*arguments, values.numpy(), start, *rows), len(values) * height, _PADDINGS[padding], fill)
+        yield (slice(start, start + len(values)), slice(0, height), slice(0, width)), values
 
 
-def _fill(kernel: Any, arguments: tuple[Any, ...], out: np.ndarray, start: int, ends: tuple[int, np.float32]) -> None:
-    """Fill a slab whose first slice is `start`."""
-    share(out.shape[0] * out.shape[1], lambda begin, end: kernel(*arguments, out, start, begin, end, *ends))
+def _fill(kernel: Any, arguments: tuple[Any, ...], rows: int, padding: int, fill: float) -> None:
+    """Run a kernel over the rows of a slab."""
+    share(rows, lambda begin, end: kernel(*arguments, begin, end, padding, np.float32(fill)))
 
 
 def _check_field(field: torch.Tensor, shape: Sequence[int]) -> None:

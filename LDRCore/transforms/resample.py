@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from LDRCore import sampling
-from LDRCore.sampling import lattice
 from LDRCore.transforms.field import DenseField
 from LDRCore.transforms.volume import Volume
 
@@ -45,27 +44,21 @@ def warp(
         (D, H, W) of `dtype`.
     """
     matrix, displacement, to_field = _on_grid(np.linalg.inv(moving.to_lps), to_lps, field)
-    window = tuple(slice(0, 0) for _ in shape)
-    if moving.content is not None:
-        window = sampling.reachable(shape, matrix, displacement, moving.content)
-    first, size = [w.start for w in window], [w.stop - w.start for w in window]
-    result = np.empty(shape, dtype) if size == list(shape) else np.full(shape, moving.minimum, dtype)
-    if min(size) == 0:
-        return result
+    result = np.full(shape, moving.minimum, dtype)
     slabs = sampling.slabs_on_lattice(
         moving.data[0, 0],
-        size,
-        lattice.shifted(matrix, first),
+        shape,
+        matrix,
         displacement,
-        lattice.shifted(to_field, first),
+        to_field,
         padding="half",
         fill=moving.minimum,
+        content=moving.content,
     )
-    target = result[window]
-    for start, stop, values in slabs:
-        _store(values.round_() if np.issubdtype(dtype, np.integer) else values, target[start:stop])
+    for block, values in slabs:
+        _store(values.round_() if np.issubdtype(dtype, np.integer) else values, result[block])
         if progress is not None:
-            progress(stop / size[0])
+            progress(block[0].stop / shape[0])
     return result
 
 
@@ -103,9 +96,9 @@ def _on_grid(
 ) -> tuple[np.ndarray, torch.Tensor, np.ndarray]:
     """(M, v, F) with ``target_from_lps(A (x + u(x))) = M i + v(F i)`` for index i of a grid: 4x4, (3, d, h, w), 4x4."""
     target_from_fixed = target_from_lps @ field.affine_lps
-    target_from_field = target_from_fixed[:3, :3] @ field.grid.to_lps[:3, :3]
-    turned = torch.from_numpy(target_from_field).to(field.displacement_vox)
-    displacement = torch.einsum("rc,cdhw->rdhw", turned, field.displacement_vox[0])
+    target_from_field = (target_from_fixed[:3, :3] @ field.grid.to_lps[:3, :3]).tolist()
+    u = field.displacement_vox[0]
+    displacement = torch.stack([u[0] * r[0] + u[1] * r[1] + u[2] * r[2] for r in target_from_field])
     return target_from_fixed @ to_lps, displacement, np.linalg.inv(field.grid.to_lps) @ to_lps
 
 

@@ -315,8 +315,8 @@ def transform_request(given: np.ndarray | Field, name: str) -> tuple[dict[str, A
 def no_memory(pictures: dict[str, Picture], settings: Settings, wanted: dict[str, Any]) -> MemoryNeededError:
     """How much memory these pictures need, and what to do."""
     fixed, moving = pictures["fixed"], pictures["moving"]
-    needed = core("memory").needed_bytes(
-        core("weights").model_info(settings.model),
+    needed = core("cpu.memory").needed_bytes(
+        core("models.weights").model_info(settings.model),
         fixed.values.shape,
         fixed.spacing_mm[::-1].tolist(),
         moving.values.shape,

@@ -48,7 +48,7 @@ class Panel:
         self._expected: tuple[Any, ...] = ()
         self._poll = self._timer(POLL_MS, self.onPoll)
         self._flicker = self._timer(FLICKER_MS, self.onFlickerTick)
-        for name in core("weights").list_models():
+        for name in core("models.weights").list_models():
             ui.modelComboBox.addItem(name)
         ui.applyButton.clicked.connect(self.onApply)
         ui.tryItButton.clicked.connect(self.onTryIt)
@@ -157,7 +157,7 @@ class Panel:
     def _show_model(self, p: LightweightRegistrationParameterNode) -> None:
         ui = self.ui
         try:
-            card = core("weights").model_info(p.model)
+            card = core("models.weights").model_info(p.model)
         except ValueError:  # a scene from an installation with another model
             p.model = ui.modelComboBox.itemText(0)
             return

@@ -9,9 +9,8 @@ import sys
 import pytest
 
 from LDRCore import sampling
-from LDRCore.models import weights
 from LDRCore.errors import RegistrationError
-from LDRCore.models import registry
+from LDRCore.models import registry, weights
 from Training import benchmark
 from Training.evaluation import cold_start
 

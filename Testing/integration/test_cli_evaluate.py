@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from LDRCore import cli, geometry
+from LDRCore import cli
 from LDRCore.io.points import read_points
 
 

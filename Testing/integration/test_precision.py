@@ -9,10 +9,9 @@ import torch
 
 import LDRCore
 from LDRCore import RegistrationError
-from LDRCore.cpu import precision
-from LDRCore.models import weights
 from LDRCore.cli.doctor import examine
-from LDRCore.cpu import layout
+from LDRCore.cpu import layout, precision
+from LDRCore.models import weights
 
 MEAN_MM, LARGEST_MM = 0.05, 0.5
 

@@ -15,10 +15,9 @@ import SimpleITK as sitk
 import torch
 
 import LDRCore
-from LDRCore import geometry
-from LDRCore.models import registry
 from LDRCore.distillation.teacher_store import TeacherStore
 from LDRCore.io.transforms import transform_lattice
+from LDRCore.models import registry
 from Training import (
     engine,
     export_weights,

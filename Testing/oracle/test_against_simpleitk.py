@@ -11,10 +11,10 @@ import SimpleITK as sitk
 import torch
 
 from LDRCore import geometry, sampling
-from LDRCore.pipeline import inference, preprocess
-from LDRCore.transforms import resample, spatial
 from LDRCore.geometry import Grid
 from LDRCore.io.transforms import read_transform
+from LDRCore.pipeline import inference, preprocess
+from LDRCore.transforms import resample, spatial
 
 RNG = np.random.default_rng(0)
 BEGINNING = RNG.bit_generator.state

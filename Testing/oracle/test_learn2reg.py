@@ -17,8 +17,8 @@ import SimpleITK as sitk
 from scipy.ndimage import map_coordinates
 
 from LDRCore import cli, geometry
-from LDRCore.evaluation import learn2reg, scoring
 from LDRCore.errors import RegistrationError
+from LDRCore.evaluation import learn2reg, scoring
 
 
 def nifti(path: Path) -> np.ndarray:

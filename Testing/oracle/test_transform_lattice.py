@@ -8,9 +8,9 @@ import SimpleITK as sitk
 import torch
 
 from LDRCore import RegistrationError, geometry
-from LDRCore.transforms import spatial
 from LDRCore.geometry import Grid
 from LDRCore.io.transforms import transform_lattice
+from LDRCore.transforms import spatial
 
 GRID = Grid((-31.0, 12.0, 7.5), (3.0, 2.0, 1.5), (9, 12, 14))
 MATRIX = np.array([[1.05, 0.1, -0.02, 3.0], [-0.08, 0.9, 0.05, -2.0], [0.03, 0.01, 1.1, 1.5], [0, 0, 0, 1]])

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from LDRCore.transforms import spatial
 from LDRCore.models import registry
 from LDRCore.models.affine import AffineLDR
 from LDRCore.models.base import DenseNetwork
 from LDRCore.models.cascade import Cascade
 from LDRCore.models.ldr import LDR
+from LDRCore.transforms import spatial
 
 SHAPE = (32, 48, 32)
 

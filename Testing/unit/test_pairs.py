@@ -7,8 +7,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from LDRCore.transforms import spatial
 from LDRCore.distillation.teacher_store import TeacherStore, TeacherStoreWriter
+from LDRCore.transforms import spatial
 from Training import windows
 from Training.config import ConfigError
 from Training.pairs import PairSettings, PairSource

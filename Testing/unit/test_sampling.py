@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from LDRCore import sampling
-from LDRCore.transforms import spatial
 from LDRCore.cpu import layout
 from LDRCore.models.affine import AffineLDR
 from LDRCore.models.ldr import LDR
+from LDRCore.transforms import spatial
 
 TOLERANCE = 2e-4  # images here change by less than 0.2 a voxel: some 1e-3 voxel
 

@@ -7,8 +7,8 @@ import pytest
 import SimpleITK as sitk
 
 from LDRCore import geometry
-from LDRCore.evaluation import metrics, scoring
 from LDRCore.errors import RegistrationError
+from LDRCore.evaluation import metrics, scoring
 
 TURN = np.array(sitk.Euler3DTransform((0, 0, 0), 0.3, -0.2, 0.4).GetMatrix())
 

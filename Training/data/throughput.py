@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from LDRCore import geometry
-from LDRCore.transforms import spatial
 from LDRCore.models.ldr import LDR
+from LDRCore.transforms import spatial
 from Training.data import augment, synthesis, views
 from Training.data.scans import Scan, open_scans
 

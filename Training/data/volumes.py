@@ -17,10 +17,11 @@ import SimpleITK as sitk
 import torch
 
 from LDRCore import geometry
+from LDRCore.errors import RegistrationError
 from LDRCore.io import images
 from LDRCore.pipeline import preprocess
 from LDRCore.transforms import spatial
-from LDRCore.errors import RegistrationError
+from LDRCore.transforms.volume import Volume
 
 FITS = 0.01  # relative deviation of spacing, and of a direction cosine, that counts as none
 MAX_LABEL = 32767
@@ -253,7 +254,7 @@ def load(item: Item, spacing_mm: float) -> Scan:
 
 def _resampled(image: sitk.Image, grid: geometry.Grid) -> np.ndarray:
     """Averaged towards the grid's spacing, then sampled linearly; outside the image lies its smallest value."""
-    native = preprocess.Volume(preprocess.to_tensor(image), geometry.index_to_lps(image))
+    native = Volume(preprocess.to_tensor(image), geometry.index_to_lps(image))
     volume = native.averaged(grid.spacing_mm[0])
     matrix = torch.from_numpy((np.linalg.inv(volume.to_lps) @ grid.to_lps)[:3])
     where = spatial.affine_coordinates(matrix, grid.shape)

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from LDRCore.models import weights
 from LDRCore.errors import RegistrationError
+from LDRCore.models import weights
 from Training.evaluation.config import Config
 from Training.evaluation.tables import Line
 

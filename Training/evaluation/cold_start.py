@@ -17,8 +17,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from LDRCore import geometry
-from LDRCore.models import weights
 from LDRCore.errors import RegistrationError
+from LDRCore.models import weights
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKGROUND = ROOT / "LightweightRegistration" / "LightweightRegistrationLib" / "background.py"

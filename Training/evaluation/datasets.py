@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from LDRCore import geometry
+from LDRCore.errors import RegistrationError
 from LDRCore.evaluation import scoring
 from LDRCore.io import images
-from LDRCore.errors import RegistrationError
 from LDRCore.io.points import read_points
 from Training.data.rcn import PAIRED, Rcn
 from Training.data.views import random_pose

@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from LDRCore.evaluation import scoring
 from LDRCore.errors import RegistrationError
+from LDRCore.evaluation import scoring
 
 NUMBERS = (*scoring.NUMBERS, "seconds", "seconds_io", "peak_mb", "threads", "workers")
 TEXTS = ("dataset", "pair", "system", "id", "status", "message", "device", "initial", "versions")

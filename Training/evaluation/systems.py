@@ -23,10 +23,11 @@ import SimpleITK as sitk
 
 import LDRCore
 from LDRCore import geometry
-from LDRCore.models import weights
-from LDRCore.pipeline import inference, preprocess
 from LDRCore.errors import RegistrationError
 from LDRCore.io.transforms import read_transform
+from LDRCore.models import weights
+from LDRCore.pipeline import preprocess
+from LDRCore.pipeline.affine import centring_candidates
 from Training.evaluation import memory, peers
 from Training.evaluation.config import System
 from Training.evaluation.datasets import Loaded
@@ -160,7 +161,7 @@ def run(system: System, pair: Loaded, place: Place) -> Outcome:
 def centring(pair: Loaded) -> sitk.Transform:
     """The translation that brings the contents' centres together: the baseline "nothing"."""
     f, m = (preprocess.prepare(i, None, fine_mm=2.0, coarse_mm=4.0) for i in (pair.fixed, pair.moving))
-    return geometry.affine_transform(inference.centring_candidates(f, m)[0])
+    return geometry.affine_transform(centring_candidates(f, m)[0])
 
 
 def write_pair(pair: Loaded, folder: Path) -> tuple[Path, Path]:

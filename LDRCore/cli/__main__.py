@@ -1,0 +1,9 @@
+"""`python -m LDRCore.cli`."""
+
+from __future__ import annotations
+
+import sys
+
+from LDRCore.cli.main import script
+
+sys.exit(script())
