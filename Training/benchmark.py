@@ -8,10 +8,10 @@ each part. A network's time also stands over its lower bound: its multiply-adds 
 convolutions, timed right after it, or its memory traffic, whichever is longer. Both, and warps, run for a moment in a
 round, of which the fastest run counts, so that none starts with what another item left in the caches. Cascades go from
 two images to the composed field, stem and all warps included. "torch's sampler" means that this package's own sampling
-is switched off, "unoptimised torch" that half precision and layouts for a CPU are as well. End to end means `register()` from images in memory
-to the warped image, warm; other programs: their own affine and deformable registration, images in memory. Networks
-that have no weights yet run with random ones, which cost the same time. Cold starts are whole programs: `ldr`, and the
-process behind Slicer's panel.
+is switched off, "unoptimised torch" that half precision and layouts for a CPU are as well. End to end means
+`register()` from images in memory to the warped image, warm; other programs: their own affine and deformable
+registration, images in memory. Networks that have no weights yet run with random ones, which cost the same time. Cold
+starts are whole programs: `ldr`, and the process behind Slicer's panel.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import pytest
 
 from LDRCore.cpu import memory
 from LDRCore.models import weights
-from LDRCore.pipeline import inference
+from LDRCore.pipeline import dense
 
 ROOT = Path(__file__).parents[2]
 MEASURE = """
@@ -74,7 +74,7 @@ def test_more_asked_needs_more():
         {"size": (300, 200, 200)},
     ):
         assert needed(**more) > plain
-    assert memory.MAX_WORKING_VOXELS == inference.MAX_VOXELS
+    assert memory.MAX_WORKING_VOXELS == dense.MAX_VOXELS
 
 
 def test_freed_blocks_are_kept_where_glibc_is():

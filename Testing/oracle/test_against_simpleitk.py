@@ -61,15 +61,15 @@ def _same_numbers_in_any_order():
 def random_field(grid: Grid, amplitude_vox: float) -> torch.Tensor:
     coarse = torch.from_numpy(RNG.normal(size=(1, 3, 4, 4, 4))).float()
     field = torch.nn.functional.interpolate(coarse, size=grid.shape, mode="trilinear", align_corners=True)
-    return inference.fade_out(field * amplitude_vox, 2)
+    return fade_out(field * amplitude_vox, 2)
 
 
 AFFINE = geometry.linear_matrix(sitk.Euler3DTransform((5.0, -8.0, 12.0), 0.1, -0.15, 0.2, (3.0, -2.0, 1.5)))
 
 
-def dense_field(amplitude_vox: float = 1.0) -> inference.DenseField:
+def dense_field(amplitude_vox: float = 1.0) -> DenseField:
     grid = Grid.centred((5.0, -8.0, 12.0), 3.0, (12, 14, 12))
-    return inference.DenseField(random_field(grid, amplitude_vox), grid.padded(2), AFFINE)
+    return DenseField(random_field(grid, amplitude_vox), grid.padded(2), AFFINE)
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
@@ -87,7 +87,7 @@ def test_native_warp_equals_simpleitks_resample(fixed_name, moving_name):
     dense = dense_field()
     transform = geometry.dense_then_affine(dense.displacement_mm(), dense.grid, dense.affine_lps)
     expected = sitk.GetArrayFromImage(sitk.Resample(moving, fixed, transform, sitk.sitkLinear, -7.0))
-    volume = preprocess.Volume(preprocess.to_tensor(moving), geometry.index_to_lps(moving))
+    volume = Volume(preprocess.to_tensor(moving), geometry.index_to_lps(moving))
     ours = resample.warp(volume, fixed.GetSize()[::-1], geometry.index_to_lps(fixed), dense, -7.0)
     assert (expected == -7).mean() < 0.9  # the test sees content
     # a sample point on the very edge of the image may fall on either side in single precision
@@ -157,7 +157,7 @@ def test_jacobian_in_slabs_equals_one_pass(monkeypatch):
 
 def test_points_go_where_simpleitk_sends_them_and_the_inverse_brings_them_back():
     dense = dense_field(0.6)
-    inverse, residual_mm = inference.invert(dense)
+    inverse, residual_mm = invert_field(dense)
     forth = geometry.dense_then_affine(dense.displacement_mm(), dense.grid, dense.affine_lps)
     back = geometry.affine_then_dense(inverse.displacement_mm(), inverse.grid, inverse.affine_lps)
     # the inverse is interpolated between the voxels where it was solved, so exact only on those
