@@ -38,13 +38,12 @@ def test_everything_is_timed_in_one_run(small, tmp_path, capsys, monkeypatch):
         "VoxelMorph 1-cas",
         "greedy",
     }
-    assert {n for p, n in rows if p == "cascades"} >= {"brain-t1 3-cas", "brain-t1 3-cas, plainly in torch"}
+    assert {n for p, n in rows if p == "cascades"} >= {"brain-t1 3-cas", "brain-t1 3-cas, unoptimised torch"}
     assert rows["networks", "ldr"]["ratio"] == rows["warps", benchmark.REFERENCES["warps"]]["ratio"] == 1
     assert rows["cold", "x"]["median_s"] == 1
     assert rows["networks", "vtn"]["over_bound"] > 0.5  # rough: one run on a busy machine
     assert rows["register", f"{weights.DEFAULT} 3-cas"]["ratio"] == 1
-    assert sampling.ENABLED
-    assert sampling.COMPILED
+    assert sampling._forced is None
     timed = [r for r in found if "median_s" in r]
     assert all(0 < r["min_s"] <= r["median_s"] <= r["max_s"] and r["runs"] == 1 for r in timed)
     assert "the peers' Python cannot be used" in rows["register", "greedy"]["problem"]
