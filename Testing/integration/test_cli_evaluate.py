@@ -97,9 +97,14 @@ def test_a_list_of_pairs_goes_on_after_a_bad_one(folder, capsys):
         (["f.nii.gz"], "either a fixed and a moving image or --pairs CSV"),
         (["f.nii.gz", "m.nii.gz", "--pairs", "pairs.csv"], "either a fixed and a moving image or --pairs CSV"),
         (["--pairs", "none.csv"], "the list of pairs must be an existing CSV file"),
-        (["--pairs", "pairs.csv", "--fixed-labels", "fl.nii.gz"], "got also --fixed_labels"),
+        (["--pairs", "pairs.csv", "--fixed-labels", "fl.nii.gz"], "got also --fixed-labels"),
         (["--pairs", "bad.csv"], "must have the columns fixed, moving and any of"),
         (["--pairs", "empty.csv"], "must name a fixed and a moving image in every line"),
+        (["--pairs", "long.csv"], "must have 2 cells in every line, got one with more"),
+        (["--pairs", "pairs.csv", "--protocol", "x"], "protocol must be one of"),
+        (["--pairs", "pairs.csv", "--frame", "mni"], "the frame of landmarks must be one of"),
+        (["--pairs", "pairs.csv", "--cascades", "9"], "cascades must be 1 to 3"),
+        (["--pairs", "pairs.csv", "--learn2reg", "f.nii.gz"], "the output must be a folder, got the file f.nii.gz"),
         (["f.nii.gz", "m.nii.gz", "--fixed-labels", "fl.nii.gz"], "labels must be given for both images or for none"),
         (
             ["f.nii.gz", "m.nii.gz", "--fixed-labels", "fl.nii.gz", "--moving-labels", "other.nii.gz"],
@@ -119,7 +124,7 @@ def test_a_list_of_pairs_goes_on_after_a_bad_one(folder, capsys):
         ),
         (
             ["f.nii.gz", "m.nii.gz", "--fixed-landmarks", "fp.csv", "--moving-landmarks", "mp.csv", "--frame", "mni"],
-            "the frame of fixed landmarks must be one of",
+            "the frame of landmarks must be one of",
         ),
         (
             [
@@ -135,7 +140,7 @@ def test_a_list_of_pairs_goes_on_after_a_bad_one(folder, capsys):
 def test_bad_input_is_one_sentence_and_code_2(folder, monkeypatch, capsys, blob, arguments, message):
     monkeypatch.chdir(folder)
     files = {"bad": "fixed,labels\na,b\n", "empty": "fixed,moving\n", "pairs": "fixed,moving\nf.nii.gz,m.nii.gz\n"}
-    files |= {"far": "36,40,50\n900,0,0\n", "one": "36,40,50\n"}
+    files |= {"far": "36,40,50\n900,0,0\n", "one": "36,40,50\n", "long": "fixed,moving\nf.nii.gz,m.nii.gz,fl.nii.gz\n"}
     for name, text in files.items():
         (folder / f"{name}.csv").write_text(text)
     values = sitk.GetArrayFromImage(sitk.ReadImage("fl.nii.gz"))

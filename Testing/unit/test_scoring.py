@@ -70,7 +70,7 @@ def test_measures_can_be_chosen(truth):
     only = scoring.score(identity, truth, measures=["surface"])
     assert set(only) == {"hd95_mm", "surface_mm", "structures_lost", "structures"}
     assert set(only["structures"][1]) == {"hd95_mm", "surface_mm"}
-    with pytest.raises(RegistrationError, match=r"measures must be some of .*, got 'dise'"):
+    with pytest.raises(RegistrationError, match=r"every measure must be one of .*, got 'dise'"):
         scoring.score(identity, truth, measures=["dise"])
 
 
