@@ -13,6 +13,7 @@ MODULES = [
     "LDRCore.losses.regularity",
     "LDRCore.losses.similarity",
     "LDRCore.losses.supervision",
+    "LDRCore.models.registry",
 ]
 
 

@@ -23,7 +23,7 @@ def test_correlation_with_a_constant_image_is_one_and_has_no_gradient():
     constant = torch.full((1, 1, 3, 3, 3), 0.5, requires_grad=True)
     loss = losses.correlation(constant, torch.rand(1, 1, 3, 3, 3, generator=GENERATOR))
     loss.backward()
-    assert float(loss) == 1
+    assert loss.item() == 1
     assert torch.equal(constant.grad, torch.zeros_like(constant))
 
 
