@@ -13,14 +13,16 @@ from LDRCore.cli.output import CommandOutput, progress_bar
 from LDRCore.cli.register import model_keywords
 from LDRCore.errors import RegistrationError
 from LDRCore.evaluation.pairs import NUMBERS, EvaluationOptions, PairFiles, evaluate_pairs, read_pairs
+from LDRCore.pipeline.options import Options
+from LDRCore.result import check_output_folder
 
 
 def run(options: argparse.Namespace) -> CommandOutput:
     """Measure one pair or a list of pairs."""
-    if options.out is not None:
-        check_output_file(options.out, options.overwrite)
+    pairs = choose_pairs(options)
+    check_options(options, pairs)
     evaluation = evaluate_pairs(
-        choose_pairs(options),
+        pairs,
         EvaluationOptions(
             model=model_keywords(options),
             frame=options.frame,
@@ -52,6 +54,20 @@ def choose_pairs(options: argparse.Namespace) -> list[PairFiles]:
     if extra:
         raise RegistrationError(f"with --pairs the columns of the CSV name the files, got also --{extra[0]}")
     return read_pairs(options.pairs)
+
+
+def check_options(options: argparse.Namespace, pairs: list[PairFiles]) -> None:
+    """Check outputs and the model's options once, before the first of many pairs.
+
+    Raises:
+        RegistrationError: an output that cannot be written, or an option that cannot be.
+    """
+    if options.out is not None:
+        check_output_file(options.out, options.overwrite)
+    if options.learn2reg is not None:
+        check_output_folder(options.learn2reg, overwrite=True)
+    if not all(files.transform for files in pairs):
+        Options(affine=True, initial="center", inverse=False, **model_keywords(options))
 
 
 def write_table(name: str, evaluation: dict[str, Any]) -> None:

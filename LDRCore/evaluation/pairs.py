@@ -18,7 +18,6 @@ from LDRCore.evaluation.scoring import Truth
 from LDRCore.io import images
 from LDRCore.io.points import read_points
 from LDRCore.io.transforms import read_transform
-from LDRCore.result import check_output_folder
 
 NUMBERS = (*scoring.NUMBERS, "seconds")  # of a pair, in the order of columns
 _EARLIER_MEASURES = ("overlap", "landmarks")  # also measured before registration and with the affine part alone
@@ -115,13 +114,8 @@ def evaluate_pairs(
         {measure: {n, mean, std}} of what came after; problems: one sentence for each pair that could not be measured.
 
     Raises:
-        RegistrationError: model options that cannot be, or a folder that cannot be written; without `keep_going` also
-            a pair that cannot be measured.
+        RegistrationError: without `keep_going`, a pair that cannot be measured.
     """
-    if options.learn2reg_folder is not None:
-        check_output_folder(options.learn2reg_folder, overwrite=True)
-    if not all(files.transform for files in pairs):
-        _check_model(options.model)
     evaluated: list[dict[str, Any]] = []
     problems = []
     for number, files in enumerate(pairs):
@@ -138,13 +132,6 @@ def evaluate_pairs(
         progress(1.0, "done")
     summary = _summarise(evaluated)
     return {"pairs": evaluated, "summary": summary, "problems": problems, "protocol": options.protocol}
-
-
-def _check_model(model: dict[str, Any]) -> None:
-    """Check the keywords of `register` once, before the first of many pairs."""
-    from LDRCore.pipeline.options import Options
-
-    Options(affine=True, initial="center", inverse=False, **model)
 
 
 def evaluate_pair(files: PairFiles, options: EvaluationOptions) -> dict[str, Any]:
