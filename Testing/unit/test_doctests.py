@@ -8,12 +8,16 @@ import importlib
 import pytest
 
 MODULES = [
+    "LDRCore.distillation.aldk",
+    "LDRCore.distillation.teacher_store",
     "LDRCore.evaluation.learn2reg",
     "LDRCore.evaluation.metrics",
+    "LDRCore.geometry.grids",
     "LDRCore.losses.regularity",
     "LDRCore.losses.similarity",
     "LDRCore.losses.supervision",
     "LDRCore.models.registry",
+    "LDRCore.transforms.spatial",
 ]
 
 
