@@ -69,6 +69,6 @@ def _average_boxes(maps: torch.Tensor, window: int) -> torch.Tensor:
 
 def _band_matrix(n: int, window: int, like: torch.Tensor) -> torch.Tensor:
     """Make the (n, n) matrix whose row i averages the at most `window` neighbours of i."""
-    index = torch.arange(n, device=like.device)
+    index = torch.arange(n, dtype=torch.int64, device=like.device)
     band = ((index[:, None] - index[None]).abs() <= window // 2).to(like.dtype)
     return band / band.sum(1, keepdim=True)
