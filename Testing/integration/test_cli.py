@@ -95,8 +95,8 @@ def test_warp_points_invert_jacobian(demo_run, demo_pair, tmp_path, capsys):
     capsys.readouterr()
     out = tmp_path / "j.nii.gz"
     assert ldr("jacobian", transform, "--reference", fixed, "--out", out, "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["min"] < 1 < found["max"]
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["min"] < 1 < summary["max"]
     np.testing.assert_allclose(
         sitk.GetArrayFromImage(sitk.ReadImage(str(out))),
         sitk.GetArrayFromImage(sitk.ReadImage(str(demo_run / "jacobian_determinant.nii.gz"))),
