@@ -27,7 +27,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.fixture(scope="session")
 def demo_pair() -> dict:
     """Paths of the demo pair and the number of its labels."""
-    return demo.pair()
+    return demo.find_pair()
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from LDRCore.distillation import hdf5
+from LDRCore.distillation import disk
 from LDRCore.models import weights
 from Training.config import ConfigError, as_dict, option
 
@@ -219,7 +219,7 @@ class Run:
         """
         tensors = [p for part in self.parts.values() if isinstance(part, nn.Module) for p in part.parameters()]
         size = 3 * sum(t.numel() * t.element_size() for t in tensors)  # Adam keeps two moments of each
-        hdf5.require_free(self.settings.out.absolute(), 2 * size, f"checkpoints of {self.settings.out.name}")
+        disk.require_free(self.settings.out.absolute(), 2 * size, f"checkpoints of {self.settings.out.name}")
 
     def _resume(self, state: dict[str, Any]) -> None:
         before, now = state["config"], as_dict(self.settings)

@@ -1,4 +1,4 @@
-"""The command line `ldr`: the parser, one module a command, the overview picture."""
+"""The command line `ldr`: the parser, one module for each command, the overview picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m LDRCore.cli`."""
+"""Run `python -m LDRCore.cli` like `ldr`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this installation has and lacks, for `ldr doctor`."""
+"""`ldr doctor`: say what this installation has and lacks."""
 
 from __future__ import annotations
 
@@ -8,42 +8,68 @@ import platform
 from typing import Any
 
 from LDRCore import __version__
-from LDRCore.cli.files import Outcome
+from LDRCore.cli.output import CommandOutput
 from LDRCore.errors import RegistrationError
+
+NEEDED = ("numpy", "SimpleITK", "torch")  # nothing can be registered without these
+
+
+def run(options: argparse.Namespace) -> CommandOutput:
+    """Check the installation."""
+    facts, problems = examine()
+    lines = [f"{name:<14} {value}" for name, value in facts.items()]
+    lines += [f"PROBLEM        {problem}" for problem in problems] or ["all well"]
+    return CommandOutput({"facts": facts, "problems": problems}, "\n".join(lines))
 
 
 def examine() -> tuple[dict[str, Any], list[str]]:
-    """(facts, problems): what is installed, and one sentence for each thing that would not work."""
+    """Look at packages, hardware and models.
+
+    Returns:
+        facts: {name: what is installed}.
+        problems: one sentence for each thing that would not work.
+    """
+    facts: dict[str, Any] = {"ldr": __version__, "python": platform.python_version()}
+    problems = [
+        f"{name} is not installed: nothing can be registered without it"
+        for name in NEEDED
+        if importlib.util.find_spec(name) is None
+    ]
+    if not problems:
+        _examine_packages(facts, problems)
+        _examine_models(facts, problems)
+    if importlib.util.find_spec("matplotlib") is None:
+        problems.append("matplotlib is not installed: overview.png cannot be drawn (use --no-overview)")
+    return facts, problems
+
+
+def _examine_packages(facts: dict[str, Any], problems: list[str]) -> None:
     import numpy
     import SimpleITK
-
-    problems = []
-    facts: dict[str, Any] = {
-        "ldr": __version__,
-        "python": platform.python_version(),
-        "numpy": numpy.__version__,
-        "SimpleITK": SimpleITK.Version_VersionString(),
-    }
-    if importlib.util.find_spec("torch") is None:
-        problems.append("torch is not installed: nothing can be registered without it")
-        return facts, problems
     import torch
 
     from LDRCore import sampling
     from LDRCore.cpu import precision
-    from LDRCore.models import weights
 
+    has_gpu = torch.cuda.is_available()
+    facts["numpy"] = numpy.__version__
+    facts["SimpleITK"] = SimpleITK.Version_VersionString()
     facts["torch"] = torch.__version__
     facts["sampling"] = (
         "compiled loops (numba)" if sampling.backend_name() == "numba" else "torch alone (slower: no numba)"
     )
     facts["threads"] = torch.get_num_threads()
-    facts["gpu"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none (the CPU is used)"
+    facts["gpu"] = torch.cuda.get_device_name(0) if has_gpu else "none (the CPU is used)"
     try:
-        used = precision.of_convolutions("cuda" if torch.cuda.is_available() else "cpu")
-        facts["precision of convolutions"] = str(used).removeprefix("torch.")
+        dtype = precision.of_convolutions("cuda" if has_gpu else "cpu")
+        facts["precision of convolutions"] = str(dtype).removeprefix("torch.")
     except RegistrationError as error:
         problems.append(str(error))
+
+
+def _examine_models(facts: dict[str, Any], problems: list[str]) -> None:
+    from LDRCore.models import weights
+
     names = weights.list_models()
     for name in names:
         try:
@@ -53,14 +79,3 @@ def examine() -> tuple[dict[str, Any], list[str]]:
             problems.append(str(error))
     if not names:
         problems.append("no model ships with this installation")
-    if importlib.util.find_spec("matplotlib") is None:
-        problems.append("matplotlib is not installed: overview.png cannot be drawn (use --no-overview)")
-    return facts, problems
-
-
-def run(options: argparse.Namespace) -> Outcome:
-    """Check the installation."""
-    facts, problems = examine()
-    lines = [f"{name:<14} {value}" for name, value in facts.items()]
-    lines += [f"PROBLEM        {problem}" for problem in problems] or ["all well"]
-    return {"facts": facts, "problems": problems}, "\n".join(lines)

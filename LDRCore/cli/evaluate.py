@@ -1,29 +1,115 @@
-"""`ldr evaluate`."""
+"""`ldr evaluate`: measure one pair or a list of pairs with labels and landmarks."""
 
 from __future__ import annotations
 
 import argparse
+import csv
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
-from LDRCore.cli.files import Outcome, check_output_file, progress_bar, write_file
-from LDRCore.evaluation import pairs
+from LDRCore.cli.files import check_output_file, write_file
+from LDRCore.cli.output import CommandOutput, progress_bar
+from LDRCore.cli.register import model_keywords
+from LDRCore.errors import RegistrationError
+from LDRCore.evaluation.pairs import NUMBERS, EvaluationOptions, PairFiles, evaluate_pairs, read_pairs
+from LDRCore.pipeline.options import Options
+from LDRCore.result import check_output_folder
 
 
-def run(options: argparse.Namespace) -> Outcome:
+def run(options: argparse.Namespace) -> CommandOutput:
     """Measure one pair or a list of pairs."""
-    show = progress_bar(options)
-    if options.out is not None:
-        check_output_file(options.out, options.overwrite)
-    found = pairs.evaluate(
-        pairs.listed(options),
-        model={k: getattr(options, k) for k in ("model", "cascades", "device")} | {"refine_steps": options.refine},
-        frame=options.frame,
-        protocol=options.protocol,
-        surface=not options.no_surface,
-        learn2reg=options.learn2reg,
-        overwrite=options.overwrite,
+    pairs = choose_pairs(options)
+    check_options(options, pairs)
+    evaluation = evaluate_pairs(
+        pairs,
+        EvaluationOptions(
+            model=model_keywords(options),
+            frame=options.frame,
+            protocol=options.protocol,
+            surface=not options.no_surface,
+            learn2reg_folder=options.learn2reg,
+            overwrite=options.overwrite,
+        ),
         keep_going=options.pairs is not None,
-        progress=show,
+        progress=progress_bar(options),
     )
     if options.out is not None:
-        write_file(options.out, lambda name: pairs.write_csv(found, name))
-    return found, pairs.text(found)
+        write_file(options.out, lambda name: write_table(name, evaluation))
+    return CommandOutput(evaluation, describe_evaluation(evaluation))
+
+
+def choose_pairs(options: argparse.Namespace) -> list[PairFiles]:
+    """Return the pairs that the command line names: one, or those of a CSV.
+
+    Raises:
+        RegistrationError: neither or both, or a list that cannot be used.
+    """
+    if (options.pairs is None) == (options.fixed is None) or (options.fixed is None) != (options.moving is None):
+        raise RegistrationError("evaluate takes either a fixed and a moving image or --pairs CSV, got neither or both")
+    given = {field.name: getattr(options, field.name) or "" for field in fields(PairFiles)}
+    if options.pairs is None:
+        return [PairFiles(**given)]
+    extra = [name.replace("_", "-") for name, path in given.items() if path]
+    if extra:
+        raise RegistrationError(f"with --pairs the columns of the CSV name the files, got also --{extra[0]}")
+    return read_pairs(options.pairs)
+
+
+def check_options(options: argparse.Namespace, pairs: list[PairFiles]) -> None:
+    """Check outputs and the model's options once, before the first of many pairs.
+
+    Raises:
+        RegistrationError: an output that cannot be written, or an option that cannot be.
+    """
+    if options.out is not None:
+        check_output_file(options.out, options.overwrite)
+    if options.learn2reg is not None:
+        check_output_folder(options.learn2reg, overwrite=True)
+    if not all(files.transform for files in pairs):
+        Options(affine=True, initial="center", inverse=False, **model_keywords(options))
+
+
+def write_table(name: str, evaluation: dict[str, Any]) -> None:
+    """Write a CSV with a row for each pair.
+
+    Columns: files, error, the numbers after registration, Dice and landmark error before and with the affine part.
+    """
+    earlier = [(stage, number) for stage in ("before", "affine") for number in ("dice_mean", "tre_mm")]
+    with open(name, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["fixed", "moving", "error", *NUMBERS, *(f"{number}_{stage}" for stage, number in earlier)])
+        for pair in evaluation["pairs"]:
+            row = [pair["fixed"], pair["moving"], pair.get("error", "")]
+            row += [_cell(pair.get("after", {}).get(number)) for number in NUMBERS]
+            row += [_cell(pair.get(stage, {}).get(number)) for stage, number in earlier]
+            writer.writerow(row)
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def describe_evaluation(evaluation: dict[str, Any]) -> str:
+    """Describe an evaluation for a person: a line for each pair, then means."""
+    lines = [_describe_pair(pair) for pair in evaluation["pairs"]]
+    summary = evaluation["summary"]
+    if summary:
+        most = max(statistics["n"] for statistics in summary.values())
+        lines.append(f"mean and std over {most} pair{'s' * (most > 1)}:")
+        lines += [f"  {name:<26}{s['mean']:.5g} +- {s['std']:.3g}" for name, s in summary.items()]
+    return "\n".join(lines)
+
+
+def _describe_pair(pair: dict[str, Any]) -> str:
+    head = f"{Path(pair['fixed']).name} <- {Path(pair['moving']).name}"
+    if "error" in pair:
+        return f"{head}: FAILED: {pair['error']}"
+    parts = []
+    for number, title, digits in (("dice_mean", "Dice", 3), ("tre_mm", "landmark error mm", 2)):
+        values = {stage: pair.get(stage, {}).get(number) for stage in ("before", "affine", "after")}
+        known = [f"{value:.{digits}f} {stage}" for stage, value in values.items() if value is not None]
+        if known:
+            parts.append(f"{title} " + ", ".join(known))
+    parts.append(f"{pair['after']['folding_count']} folding voxels")
+    return f"{head}: " + "; ".join(parts)

@@ -1,39 +1,23 @@
-"""Output files and progress of the commands."""
+"""Output files of the commands: refused before any work is done, written complete or not at all."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from LDRCore.errors import RegistrationError
+from LDRCore.io.files import complete_file
 from LDRCore.result import check_output_folder
 
-Outcome = tuple[dict[str, Any], str]
-"""(what --json prints, text)."""
-
-
-def progress_bar(options: argparse.Namespace) -> Callable[[float, str], None] | None:
-    """A progress bar on stderr, where someone is looking."""
-    if options.json or not sys.stderr.isatty():
-        return None
-    from tqdm import tqdm
-
-    bar = tqdm(total=100, bar_format="{l_bar}{bar}| {elapsed}", leave=False)
-
-    def show(fraction: float, message: str) -> None:
-        bar.set_description_str(f"{message:<28}")
-        bar.update(round(100 * fraction) - bar.n)
-        if fraction >= 1:
-            bar.close()
-
-    return show
+TRANSFORM_SUFFIXES = (".h5", ".hdf5", ".tfm", ".txt")  # what SimpleITK writes any transform to
 
 
 def check_output_file(path: Path, overwrite: bool) -> None:
-    """Refuse an output file before any work is done for it."""
+    """Refuse an output file before any work is done for it.
+
+    Raises:
+        RegistrationError: it is a folder, cannot be written, or exists and `overwrite` is false.
+    """
     if path.is_dir():
         raise RegistrationError(f"the output must be a file, got the folder {path}")
     if path.exists() and not overwrite:
@@ -41,13 +25,30 @@ def check_output_file(path: Path, overwrite: bool) -> None:
     check_output_folder(path.resolve().parent, overwrite=True)
 
 
-def write_file(path: Path, writer: Callable[[str], None]) -> None:
-    """Write a file under a temporary name of the same kind, then rename it."""
+def check_transform_name(path: Path) -> None:
+    """Refuse a file name that SimpleITK writes no transform to.
+
+    Raises:
+        RegistrationError: the suffix is none of `TRANSFORM_SUFFIXES`.
+    """
+    if path.suffix.lower() not in TRANSFORM_SUFFIXES:
+        raise RegistrationError(f"a transform is written as .h5 or .tfm, got {path.name}")
+
+
+def write_file(path: Path, write: Callable[[str], None]) -> None:
+    """Write a file under a temporary name with the same suffix, then rename it.
+
+    Args:
+        path: of the file; its folder is created if needed.
+        write: writes the file whose name it is given.
+
+    Raises:
+        RegistrationError: a file type that SimpleITK does not write, or a folder that cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part-{path.name}")
     try:
-        writer(str(part))
-        part.replace(path)
+        with complete_file(path) as temporary:
+            write(str(temporary))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise RegistrationError(
@@ -55,11 +56,3 @@ def write_file(path: Path, writer: Callable[[str], None]) -> None:
         ) from None
     except OSError as error:
         raise RegistrationError(f"the output must be writable, got {path} ({error})") from None
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def check_transform_name(path: Path) -> None:
-    """Refuse a file name that SimpleITK writes no transform to."""
-    if path.suffix.lower() not in (".h5", ".hdf5", ".tfm", ".txt"):
-        raise RegistrationError(f"a transform is written as .h5 or .tfm, got {path.name}")

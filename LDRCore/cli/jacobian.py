@@ -1,4 +1,4 @@
-"""`ldr jacobian`."""
+"""`ldr jacobian`: map and summarise the Jacobian determinant of a transform."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import argparse
 import SimpleITK as sitk
 
 from LDRCore import geometry
-from LDRCore.cli.files import Outcome, check_output_file, write_file
+from LDRCore.cli.files import check_output_file, write_file
+from LDRCore.cli.output import CommandOutput
+from LDRCore.evaluation import metrics
 from LDRCore.io import images
 from LDRCore.io.transforms import read_transform
 
 
-def run(options: argparse.Namespace) -> Outcome:
+def run(options: argparse.Namespace) -> CommandOutput:
     """Map and summarise the Jacobian determinant."""
     if options.out is not None:
         check_output_file(options.out, options.overwrite)
@@ -20,19 +22,20 @@ def run(options: argparse.Namespace) -> Outcome:
     reference = images.three_dimensional(images.read(options.reference, "reference"), "reference")
     determinant = geometry.jacobian_determinant_image(geometry.displacement_field_image(transform, reference))
     values = sitk.GetArrayViewFromImage(determinant)
-    folding = float((values <= 0).mean())
-    result = {
+    count, fraction = metrics.folding(values)
+    data = {
         "min": float(values.min()),
         "mean": float(values.mean()),
         "max": float(values.max()),
-        "folding_count": int((values <= 0).sum()),
-        "folding_fraction": folding,
+        "folding_count": count,
+        "folding_fraction": fraction,
         "file": str(options.out) if options.out else None,
     }
+    text = (
+        f"Jacobian determinant {data['min']:.3f} to {data['max']:.3f}, mean {data['mean']:.3f}; "
+        f"{count} folding voxels ({100 * fraction:.4f} %)"
+    )
     if options.out is not None:
         write_file(options.out, lambda name: sitk.WriteImage(determinant, name, useCompression=True))
-    text = (
-        f"Jacobian determinant {result['min']:.3f} to {result['max']:.3f}, mean {result['mean']:.3f}; "
-        f"{result['folding_count']} folding voxels ({100 * folding:.4f} %)"
-    )
-    return result, text + (f"; written {options.out}" if options.out else "")
+        text += f"; written {options.out}"
+    return CommandOutput(data, text)

@@ -12,19 +12,27 @@ import os
 import sys
 from collections.abc import Sequence
 
+from LDRCore.cli.output import CommandOutput
 from LDRCore.cli.parser import build_parser
 from LDRCore.cpu import memory
 from LDRCore.errors import RegistrationError
 
-USAGE_ERROR = 2
+DONE, FAILED, USAGE_ERROR, INTERRUPTED = 0, 1, 2, 130  # exit codes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `ldr` and return its exit code: 0 done, 2 unusable input, 1 anything else."""
+    """Run one command.
+
+    Args:
+        arguments: as typed after `ldr`; those of the process by default.
+
+    Returns:
+        The exit code: 0 done, 2 unusable input, 1 anything else.
+    """
     options = build_parser().parse_args(arguments)
     try:
         command = importlib.import_module(f"LDRCore.cli.{options.command}")
-        result, text = command.run(options)
+        output: CommandOutput = command.run(options)
     except RegistrationError as error:
         if options.json:
             print(json.dumps({"error": str(error)}))
@@ -32,15 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE_ERROR
     except ModuleNotFoundError as error:
         print(f"ldr {options.command}: the package {error.name} must be installed (see ldr doctor)", file=sys.stderr)
-        return 1
+        return FAILED
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     try:
-        print(json.dumps(result, indent=1) if options.json else text, flush=True)
-    except BrokenPipeError:  # the reader (head, less) has seen enough
+        print(json.dumps(output.data, indent=1) if options.json else output.text, flush=True)
+    except BrokenPipeError:  # the reader (head, less) needs no more
         sys.stderr.close()
-    return int(bool(result.get("problems"))) if options.command in ("doctor", "evaluate") else 0
+    return FAILED if output.data.get("problems") else DONE
 
 
 def script() -> int:

@@ -1,4 +1,4 @@
-"""overview.png: one picture by which a reader judges a registration. matplotlib, imported only when called.
+"""overview.png: one picture by which a reader judges a registration. matplotlib is imported only when called.
 
 Only the slices that are shown are sampled, so a large scan costs no more than a small one.
 """
@@ -6,7 +6,7 @@ Only the slices that are shown are sampled, so a large scan costs no more than a
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -21,6 +21,26 @@ _GRID_MM = 8.0
 _CHECKER_MM = 24.0
 
 
+class _Row(NamedTuple):
+    """Panels of one plane, (rows, columns) as they are drawn.
+
+    Attributes:
+        fixed, moving, warped: intensities, 0 to 1.
+        jacobian: determinant, NaN outside the content.
+        mapped_lps: (rows, columns, 3), the points to which the nonlinear part takes the slice's points.
+        cut: the slice's grid, see `_cut`.
+        normal: the LPS axis that the plane is cut across.
+    """
+
+    fixed: np.ndarray
+    moving: np.ndarray
+    warped: np.ndarray
+    jacobian: np.ndarray
+    mapped_lps: np.ndarray
+    cut: sitk.Image
+    normal: int
+
+
 def write_overview(
     path: Path, fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform, title: str = ""
 ) -> None:
@@ -31,80 +51,98 @@ def write_overview(
     oblique images) and go through the middle of the content, patient right on the left of the picture.
 
     Args:
-        path: .png to write.
+        path: of the .png to write.
         fixed, moving: scalar images.
         transform: fixed -> moving.
         title: one line above the picture.
     """
     overall = _patient_aligned(fixed)
     coarse = _with_spacing(overall, 4.0)
-    low_f, low_m = (float(sitk.GetArrayViewFromImage(i).min()) for i in (fixed, moving))
+    fixed_fill, moving_fill = (float(sitk.GetArrayViewFromImage(image).min()) for image in (fixed, moving))
     identity = sitk.Transform(3, sitk.sitkIdentity)
-    window_f = _window(_on(fixed, coarse, identity, low_f))
-    window_m = _window(_on(moving, coarse, transform, low_m))
-    centre = _content_centre(_on(fixed, coarse, identity, low_f), window_f, coarse)
-    affine = _best_affine(transform, coarse)
+    coarse_fixed = _resample(fixed, coarse, identity, fixed_fill)
+    fixed_window = _intensity_window(coarse_fixed)
+    moving_window = _intensity_window(_resample(moving, coarse, transform, moving_fill))
+    centre_lps = _content_centre(coarse_fixed, fixed_window, coarse)
+    affine_lps = _best_affine(transform, coarse)
 
-    cuts = [_cut(overall, normal, centre[normal]) for normal in _NORMALS]
     rows = []
-    for normal, cut in zip(_NORMALS, cuts, strict=True):
-        f = _flat(_on(fixed, cut, identity, low_f), normal)
-        m = _flat(_on(moving, cut, identity, low_m), normal)
-        w = _flat(_on(moving, cut, transform, low_m), normal)
+    for normal in _NORMALS:
+        cut = _cut(overall, normal, centre_lps[normal])
+        fixed_slice = _middle_slice(_resample(fixed, cut, identity, fixed_fill), normal)
+        moving_slice = _middle_slice(_resample(moving, cut, identity, moving_fill), normal)
+        warped_slice = _middle_slice(_resample(moving, cut, transform, moving_fill), normal)
         field = geometry.displacement_field_image(transform, cut)
-        jacobian = _flat(sitk.GetArrayFromImage(geometry.jacobian_determinant_image(field)), normal)
-        points = geometry.points_lps(cut)
-        bent = points + (points + sitk.GetArrayFromImage(field) - (points @ affine[:3, :3].T + affine[:3, 3]))
-        content = f > window_f[0] + 0.05 * (window_f[1] - window_f[0])
-        scaled = [_scaled(f, window_f), _scaled(m, window_m), _scaled(w, window_m)]
-        rows.append((scaled, np.where(content, jacobian, np.nan), _flat(bent, normal)))
+        jacobian = _middle_slice(sitk.GetArrayFromImage(geometry.jacobian_determinant_image(field)), normal)
+        points_lps = geometry.points_lps(cut)
+        affine_points = points_lps @ affine_lps[:3, :3].T + affine_lps[:3, 3]
+        mapped_lps = points_lps + (points_lps + sitk.GetArrayFromImage(field) - affine_points)
+        content = fixed_slice > fixed_window[0] + 0.05 * (fixed_window[1] - fixed_window[0])
+        rows.append(
+            _Row(
+                fixed=_scale(fixed_slice, fixed_window),
+                moving=_scale(moving_slice, moving_window),
+                warped=_scale(warped_slice, moving_window),
+                jacobian=np.where(content, jacobian, np.nan),
+                mapped_lps=_middle_slice(mapped_lps, normal),
+                cut=cut,
+                normal=normal,
+            )
+        )
+    _draw(path, rows, overall.GetSpacing()[0], title)
 
-    _draw(path, rows, overall.GetSpacing()[0], cuts, title)
 
-
-def _draw(path: Path, rows: list[Any], spacing: float, cuts: list[sitk.Image], title: str) -> None:
-    """All panels on one pair of axes, in voxels: 24 axes of their own take longer to make than everything else."""
+def _draw(path: Path, rows: list[_Row], spacing_mm: float, title: str) -> None:
+    """Draw all panels on one pair of axes, in voxels: 24 axes of their own take longer to make than all the rest."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    heights, widths = zip(*(row[1].shape for row in rows), strict=True)
+    heights, widths = zip(*(row.jacobian.shape for row in rows), strict=True)
     inch = max(widths) / 2.4  # voxels an inch
     gap = 0.05 * inch
-    across, down = max(widths) + gap, np.cumsum([0, *(h + gap for h in heights)])
-    wide, high = len(_COLUMNS) * across - gap, float(down[-1]) - gap
-    left, right, bottom, top = 0.35, 0.95, 0.08, 0.7  # inches around the panels
-    size = left + wide / inch + right, bottom + high / inch + top
+    column_width, tops = max(widths) + gap, np.cumsum([0, *(height + gap for height in heights)])
+    total_width, total_height = len(_COLUMNS) * column_width - gap, float(tops[-1]) - gap
+    left, right, bottom, top = 0.35, 0.95, 0.08, 0.7  # margins, inches
+    size = left + total_width / inch + right, bottom + total_height / inch + top
     figure = Figure(figsize=size, facecolor="black")
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((left / size[0], bottom / size[1], wide / inch / size[0], high / inch / size[1]))
+    axes = figure.add_axes(
+        (left / size[0], bottom / size[1], total_width / inch / size[0], total_height / inch / size[1])
+    )
     axes.set_axis_off()
-    for plane, ((f, m, w), jacobian, bent) in enumerate(rows):
-        checker = _checkerboard(f, w, max(1, round(_CHECKER_MM / spacing)))
-        pictures = [f, m, w, np.stack([f, m, f], -1), np.stack([f, w, f], -1), checker, 0.7 * f]
-        y, x = down[plane], np.arange(len(_COLUMNS)) * across + (max(widths) - widths[plane]) / 2
-        places = [(a, a + widths[plane], y + heights[plane], y) for a in x]
-        for place, picture in zip(places, pictures, strict=False):
-            axes.imshow(picture, "gray", vmin=0, vmax=1, interpolation="bilinear", extent=place, aspect="auto")
-        _draw_grid(axes, places[6], bent, _NORMALS[plane], cuts[plane])
+    for plane, (row, y, height, width) in enumerate(zip(rows, tops, heights, widths, strict=False)):
+        lefts = np.arange(len(_COLUMNS)) * column_width + (max(widths) - width) / 2
+        extents = [(x, x + width, y + height, y) for x in lefts]
+        pictures = [
+            *(row.fixed, row.moving, row.warped),
+            np.stack([row.fixed, row.moving, row.fixed], -1),
+            np.stack([row.fixed, row.warped, row.fixed], -1),
+            _checkerboard(row.fixed, row.warped, max(1, round(_CHECKER_MM / spacing_mm))),
+            0.7 * row.fixed,
+        ]
+        for extent, picture in zip(extents, pictures, strict=False):
+            axes.imshow(picture, "gray", vmin=0, vmax=1, interpolation="bilinear", extent=extent, aspect="auto")
+        _draw_grid(axes, extents[6], row)
         colours = axes.imshow(
-            jacobian, "RdBu_r", vmin=0, vmax=2, interpolation="nearest", extent=places[7], aspect="auto"
+            row.jacobian, "RdBu_r", vmin=0, vmax=2, interpolation="nearest", extent=extents[7], aspect="auto"
         )
-        centre = y + heights[plane] / 2
-        axes.text(-gap, centre, _PLANES[plane], color="white", fontsize=12, rotation=90, ha="right", va="center")
+        middle = y + height / 2
+        axes.text(-gap, middle, _PLANES[plane], color="white", fontsize=12, rotation=90, ha="right", va="center")
     for column, name in enumerate(_COLUMNS):
-        axes.text(column * across + max(widths) / 2, -gap, name, color="white", fontsize=12, ha="center", va="bottom")
-    axes.set(xlim=(0, wide), ylim=(high, 0))
-    beside = figure.add_axes((1 - (right - 0.1) / size[0], 0.2, 0.15 / size[0], 0.55))
-    bar = figure.colorbar(colours, cax=beside)
-    bar.set_label("Jacobian determinant (1 = volume kept)", color="white")
-    bar.ax.tick_params(colors="white")
+        x = column * column_width + max(widths) / 2
+        axes.text(x, -gap, name, color="white", fontsize=12, ha="center", va="bottom")
+    axes.set(xlim=(0, total_width), ylim=(total_height, 0))
+    colour_axes = figure.add_axes((1 - (right - 0.1) / size[0], 0.2, 0.15 / size[0], 0.55))
+    colour_bar = figure.colorbar(colours, cax=colour_axes)
+    colour_bar.set_label("Jacobian determinant (1 = volume kept)", color="white")
+    colour_bar.ax.tick_params(colors="white")
     if title:
         figure.suptitle(title, color="white", fontsize=12, y=1 - 0.1 / size[1], va="top")
     figure.savefig(path, dpi=80, facecolor="black", format="png", pil_kwargs={"compress_level": 3})
 
 
 def _patient_aligned(image: sitk.Image) -> sitk.Image:
-    """An empty isotropic image with identity direction around an image, at most `_MAX_EDGE` voxels a side."""
+    """Make an empty isotropic image with identity direction around an image, at most `_MAX_EDGE` voxels a side."""
     corners = geometry.corners_lps(image)
     low, high = corners.min(axis=0), corners.max(axis=0)
     spacing = max(min(image.GetSpacing()), float((high - low).max()) / _MAX_EDGE)
@@ -125,42 +163,42 @@ def _with_spacing(reference: sitk.Image, spacing: float) -> sitk.Image:
 
 
 def _cut(reference: sitk.Image, normal: int, position: float) -> sitk.Image:
-    """Three slices of a reference (the Jacobian needs the neighbours), the middle one at a position in mm."""
+    """Cut three slices out of a reference, the middle one at a position in mm: the Jacobian needs the neighbours."""
     size, origin = list(reference.GetSize()), np.array(reference.GetOrigin())
     size[normal] = 3
     origin[normal] = position - reference.GetSpacing()[0]
     return _empty(size, origin, reference.GetSpacing()[0])
 
 
-def _flat(values: np.ndarray, normal: int) -> np.ndarray:
-    """The middle slice as a radiologist looks at it: patient right on the left, anterior or head up."""
+def _middle_slice(values: np.ndarray, normal: int) -> np.ndarray:
+    """Return the middle slice as a radiologist looks at it: patient right on the left, anterior or head up."""
     middle = np.take(values, 1, axis=2 - normal)
     return middle if normal == 2 else middle[::-1]
 
 
-def _on(image: sitk.Image, reference: sitk.Image, transform: sitk.Transform, outside: float) -> np.ndarray:
-    resampled = sitk.Resample(image, reference, transform, sitk.sitkLinear, outside, sitk.sitkFloat32)
+def _resample(image: sitk.Image, reference: sitk.Image, transform: sitk.Transform, fill: float) -> np.ndarray:
+    resampled = sitk.Resample(image, reference, transform, sitk.sitkLinear, fill, sitk.sitkFloat32)
     return sitk.GetArrayFromImage(resampled)
 
 
-def _window(values: np.ndarray) -> tuple[float, float]:
+def _intensity_window(values: np.ndarray) -> tuple[float, float]:
     low, high = np.percentile(values, (1, 99.7))
     return float(low), float(max(high, low + 1e-6))
 
 
-def _scaled(values: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+def _scale(values: np.ndarray, window: tuple[float, float]) -> np.ndarray:
     return np.clip((values - window[0]) / (window[1] - window[0]), 0, 1)
 
 
 def _content_centre(values: np.ndarray, window: tuple[float, float], reference: sitk.Image) -> np.ndarray:
-    """LPS mm of the middle of what is not air."""
+    """Return the mean position of bright voxels, LPS mm; the grid's centre if there are none."""
     bright = np.argwhere(values > window[0] + 0.15 * (window[1] - window[0]))
     middle = bright.mean(0) if len(bright) else (np.array(values.shape) - 1) / 2
     return middle[::-1] * reference.GetSpacing() + np.array(reference.GetOrigin())
 
 
 def _best_affine(transform: sitk.Transform, reference: sitk.Image) -> np.ndarray:
-    """The affine map (4x4, LPS mm) that fits a transform best over a reference."""
+    """Fit an affine map (4x4, LPS mm) to a transform over a reference."""
     points = geometry.points_lps(reference).reshape(-1, 3)
     moved = points + sitk.GetArrayFromImage(geometry.displacement_field_image(transform, reference)).reshape(-1, 3)
     return geometry.fit_affine(points, moved)
@@ -171,19 +209,18 @@ def _checkerboard(a: np.ndarray, b: np.ndarray, edge: int) -> np.ndarray:
     return np.where((rows + columns) % 2 == 0, a, b)
 
 
-def _draw_grid(axes: Any, place: tuple[float, ...], bent: np.ndarray, normal: int, cut: sitk.Image) -> None:
-    """Lines of the fixed image's space, drawn where they go within the slice's plane, in a panel (see `_draw`)."""
+def _draw_grid(axes: Any, extent: tuple[float, ...], row: _Row) -> None:
+    """Draw lines of the fixed image's space where the transform takes them within the slice's plane, in one panel."""
     from matplotlib.collections import LineCollection
     from matplotlib.patches import Rectangle
 
-    along, up = [a for a in range(3) if a != normal]
-    spacing, origin = cut.GetSpacing()[0], cut.GetOrigin()
-    x, y = ((bent[..., a] - origin[a]) / spacing for a in (along, up))
-    if normal != 2:
-        y = bent.shape[0] - 1 - y
-    left, right, bottom, top = place
+    spacing_mm, origin_lps = row.cut.GetSpacing()[0], row.cut.GetOrigin()
+    x, y = ((row.mapped_lps[..., a] - origin_lps[a]) / spacing_mm for a in range(3) if a != row.normal)
+    if row.normal != 2:
+        y = row.mapped_lps.shape[0] - 1 - y
+    left, right, bottom, top = extent
     points = np.stack((left + 0.5 + x, top + 0.5 + y), -1)
-    every = max(1, round(_GRID_MM / spacing))
+    every = max(1, round(_GRID_MM / spacing_mm))
     lines = LineCollection([*points[::every], *points[:, ::every].swapaxes(0, 1)], colors="#ffd54a", linewidths=0.5)
     axes.add_collection(lines, autolim=False)
     lines.set_clip_path(Rectangle((left, top), right - left, bottom - top, transform=axes.transData))

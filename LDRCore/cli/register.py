@@ -1,81 +1,86 @@
-"""`ldr register`."""
+"""`ldr register`: register two scans and write a result folder."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import SimpleITK as sitk
 
 from LDRCore import registration
-from LDRCore.cli.files import Outcome, progress_bar
+from LDRCore.cli.output import CommandOutput, progress_bar
 from LDRCore.errors import RegistrationError
 from LDRCore.io import images
 from LDRCore.io.transforms import read_transform
+from LDRCore.pipeline.options import INITIALS
 from LDRCore.result import RegistrationResult, check_output_folder
 
 
-def run(options: argparse.Namespace) -> Outcome:
+def run(options: argparse.Namespace) -> CommandOutput:
     """Register two scans and write a result folder."""
     initial: str | sitk.Transform = options.initial
-    if options.initial not in ("center", "none"):
+    if options.initial not in INITIALS:
         initial = read_transform(options.initial)
     result, files = register_and_save(
         options,
         options.fixed,
         options.moving,
         f"{Path(options.moving).name} onto {Path(options.fixed).name}",
+        overwrite=options.overwrite,
         affine=not options.no_affine,
         initial=initial,
         fixed_mask=options.fixed_mask,
         moving_mask=options.moving_mask,
         inverse=options.inverse,
     )
-    return {"report": result.report, "files": files}, summary(result.report, files)
+    return CommandOutput({"report": result.report, "files": files}, describe_report(result.report, files))
 
 
 def register_and_save(
-    options: argparse.Namespace, fixed: images.ImageLike, moving: images.ImageLike, title: str, **extra: Any
+    options: argparse.Namespace, fixed: str, moving: str, title: str, *, overwrite: bool, **extra: Any
 ) -> tuple[RegistrationResult, list[str]]:
-    """Register two images and write the result folder; return the result and the files' names."""
-    check_output_folder(options.out, overwrite=options.overwrite)
-    draw = _has_overview(options)
+    """Register two images and write the result folder.
+
+    Args:
+        options: of the command: those of the model, `out` and `no_overview`.
+        fixed, moving: paths.
+        title: of the overview picture.
+        overwrite: replace an earlier result.
+        extra: further keywords of `LDRCore.register`.
+
+    Returns:
+        The result, and the paths of the files.
+    """
+    check_output_folder(options.out, overwrite=overwrite)
+    _check_overview(options)
     fixed_image, moving_image = images.load(fixed, "fixed image"), images.load(moving, "moving image")
     result = registration.register(
-        fixed_image,
-        moving_image,
-        model=options.model,
-        cascades=options.cascades,
-        refine_steps=options.refine,
-        device=options.device,
-        progress=progress_bar(options),
-        **extra,
+        fixed_image, moving_image, **model_keywords(options), progress=progress_bar(options), **extra
     )
 
-    def overview(folder: Path) -> None:
+    def draw(folder: Path) -> None:
         from LDRCore.cli.overview import write_overview
 
         write_overview(folder / "overview.png", fixed_image, moving_image, result.transform, title)
 
-    files = result.save(options.out, overwrite=options.overwrite, extra=overview if draw else None)
-    return result, [str(f) for f in files]
+    files = result.save(options.out, overwrite=overwrite, extra=None if options.no_overview else draw)
+    return result, [str(file) for file in files]
 
 
-def _has_overview(options: argparse.Namespace) -> bool:
-    if options.no_overview:
-        return False
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise RegistrationError(
-            "overview.png needs matplotlib, which is not installed: install it or give --no-overview"
-        ) from None
-    return True
+def model_keywords(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the keywords of `LDRCore.register` that the options of a model stand for."""
+    return {
+        "model": options.model,
+        "cascades": options.cascades,
+        "refine_steps": options.refine,
+        "device": options.device,
+    }
 
 
-def summary(report: dict[str, Any], files: list[str]) -> str:
-    """Return what a person reads of a report."""
+def describe_report(report: dict[str, Any], files: list[str]) -> str:
+    """Describe a registration for a person: model, similarity, regularity, times, warnings, files."""
     similarity, times, determinant = report["similarity"], report["times_s"], report["jacobian_determinant"]
     lines = [
         f"model        {report['model']}, {report['cascades']} cascade(s), {report['device']}, "
@@ -86,6 +91,14 @@ def summary(report: dict[str, Any], files: list[str]) -> str:
         f"folding {100 * report['folding_fraction']:.3f} % of the field",
         "seconds      " + ", ".join(f"{name} {value:.2f}" for name, value in times.items()),
         *[f"warning      {text}" for text in report["warnings"]],
-        "written      " + f"{Path(files[0]).parent}: " + ", ".join(Path(f).name for f in files),
+        "written      " + f"{Path(files[0]).parent}: " + ", ".join(Path(file).name for file in files),
     ]
     return "\n".join(lines)
+
+
+def _check_overview(options: argparse.Namespace) -> None:
+    """Refuse to promise a picture that cannot be drawn."""
+    if not options.no_overview and importlib.util.find_spec("matplotlib") is None:
+        raise RegistrationError(
+            "overview.png needs matplotlib, which is not installed: install it or give --no-overview"
+        )

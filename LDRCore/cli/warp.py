@@ -1,4 +1,4 @@
-"""`ldr warp`."""
+"""`ldr warp`: resample another image of the moving patient on the fixed grid."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import argparse
 import SimpleITK as sitk
 
 from LDRCore import registration
-from LDRCore.cli.files import Outcome, check_output_file, write_file
+from LDRCore.cli.files import check_output_file, write_file
+from LDRCore.cli.output import CommandOutput
 from LDRCore.io.transforms import read_transform
 
 
-def run(options: argparse.Namespace) -> Outcome:
+def run(options: argparse.Namespace) -> CommandOutput:
     """Warp one image."""
     check_output_file(options.out, options.overwrite)
     transform = read_transform(options.transform)
-    kind = "nearest" if options.nearest else "linear"
-    warped = registration.warp_image(options.image, transform, options.reference, kind)
+    interpolation = "nearest" if options.nearest else "linear"
+    warped = registration.warp_image(options.image, transform, options.reference, interpolation)
     write_file(options.out, lambda name: sitk.WriteImage(warped, name, useCompression=True))
-    return {"file": str(options.out), "interpolation": kind}, f"written {options.out} ({kind})"
+    return CommandOutput(
+        {"file": str(options.out), "interpolation": interpolation}, f"written {options.out} ({interpolation})"
+    )

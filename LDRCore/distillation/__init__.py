@@ -1,1 +1,1 @@
-"""Adversarial distillation (ALDK): discriminator, training step, stored teacher deformations."""
+"""Adversarial distillation (ALDK): discriminator, training step, teacher deformations on disk."""

@@ -1,7 +1,7 @@
 """Adversarial learning with distilling knowledge: one step of Algorithm 1, for any student and any teacher.
 
-The teacher appears here only as a displacement: from a network, from a file, from anywhere. No argparse, no layout of
-data sets. The paper leaves the discriminator's own objective open; two readings are built:
+The teacher appears here only as a displacement, from a network, a file or another program. The paper does not define
+the discriminator's own objective; there are two:
 
 - "critic" (default): WGAN-GP. The discriminator minimises ``D(phi_s) - D(phi_t) + lambda * penalty``, the student
   minimises ``gamma * l_rec + (1 - gamma) * (D(phi_s) - D(phi_t))^2``.
@@ -29,14 +29,14 @@ class ALDKSettings:
 
     Attributes:
         n_gen: generator iterations with l_rec alone before each adversarial one.
-        beta: share of the teacher in phi_hat (Eq. 8); fixed, not drawn.
+        beta: weight of the teacher in phi_hat (Eq. 8); fixed, not drawn at random.
         lambda_: weight of the gradient penalty (Eq. 7).
         gamma: weight of the reconstruction against the distillation term (Eq. 6).
         objective: "critic" or "paper".
         penalty_norm: by default "rms" with "critic" and "l2" with "paper" (docs/distillation.md says why). "l2": the
-            gradient's Euclidean norm is drawn to 1, as in Eq. 7; the score's scale then grows with the root of the
-            number of voxels, and so does the student's distillation term against its reconstruction. "rms": scores
-            change by at most the root mean square of a change of the deformation, on any grid.
+            penalty pulls the gradient's Euclidean norm to 1, as in Eq. 7; the score's scale, and with it the weight of
+            the distillation term, then grows with the root of the number of voxels. "rms": a change of the deformation
+            changes the score by at most its root mean square, on any grid.
     """
 
     n_gen: int = 3
@@ -61,7 +61,7 @@ class ALDKSettings:
 
     @property
     def norm(self) -> str:
-        """The penalty's norm, the default resolved."""
+        """The penalty's norm, also where it is the objective's default."""
         return self.penalty_norm or ("rms" if self.objective == "critic" else "l2")
 
 
@@ -70,14 +70,23 @@ MRI = ALDKSettings(n_gen=3, beta=0.05, lambda_=0.9, gamma=0.3)
 
 
 def blend(teacher: torch.Tensor, student: torch.Tensor, beta: float) -> torch.Tensor:
-    """phi_hat = beta * phi_t + (1 - beta) * phi_s (Eq. 8), detached and ready to be differentiated by."""
+    """Blend two deformations: phi_hat = beta * phi_t + (1 - beta) * phi_s (Eq. 8).
+
+    >>> blend(torch.tensor([1.0]), torch.tensor([0.0]), beta=0.25).detach()
+    tensor([0.2500])
+
+    Returns:
+        A leaf that requires a gradient, of the shape of both.
+    """
     return (beta * teacher + (1 - beta) * student).detach().requires_grad_()
 
 
 def gradient_penalty(
     discriminator: Callable[[torch.Tensor], torch.Tensor], phi_hat: torch.Tensor, norm: str = "l2"
 ) -> torch.Tensor:
-    """Mean of (||grad_phi_hat D(phi_hat)||_2 - 1)^2 over the batch (Eq. 7); differentiable by D's parameters.
+    """Compute the mean of (||grad_phi_hat D(phi_hat)||_2 - 1)^2 over the batch (Eq. 7).
+
+    The result is differentiable by D's parameters.
 
     Args:
         discriminator: maps (B, 3, D, H, W) to (B,).
@@ -94,7 +103,7 @@ def gradient_penalty(
 
 @dataclass(frozen=True)
 class StepReport:
-    """Every term of one iteration, as numbers; None where the iteration had no such term."""
+    """Terms of one iteration, as numbers; None where the iteration had no such term."""
 
     reconstruction: float
     distillation: float | None = None
@@ -104,7 +113,7 @@ class StepReport:
 
 
 class ALDKStep:
-    """Algorithm 1: n_gen iterations with l_rec, then one with L_adv in which the discriminator is updated too."""
+    """Algorithm 1: n_gen iterations with l_rec, then one with L_adv that also updates the discriminator."""
 
     def __init__(
         self,
@@ -114,14 +123,14 @@ class ALDKStep:
         settings: ALDKSettings,
         before_step: Callable[[torch.optim.Optimizer], None] | None = None,
     ) -> None:
-        """Keep what is updated.
+        """Keep the discriminator and the optimizers.
 
         Args:
             discriminator: without sigmoid for "critic", with it for "paper".
             student_optimizer, discriminator_optimizer: over the parameters of the two.
             settings: hyper-parameters.
-            before_step: called with an optimizer when its gradients are ready and before they are used: the place to
-                clip them, or to average them over processes.
+            before_step: called with an optimizer when its gradients are computed and before its step, to clip them or
+                to average them over processes.
         """
         if discriminator.sigmoid != (settings.objective == "paper"):
             raise ValueError(
@@ -148,8 +157,8 @@ class ALDKStep:
         """Update the student, and in an adversarial iteration the discriminator.
 
         Args:
-            iteration: counted from 0; decides what kind of iteration this is.
-            reconstruction: l_rec of the final warped image and whatever regularisation goes with it, scalar.
+            iteration: counted from 0; see `is_adversarial`.
+            reconstruction: l_rec of the final warped image with its regularisation, scalar.
             student: phi_s, the student's final displacement (B, 3, D, H, W), with its graph.
             teacher: phi_t on the same grid; not needed (None) unless `is_adversarial(iteration)`.
 
@@ -157,7 +166,7 @@ class ALDKStep:
             ValueError: an adversarial iteration without teacher, or grids that differ.
         """
         if not self.is_adversarial(iteration):
-            self._update(self.student_optimizer, reconstruction)
+            self._update(reconstruction, self.student_optimizer)
             return StepReport(reconstruction.item())
         if teacher is None:
             raise ValueError(f"iteration {iteration} is adversarial and needs a teacher's deformation, got none")
@@ -166,30 +175,31 @@ class ALDKStep:
                 "the teacher's deformation must lie on the student's grid, "
                 f"got {tuple(teacher.shape)} and {tuple(student.shape)}"
             )
-        s, d = self.settings, self.discriminator
-        phi_hat = blend(teacher, student, s.beta)
-        if s.objective == "paper":
-            gap = (d(student) - d(teacher)).square().mean()
-            penalty = gradient_penalty(d, phi_hat, s.norm)
-            distillation = gap + s.lambda_ * penalty
-            loss = s.gamma * reconstruction + (1 - s.gamma) * distillation
-            self._update(self.student_optimizer, loss, self.discriminator_optimizer)
-            value = loss.item()
-            return StepReport(reconstruction.item(), distillation.item(), penalty.item(), value, value)
-        gap = (d(student) - d(teacher)).square().mean()
-        loss = s.gamma * reconstruction + (1 - s.gamma) * gap
-        self._update(self.student_optimizer, loss)
-        penalty = gradient_penalty(d, phi_hat, s.norm)
-        critic = (d(student.detach()) - d(teacher)).mean() + s.lambda_ * penalty
-        self._update(self.discriminator_optimizer, critic)
+        settings, discriminator = self.settings, self.discriminator
+        phi_hat = blend(teacher, student, settings.beta)
+        gap = (discriminator(student) - discriminator(teacher)).square().mean()
+        if settings.objective == "paper":
+            penalty = gradient_penalty(discriminator, phi_hat, settings.norm)
+            distillation = gap + settings.lambda_ * penalty
+            loss = settings.gamma * reconstruction + (1 - settings.gamma) * distillation
+            self._update(loss, self.student_optimizer, self.discriminator_optimizer)
+            return StepReport(reconstruction.item(), distillation.item(), penalty.item(), loss.item(), loss.item())
+        loss = settings.gamma * reconstruction + (1 - settings.gamma) * gap
+        self._update(loss, self.student_optimizer)
+        penalty = gradient_penalty(discriminator, phi_hat, settings.norm)
+        critic = (discriminator(student.detach()) - discriminator(teacher)).mean() + settings.lambda_ * penalty
+        self._update(critic, self.discriminator_optimizer)
         return StepReport(reconstruction.item(), gap.item(), penalty.item(), loss.item(), critic.item())
 
-    def _update(self, optimizer: torch.optim.Optimizer, loss: torch.Tensor, *also: torch.optim.Optimizer) -> None:
-        """One step of the optimizers on a loss. Gradients that reach other parameters are dropped before their use."""
-        for each in (self.student_optimizer, self.discriminator_optimizer):
-            each.zero_grad(set_to_none=True)
+    def _update(self, loss: torch.Tensor, *optimizers: torch.optim.Optimizer) -> None:
+        """Take one step of the optimizers on a loss.
+
+        All gradients are cleared first, because the loss also leaves gradients in parameters that are not updated.
+        """
+        for optimizer in (self.student_optimizer, self.discriminator_optimizer):
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        for each in (optimizer, *also):
+        for optimizer in optimizers:
             if self.before_step is not None:
-                self.before_step(each)
-            each.step()
+                self.before_step(optimizer)
+            optimizer.step()

@@ -1,4 +1,4 @@
-"""The discriminator of ALDK: one number for a deformation (paper, Fig. 4)."""
+"""The discriminator of ALDK, which scores deformations (paper, Fig. 4)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ _WIDTHS = (16, 32, 64, 128, 256)
 
 
 class Discriminator(nn.Module):
-    """4x4x4 stride-2 convolutions 16, 32, 64, 128, 256 with ReLU; the mean of the last map is the verdict.
+    """4x4x4 stride-2 convolutions 16, 32, 64, 128, 256 with ReLU; the mean of the last map is the score.
 
-    Source: paper, Fig. 4 (128^3). Other grids get as many of the layers as halve them down to no less than 2 voxels.
-    The paper puts a sigmoid behind the last convolution. As a critic (WGAN-GP) the score must not be bounded, so
-    `sigmoid` is off by default; with it on, the layer is as printed.
+    Source: paper, Fig. 4 (128^3). Deviations: on smaller grids the last layers are left out, so that the last map has
+    at least 2 voxels along each axis. The paper has a sigmoid after the last convolution; a critic's score (WGAN-GP)
+    must not be bounded, so `sigmoid` is off by default.
     """
 
     def __init__(self, shape: tuple[int, int, int] = (128, 128, 128), *, sigmoid: bool = False) -> None:
-        """`shape` (D, H, W) is the grid of the deformations."""
+        """Build the layers for deformations on a grid of `shape` (D, H, W)."""
         super().__init__()
         depth = min(len(_WIDTHS), min(shape).bit_length() - 2)
         if depth < 1:
@@ -29,7 +29,7 @@ class Discriminator(nn.Module):
         self.sigmoid = sigmoid
 
     def forward(self, displacement: torch.Tensor) -> torch.Tensor:
-        """(B,) scores of displacements (B, 3, D, H, W)."""
+        """Score displacements (B, 3, D, H, W), voxels: (B,)."""
         if displacement.ndim != 5 or displacement.shape[1] != 3:
             raise ValueError(f"displacement must have shape (B, 3, D, H, W), got {tuple(displacement.shape)}")
         features = displacement

@@ -1,17 +1,12 @@
-"""The HDF5 file of teacher deformations: its layout and checksums, and files that are whole or not there at all.
+"""The HDF5 file of teacher deformations: its layout and checksums.
 
 h5py is needed here and nowhere else in the package; it is imported when the first file is opened.
 """
 
 from __future__ import annotations
 
-import errno
-import io
 import json
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +21,7 @@ ERRORS = (OSError, RuntimeError)  # what HDF5 raises where a file cannot be read
 
 
 def require_h5py() -> Any:
-    """The module.
+    """Import h5py.
 
     Raises:
         RegistrationError: it is not installed.
@@ -45,16 +40,19 @@ def create(
     keys: Sequence[str],
     filters: dict[str, Any] = FILTERS,
 ) -> tuple[Any, Any]:
-    """Begin a store whose keys are known: (open h5py.File, its empty dataset of displacements).
+    """Create a store whose keys are known.
 
     Args:
         file: a path or a binary file object.
         shape: (d, h, w).
         meta: what JSON can hold.
         keys: of the pairs, in order.
-        filters: how h5py shall shuffle and compress; a checksum is always added.
+        filters: h5py's options to shuffle and compress; a checksum is always added.
+
+    Returns:
+        The open h5py.File, and its empty dataset of displacements.
     """
-    h5 = require_h5py().File(file, "w", libver=("v110", "v110"))  # from here on HDF5 checks its own records as well
+    h5 = require_h5py().File(file, "w", libver=("v110", "v110"))  # this version and later check HDF5's own records too
     h5.attrs["format"], h5.attrs["version"] = FORMAT, VERSION
     text = np.frombuffer(json.dumps({"keys": list(keys), "meta": meta}).encode(), np.uint8)
     h5.create_dataset("index", data=text, chunks=text.shape, compression="gzip", fletcher32=True)
@@ -65,7 +63,10 @@ def create(
 
 
 def open_store(path: Path) -> tuple[Any, dict[str, Any]]:
-    """(h5py.File, {"keys", "meta"}) of a store. No lock is taken: a store is never written to under its own name.
+    """Open a store for reading. No lock is taken: a store is never written to under its own name.
+
+    Returns:
+        The open h5py.File, and its index {"keys", "meta"}.
 
     Raises:
         RegistrationError: not such a file, another version, or a damaged index.
@@ -73,7 +74,9 @@ def open_store(path: Path) -> tuple[Any, dict[str, Any]]:
     try:
         file = require_h5py().File(path, "r", locking=False)
     except ERRORS as error:
-        raise RegistrationError(f"a teacher store must be a whole HDF5 file, got {path} ({reason(error)})") from None
+        raise RegistrationError(
+            f"a teacher store must be a whole HDF5 file, got {path} ({first_line(error)})"
+        ) from None
     try:
         kind, version = file.attrs.get("format"), file.attrs.get("version")
         if kind != FORMAT:
@@ -88,103 +91,12 @@ def open_store(path: Path) -> tuple[Any, dict[str, Any]]:
         raise
     except (*ERRORS, KeyError, ValueError) as error:
         file.close()
-        raise RegistrationError(f"the index of a teacher store must be whole, got {path} ({reason(error)})") from None
+        raise RegistrationError(
+            f"the index of a teacher store must be whole, got {path} ({first_line(error)})"
+        ) from None
     return file, index
 
 
-def temporary(path: Path) -> Path:
-    """The name of a file while it is being written."""
-    return path.with_name(path.name + ".part")
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Where to write a file that shall appear at `path` when it is complete and on disk, or not at all.
-
-    Raises:
-        RegistrationError: a full disk, or a place that cannot be written.
-    """
-    part = temporary(path)
-    try:
-        yield part
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise unwritable(path, error) from None
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Let a renaming survive a power failure, where the system can."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    with suppress(OSError):  # not every file system can
-        os.fsync(handle)
-    os.close(handle)
-
-
-class Sink(io.FileIO):
-    """A file for h5py to write to that keeps a failed write to itself until it is asked.
-
-    HDF5 cannot close a file that it cannot write: it keeps it open, or crashes when the process ends.
-    """
-
-    _error: OSError | None = None
-
-    def write(self, values: Any) -> int:
-        """Write everything; after the first failure nothing."""
-        view = memoryview(values).cast("B")
-        done = 0
-        while done < len(view) and self._error is None:
-            try:
-                done += super().write(view[done:])
-            except OSError as error:
-                self._error = error
-        return len(view)
-
-    def truncate(self, size: int | None = None) -> int:
-        """Set the size, as HDF5 does when it closes a file; after the first failure not."""
-        return super().truncate(size) if self._error is None else self.tell()
-
-    def check(self) -> None:
-        """Raise the first failure, if there was one."""
-        if self._error is not None:
-            raise self._error
-
-
-def unwritable(path: Path, error: OSError) -> RegistrationError:
-    """One sentence for a file that the system did not let us write."""
-    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-        return RegistrationError(
-            f"the disk must have room for {path}, got a full one ({free_bytes(path) / 1e6:,.1f} MB free)"
-        )
-    return RegistrationError(
-        f"a teacher store must lie where files can be written, got {path} ({error.strerror or error})"
-    )
-
-
-def require_free(path: Path, needed: int, what: str) -> None:
-    """Refuse what the disk of `path` has no room for.
-
-    Raises:
-        RegistrationError: fewer than `needed` bytes are free.
-    """
-    free = free_bytes(path)
-    if free < needed:
-        raise RegistrationError(
-            f"{needed / 1e6:,.1f} MB of disk must be free for {what}, got {free / 1e6:,.1f} MB at {path}"
-        )
-
-
-def free_bytes(path: Path) -> int:
-    """Free on the disk that `path` (which need not exist) is on."""
-    return shutil.disk_usage(next(p for p in path.parents if p.is_dir())).free
-
-
-def reason(error: Exception) -> str:
-    """The first line of what HDF5 says."""
+def first_line(error: Exception) -> str:
+    """Return the first line of HDF5's message."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -23,15 +23,18 @@ from typing import Any
 
 import numpy as np
 
-from LDRCore.distillation import hdf5
+from LDRCore.distillation import disk, hdf5
 from LDRCore.errors import RegistrationError
 
-PENDING_BYTES = 256_000_000  # a group is written early when it holds this much
-_ENTRY_BYTES = 16_384  # more than one pair takes beside its values, alone in its group
+PENDING_BYTES = 256_000_000  # a group that holds this much is written before it is full
+_ENTRY_BYTES = 16_384  # upper bound of what a pair takes beside its values, alone in its group
 
 
 def pair_key(fixed: str, moving: str) -> str:
-    """The key of an ordered pair; two different pairs never share one.
+    """Return the key of an ordered pair; two different pairs never share one.
+
+    >>> pair_key("case1", "case2")
+    'case1|case2'
 
     Raises:
         RegistrationError: a name that is empty or holds the separator "|".
@@ -43,7 +46,10 @@ def pair_key(fixed: str, moving: str) -> str:
 
 
 def needed_bytes(n_pairs: int, shape: tuple[int, int, int]) -> int:
-    """Upper bound of the disk that an extraction takes: float16 uncompressed, groups and merged file side by side."""
+    """Return an upper bound of the bytes on disk that an extraction takes.
+
+    The fields are float16 and count as uncompressed; the groups and the merged file exist side by side.
+    """
     return 2 * n_pairs * (_field_bytes(shape) + _ENTRY_BYTES)
 
 
@@ -99,7 +105,10 @@ class TeacherStore:
         self._file = None
 
     def read(self, key: str) -> np.ndarray:
-        """The displacement of a pair: (3, d, h, w) float32, voxels of its own grid, component c along axis c.
+        """Read the displacement of a pair.
+
+        Returns:
+            (3, d, h, w) float32, voxels of its own grid, component c along axis c.
 
         Raises:
             RegistrationError: an unknown key, a damaged entry, or a file that changed since it was first opened.
@@ -116,7 +125,7 @@ class TeacherStore:
         return values.astype(np.float32)
 
     def compressed(self, row: int) -> tuple[int, bytes]:
-        """(filter mask, bytes) of an entry as it lies in the file, not checked; for copying."""
+        """Read (filter mask, bytes) of an entry as it is in the file, unchecked, for copying."""
         data = self._data()
         try:
             mask, chunk = data.id.read_direct_chunk((row, 0, 0, 0, 0))
@@ -126,11 +135,12 @@ class TeacherStore:
 
     def _damaged(self, key: str, error: Exception) -> RegistrationError:
         return RegistrationError(
-            f"an entry of a teacher store must be whole, got a damaged {key!r} in {self.path} ({hdf5.reason(error)})"
+            f"an entry of a teacher store must be whole, got a damaged {key!r} in {self.path} "
+            f"({hdf5.first_line(error)})"
         )
 
     def verify(self) -> list[str]:
-        """Read everything; the keys of the entries that are damaged."""
+        """Read every entry and return the keys of those that are damaged."""
         self._data()
         damaged = []
         for key in self.keys:
@@ -141,7 +151,7 @@ class TeacherStore:
         return damaged
 
     def _data(self) -> Any:
-        """The dataset, from a handle that this process opened."""
+        """Return the dataset, from a handle that this process opened."""
         if self._file is None or self._process != os.getpid():
             self._file, index = hdf5.open_store(self.path)
             self._process = os.getpid()
@@ -153,9 +163,9 @@ class TeacherStore:
 class TeacherStoreWriter:
     """Writes a store in groups, each complete on disk before the next begins, and merges them at the end.
 
-    A context manager: leaving it, also by an error, writes the last, incomplete group. Groups that lie in PATH.parts,
-    and a finished store at PATH, count as written when they have the same shape and meta data. One process at a time
-    may write.
+    A context manager: leaving it, also by an error, writes the last, incomplete group. Groups in PATH.parts and a
+    finished store at PATH count as written; they must have the same shape and meta data. One process at a time may
+    write.
 
     Args:
         path: of the finished store.
@@ -191,10 +201,10 @@ class TeacherStoreWriter:
             self._written.update(store.keys)
         try:
             self._parts.mkdir(parents=True, exist_ok=True)
-            for stray in (*self._parts.glob("*.part"), hdf5.temporary(self.path)):
+            for stray in (*self._parts.glob("*.part"), disk.temporary_path(self.path)):
                 stray.unlink(missing_ok=True)
         except OSError as error:
-            raise hdf5.unwritable(self._parts, error) from None
+            raise disk.describe_failure(self._parts, error) from None
 
     def __enter__(self) -> TeacherStoreWriter:
         return self
@@ -211,24 +221,24 @@ class TeacherStoreWriter:
             self._remove_folder_if_empty()
 
     def missing(self, keys: Sequence[str]) -> list[str]:
-        """Those of the keys that are still to be written, in their order."""
+        """Return those of the keys that are still to be written, in their order."""
         return [key for key in dict.fromkeys(keys) if key not in self._written]
 
     def check_space(self, n_pairs: int) -> None:
-        """Refuse to begin with so many more pairs if the disk may not have room for them.
+        """Refuse to begin with so many more pairs if the disk may not hold them.
 
         Raises:
-            RegistrationError: less than `needed_bytes`, and what it takes to merge what is there already, is free.
+            RegistrationError: less is free than `needed_bytes` and the bytes to merge what is on disk already.
         """
         needed = needed_bytes(n_pairs, self.shape) + self._stored_bytes()
-        hdf5.require_free(self.path, needed, f"{n_pairs} teacher deformations of {self.shape}")
+        disk.require_free(self.path, needed, f"{n_pairs} teacher deformations of {self.shape}")
 
     def forget(self, keys: Iterable[str]) -> None:
-        """Take pairs on disk as not written, so that they can be written again (what `TeacherStore.verify` named)."""
+        """Count pairs on disk as not written, so that they can be written again (see `TeacherStore.verify`)."""
         self._written.difference_update(set(keys) - self._pending.keys())
 
     def write(self, key: str, displacement: np.ndarray) -> None:
-        """Add a pair; it is safe on disk when its group is full.
+        """Add a pair; it is on disk when its group is full.
 
         Args:
             key: as from `pair_key`; new to this store.
@@ -272,8 +282,8 @@ class TeacherStoreWriter:
         if not self._written:
             raise RegistrationError(f"a teacher store must hold at least one pair, got none for {self.path}")
         if self._sources() != [self.path]:
-            hdf5.require_free(self.path, self._stored_bytes(), f"merging {len(self._written)} pairs")
-            with ThreadPoolExecutor(1) as pool:  # where Ctrl-C cannot break into HDF5 while it writes
+            disk.require_free(self.path, self._stored_bytes(), f"merging {len(self._written)} pairs")
+            with ThreadPoolExecutor(1) as pool:  # in a thread Ctrl-C cannot interrupt HDF5 while it writes
                 pool.submit(self._merge).result()
             for part in self._part_files():
                 part.unlink(missing_ok=True)
@@ -290,7 +300,7 @@ class TeacherStoreWriter:
         return sum(path.stat().st_size for path in self._sources())
 
     def _stored(self) -> Iterable[TeacherStore]:
-        """What lies on disk, in order; only one file is open at a time."""
+        """Open every store on disk in turn; only one file is open at a time."""
         for path in self._sources():
             try:
                 store = TeacherStore(path)
@@ -308,11 +318,11 @@ class TeacherStoreWriter:
                 f"{self.shape} now"
             )
         for name in [*store.meta, *self.meta]:
-            there, now = store.meta.get(name), self.meta.get(name)
-            if there != now:
+            stored, wanted = store.meta.get(name), self.meta.get(name)
+            if stored != wanted:
                 raise RegistrationError(
-                    f"the store at {store.path} must have the meta data that are asked for, got {name} = {there!r} "
-                    f"there, {now!r} now"
+                    f"the store at {store.path} must have the meta data that are asked for, got {name} = {stored!r} "
+                    f"there, {wanted!r} now"
                 )
 
     def _write_group(self) -> None:
@@ -320,29 +330,29 @@ class TeacherStoreWriter:
             return
         files = self._part_files()
         target = self._parts / f"{int(files[-1].stem) + 1 if files else 0:05d}.h5"
-        buffer = io.BytesIO()  # not straight to disk: see hdf5.Sink
+        buffer = io.BytesIO()  # HDF5 does not write to disk itself: see disk.DeferredErrorFile
         h5, data = hdf5.create(buffer, self.shape, self.meta, list(self._pending))
         with h5:
             for row, values in enumerate(self._pending.values()):
                 data[row] = values
-        with hdf5.whole_file(target) as part:
+        with disk.complete_file(target) as part:
             self._parts.mkdir(parents=True, exist_ok=True)
             part.write_bytes(buffer.getbuffer())
         self._pending.clear()
 
     def _merge(self) -> None:
-        """The compressed chunks of everything on disk, as they are; what was written again replaces what was there."""
+        """Copy the compressed chunks of all stores into one file; later entries of a key replace earlier ones."""
         keys = list(dict.fromkeys(key for store in self._stored() for key in store.keys))
         row_of = {key: row for row, key in enumerate(keys)}
-        with hdf5.whole_file(self.path) as part, hdf5.Sink(part, "w+") as sink:
-            h5, data = hdf5.create(sink, self.shape, self.meta, keys)
+        with disk.complete_file(self.path) as part, disk.DeferredErrorFile(part, "w+") as file:
+            h5, data = hdf5.create(file, self.shape, self.meta, keys)
             with h5:
                 for store in self._stored():
                     for row, key in enumerate(store.keys):
                         mask, chunk = store.compressed(row)
                         data.id.write_direct_chunk((row_of[key], 0, 0, 0, 0), chunk, mask)
-                        sink.check()
-            sink.check()
+                        file.check()
+            file.check()
 
     def _remove_folder_if_empty(self) -> None:
         if self._parts.is_dir() and not any(self._parts.iterdir()):

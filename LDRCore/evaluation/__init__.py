@@ -1,1 +1,1 @@
-"""Measures, and pairs scored by them."""
+"""Measures of a registration, and pairs of files scored by them."""

@@ -1,9 +1,9 @@
 """Displacement fields as the Learn2Reg challenge expects them. SimpleITK and numpy only.
 
-A submission is one file a pair, disp_FFFF_MMMM.nii.gz with the case numbers of the fixed and the moving image: a 4D
-array (X, Y, Z, 3) over the fixed image's voxels, along the axes of the stored file, whose vectors say in voxels how far
-the corresponding point of the moving image's array is away: ``warped[i] = moving[i + disp[i]]``. It is a statement
-about arrays: orientation, spacing and origin of both images are part of the numbers.
+A submission is one file for each pair, disp_FFFF_MMMM.nii.gz with the case numbers of the fixed and the moving image: a
+4D array (X, Y, Z, 3) over the fixed image's voxels, along the axes of the stored file. Its vectors are displacements in
+voxels of the moving image's array: ``warped[i] = moving[i + disp[i]]``. It speaks of arrays alone: the orientation,
+spacing and origin of both images are part of the numbers.
 """
 
 from __future__ import annotations
@@ -17,46 +17,66 @@ import SimpleITK as sitk
 
 from LDRCore import geometry
 from LDRCore.errors import RegistrationError
+from LDRCore.io.files import complete_file
 
-_CASE = re.compile(r"_(\d{4})_(\d{4})\.nii(\.gz)?$")
+_CASE_AND_MODALITY = re.compile(r"_(\d{4})_(\d{4})\.nii(\.gz)?$")
 
 
 def submission_name(fixed_name: str, moving_name: str) -> str:
-    """File name of a pair's field, from the challenge's image names ("OASIS_0438_0000.nii.gz": case, modality).
+    """Name the file of a pair's field after the challenge's image names.
 
     Modalities are named only where they are neither equal nor 0000 and 0001.
 
+    >>> submission_name("OASIS_0438_0000.nii.gz", "OASIS_0439_0000.nii.gz")
+    'disp_0438_0439.nii.gz'
+
+    Args:
+        fixed_name, moving_name: names or paths that end in _CASE_MODALITY.nii.gz.
+
     Raises:
-        RegistrationError: a name does not end in _CASE_MODALITY.nii.gz.
+        RegistrationError: a name does not.
     """
     parts = []
     for name in (fixed_name, moving_name):
-        match = _CASE.search(name)
+        match = _CASE_AND_MODALITY.search(name)
         if match is None:
             raise RegistrationError(
                 "a Learn2Reg submission needs images named ..._CCCC_MMMM.nii.gz (case and modality, four digits each), "
                 f"got {os.path.basename(name)}"
             )
         parts.append(match.groups()[:2])
-    (fixed, first), (moving, second) = parts
-    if first == second or (first, second) == ("0000", "0001"):
-        return f"disp_{fixed}_{moving}.nii.gz"
-    return f"disp_{fixed}_{first}_{moving}_{second}.nii.gz"
+    (fixed_case, fixed_modality), (moving_case, moving_modality) = parts
+    if fixed_modality == moving_modality or (fixed_modality, moving_modality) == ("0000", "0001"):
+        return f"disp_{fixed_case}_{moving_case}.nii.gz"
+    return f"disp_{fixed_case}_{fixed_modality}_{moving_case}_{moving_modality}.nii.gz"
 
 
 def displacement_in_voxels(transform: sitk.Transform, fixed: sitk.Image, moving: sitk.Image) -> np.ndarray:
-    """The transform as (X, Y, Z, 3) float32: index in the moving image minus index in the fixed image, axes x, y, z."""
+    """Express a transform as the challenge does: index in the moving image minus index in the fixed image.
+
+    Args:
+        transform: fixed -> moving, LPS mm.
+        fixed, moving: the images between which it maps.
+
+    Returns:
+        (X, Y, Z, 3) float32, voxels, components along the stored axes x, y, z.
+    """
     field = geometry.displacement_field_image(transform, fixed)
-    mapped = geometry.points_lps(fixed) + sitk.GetArrayFromImage(field)  # (D, H, W, 3), LPS mm
-    back = np.linalg.inv(geometry.index_to_lps(moving))
-    index = mapped @ back[:3, :3].T + back[:3, 3]  # tensor order (k, j, i)
-    own = np.stack(np.meshgrid(*[np.arange(n) for n in index.shape[:3]], indexing="ij"), -1)
-    difference = (index - own)[..., ::-1].astype(np.float32)  # components x, y, z
-    return np.ascontiguousarray(difference.transpose(2, 1, 0, 3))
+    mapped_lps = geometry.points_lps(fixed) + sitk.GetArrayFromImage(field)  # (D, H, W, 3)
+    moving_index_from_lps = np.linalg.inv(geometry.index_to_lps(moving))
+    moving_index = mapped_lps @ moving_index_from_lps[:3, :3].T + moving_index_from_lps[:3, 3]  # tensor order (k, j, i)
+    fixed_index = np.stack(np.meshgrid(*[np.arange(n) for n in moving_index.shape[:3]], indexing="ij"), -1)
+    displacement = (moving_index - fixed_index)[..., ::-1].astype(np.float32)  # components x, y, z
+    return np.ascontiguousarray(displacement.transpose(2, 1, 0, 3))
 
 
 def write_submission(path: str | os.PathLike[str], displacement_vox: np.ndarray, fixed: sitk.Image) -> None:
-    """Write (X, Y, Z, 3) as a 4D NIfTI file that lies where the fixed image does.
+    """Write a field as a 4D NIfTI file with the fixed image's geometry, complete or not at all.
+
+    Args:
+        path: .nii or .nii.gz; its folder exists.
+        displacement_vox: (X, Y, Z, 3), as from `displacement_in_voxels`.
+        fixed: the fixed image.
 
     Raises:
         RegistrationError: another shape than the fixed image's, or a name that is not .nii or .nii.gz.
@@ -72,4 +92,5 @@ def write_submission(path: str | os.PathLike[str], displacement_vox: np.ndarray,
         image = sitk.GetImageFromArray(np.ascontiguousarray(displacement_vox[..., c].transpose(2, 1, 0)))
         image.CopyInformation(fixed)
         components.append(image)
-    sitk.WriteImage(sitk.JoinSeries(components), os.fspath(path), useCompression=True)
+    with complete_file(Path(path)) as temporary:
+        sitk.WriteImage(sitk.JoinSeries(components), str(temporary), useCompression=True)

@@ -1,6 +1,6 @@
-"""What a registration is judged by: overlap of labels, distance of landmarks, regularity of a displacement. numpy only.
+"""Measures of a registration: overlap of labels, errors of landmarks, regularity of a displacement. numpy only.
 
-Distances between surfaces need distance maps and live in `surface`; `scoring` brings a transform to these functions.
+Distances between surfaces need distance maps and live in `surface`; `scoring` applies a transform and calls these.
 """
 
 from __future__ import annotations
@@ -11,89 +11,122 @@ import numpy as np
 
 LEARN2REG_OFFSET = 3.0  # what Learn2Reg adds to the determinant before its logarithm
 LEARN2REG_BORDER = 2  # voxels that Learn2Reg leaves out on every side
-_SLAB_VOXELS = 2_000_000  # looked at once by `non_diffeomorphic`
+_SLAB_VOXELS = 2_000_000  # of a slab that `non_diffeomorphic` works on at once
 
 
-def _overlap(found: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(labels of `truth` above 0, voxels in both, in `found`, in `truth`), one entry a label."""
-    if found.shape != truth.shape:
-        raise ValueError(f"label maps must have one shape, got {found.shape} and {truth.shape}")
-    x, y = (np.asarray(a).astype(np.int64).ravel() for a in (found, truth))
-    size = int(max(np.max(x), np.max(y))) + 1
-    in_truth = np.bincount(y, minlength=size)
-    labels = np.flatnonzero(in_truth)
-    labels = labels[labels != 0]
-    both, in_found = np.bincount(x[x == y], minlength=size), np.bincount(x, minlength=size)
-    return labels, both[labels], in_found[labels], in_truth[labels]
+def dice_per_label(warped: np.ndarray, fixed: np.ndarray) -> dict[int, float]:
+    """Compute the Dice coefficient (paper, Eq. 12) of every label above 0 of the fixed map.
 
+    Computes 2 |W and F| / (|W| + |F|) over the voxels W and F of a label in the two maps.
 
-def dice_per_label(found: np.ndarray, truth: np.ndarray) -> dict[int, float]:
-    """Dice coefficient (paper, Eq. 12) of every label above 0 that `truth` holds.
+    >>> dice_per_label(np.array([0, 1, 2, 2]), np.array([1, 1, 2, 2]))
+    {1: 0.6666666666666666, 2: 1.0}
 
     Args:
-        found, truth: integer label maps of one shape, 0 is background.
+        warped, fixed: integer label maps of one shape, 0 is background.
 
     Raises:
         ValueError: the shapes differ.
     """
-    labels, both, in_found, in_truth = _overlap(found, truth)
-    return dict(zip(labels.tolist(), (2 * both / (in_found + in_truth)).tolist(), strict=True))
+    labels, in_both, in_warped, in_fixed = _count_voxels(warped, fixed)
+    return dict(zip(labels.tolist(), (2 * in_both / (in_warped + in_fixed)).tolist(), strict=True))
 
 
-def jaccard_per_label(found: np.ndarray, truth: np.ndarray) -> dict[int, float]:
-    """Jaccard coefficient (paper, Eq. 13) of every label above 0 that `truth` holds; arguments as `dice_per_label`."""
-    labels, both, in_found, in_truth = _overlap(found, truth)
-    return dict(zip(labels.tolist(), (both / (in_found + in_truth - both)).tolist(), strict=True))
+def jaccard_per_label(warped: np.ndarray, fixed: np.ndarray) -> dict[int, float]:
+    """Compute the Jaccard coefficient (paper, Eq. 13) of every label above 0 of the fixed map.
+
+    Computes |W and F| / |W or F| over the voxels W and F of a label in the two maps.
+
+    >>> jaccard_per_label(np.array([0, 1, 2, 2]), np.array([1, 1, 2, 2]))
+    {1: 0.5, 2: 1.0}
+
+    Args:
+        warped, fixed: integer label maps of one shape, 0 is background.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    labels, in_both, in_warped, in_fixed = _count_voxels(warped, fixed)
+    return dict(zip(labels.tolist(), (in_both / (in_warped + in_fixed - in_both)).tolist(), strict=True))
 
 
-def mean_dice(found: np.ndarray, truth: np.ndarray) -> float:
-    """Mean of `dice_per_label` over the labels of `truth`; NaN if it has none."""
-    scores = dice_per_label(found, truth)
+def mean_dice(warped: np.ndarray, fixed: np.ndarray) -> float:
+    """Average `dice_per_label` over the labels of the fixed map; NaN if it has none."""
+    scores = dice_per_label(warped, fixed)
     return float(np.mean(list(scores.values()))) if scores else float("nan")
 
 
-def landmark_errors_mm(found_mm: np.ndarray, truth_mm: np.ndarray) -> np.ndarray:
-    """Target registration error of each landmark.
+def _count_voxels(warped: np.ndarray, fixed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the labels of `fixed` above 0, and the voxels of each in both maps, in `warped` and in `fixed`."""
+    if warped.shape != fixed.shape:
+        raise ValueError(f"label maps must have one shape, got {warped.shape} and {fixed.shape}")
+    warped, fixed = (np.asarray(labels).astype(np.int64).ravel() for labels in (warped, fixed))
+    n_labels = int(max(np.max(warped), np.max(fixed))) + 1
+    in_both = np.bincount(warped[warped == fixed], minlength=n_labels)
+    in_warped, in_fixed = (np.bincount(labels, minlength=n_labels) for labels in (warped, fixed))
+    labels = np.flatnonzero(in_fixed)
+    labels = labels[labels != 0]
+    return labels, in_both[labels], in_warped[labels], in_fixed[labels]
+
+
+def landmark_errors_mm(mapped_mm: np.ndarray, moving_mm: np.ndarray) -> np.ndarray:
+    """Compute the target registration error of each landmark.
+
+    >>> landmark_errors_mm([[0, 0, 0], [1, 1, 1]], [[3, 4, 0], [1, 1, 1]])
+    array([5., 0.])
 
     Args:
-        found_mm: (N, 3), where the transform takes the landmarks of the fixed image.
-        truth_mm: (N, 3), where they really are in the moving image.
+        mapped_mm: (N, 3), the landmarks of the fixed image, mapped by the transform.
+        moving_mm: (N, 3), the same landmarks as they were set in the moving image.
 
     Returns:
-        (N,) Euclidean distances.
+        (N,) Euclidean distances, mm.
 
     Raises:
         ValueError: not two lists of as many points.
     """
-    found_mm, truth_mm = np.asarray(found_mm, dtype=float), np.asarray(truth_mm, dtype=float)
-    if found_mm.shape != truth_mm.shape or found_mm.ndim != 2 or found_mm.shape[1] != 3:
-        raise ValueError(f"landmarks must be two lists of shape (N, 3), got {found_mm.shape} and {truth_mm.shape}")
-    return np.linalg.norm(found_mm - truth_mm, axis=1)
+    mapped_mm, moving_mm = np.asarray(mapped_mm, dtype=float), np.asarray(moving_mm, dtype=float)
+    if mapped_mm.shape != moving_mm.shape or mapped_mm.ndim != 2 or mapped_mm.shape[1] != 3:
+        raise ValueError(f"landmarks must be two lists of shape (N, 3), got {mapped_mm.shape} and {moving_mm.shape}")
+    return np.linalg.norm(mapped_mm - moving_mm, axis=1)
 
 
 def folding(determinant: np.ndarray) -> tuple[int, float]:
-    """(number, fraction) of voxels with a non-positive Jacobian determinant (paper, Table IV).
+    """Count voxels with a non-positive Jacobian determinant (paper, Table IV).
+
+    >>> folding(np.array([1.0, 0.5, 0.0, -2.0]))
+    (2, 0.5)
 
     Args:
         determinant: Jacobian determinants, any shape.
+
+    Returns:
+        Their number, and their fraction of all voxels.
     """
     count = int(np.count_nonzero(determinant <= 0))
     return count, count / determinant.size
 
 
 def sd_log_jacobian(determinant: np.ndarray) -> float:
-    """Standard deviation of the logarithm of the Jacobian determinant.
+    """Compute the standard deviation of the logarithm of the Jacobian determinant.
 
     Folding voxels have no logarithm and are left out, so read it beside `folding`. NaN where every voxel folds.
+
+    >>> sd_log_jacobian(np.array([1.0, np.e**2, -1.0]))
+    1.0
+
+    Args:
+        determinant: Jacobian determinants, any shape.
     """
     positive = determinant[determinant > 0]
     return float(np.log(positive, dtype=np.float64).std()) if positive.size else float("nan")
 
 
 def learn2reg_sd_log_jacobian(determinant: np.ndarray) -> float:
-    """SDlogJ as the Learn2Reg challenge prints it: std of log(clip(J + 3, 1e-9, 1e9)) without two border voxels.
+    """Compute SDlogJ as the Learn2Reg challenge prints it.
 
-    The offset hides folding and makes the values small: only to be compared with the challenge's own tables.
+    Computes the standard deviation of log(clip(J + 3, 1e-9, 1e9)) without the two outer voxels of every side. The
+    offset hides folding and makes the values small: compare them with the challenge's own tables only.
 
     Args:
         determinant: (D, H, W), central differences.
@@ -113,8 +146,8 @@ class NonDiffeomorphic:
 
     Attributes:
         voxels: number of inner voxels where one of the eight one-sided Jacobian determinants is not positive.
-        volume_vox: non-diffeomorphic volume (NDV), in voxels: what tetrahedra that are turned inside out span.
-        inner_voxels: number of voxels looked at (the border has no one-sided differences on both sides).
+        volume_vox: non-diffeomorphic volume (NDV), in voxels: the volume of tetrahedra that are turned inside out.
+        inner_voxels: number of voxels that are not on the border, where there are no neighbours on both sides.
     """
 
     voxels: int
@@ -123,17 +156,17 @@ class NonDiffeomorphic:
 
     @property
     def volume_percent(self) -> float:
-        """NDV in percent of the volume looked at, as LUMIR prints it."""
+        """NDV in percent of the inner voxels' volume, as LUMIR prints it."""
         return 100 * self.volume_vox / self.inner_voxels
 
     @property
     def voxels_fraction(self) -> float:
-        """Share of the voxels looked at, 0 to 1."""
+        """Fraction of the inner voxels, 0 to 1."""
         return self.voxels / self.inner_voxels
 
 
 def non_diffeomorphic(displacement_vox: np.ndarray) -> NonDiffeomorphic:
-    """Non-diffeomorphic voxels and volume of a displacement that is linear on tetrahedra between voxels.
+    """Measure non-diffeomorphic voxels and volume of a displacement that is linear on tetrahedra between voxels.
 
     Around each voxel stand eight corner tetrahedra, spanned by the forward or backward neighbour along each axis, and
     two that fill what is left of a cell, one for each of the two ways to cut cells into five. A map keeps orientation
@@ -158,46 +191,46 @@ def non_diffeomorphic(displacement_vox: np.ndarray) -> NonDiffeomorphic:
     voxels, volume = 0, 0.0
     for start in range(1, depth - 1, slab):
         stop = min(start + slab, depth - 1)
-        folded, turned = _non_diffeomorphic_slab(displacement_vox[:, start - 1 : stop + 1])
-        voxels, volume = voxels + folded, volume + turned
+        slab_voxels, slab_volume = _measure_slab(displacement_vox[:, start - 1 : stop + 1])
+        voxels, volume = voxels + slab_voxels, volume + slab_volume
     return NonDiffeomorphic(voxels, volume, (depth - 2) * (height - 2) * (width - 2))
 
 
-_TWISTED = (  # neighbours that span the middle tetrahedron of a cell, with determinant 2 for the identity
+_MIDDLE_TETRAHEDRA = (  # neighbours that span the middle tetrahedron of a cell, with determinant 2 for the identity
     ((-1, -1, 0), (-1, 0, -1), (0, -1, -1)),
     ((1, 1, 0), (0, 1, 1), (1, 0, 1)),
 )
 
 
-def _non_diffeomorphic_slab(u: np.ndarray) -> tuple[int, float]:
-    """(voxels, volume) of the inner voxels of (3, D, H, W)."""
+def _measure_slab(u: np.ndarray) -> tuple[int, float]:
+    """Return (voxels, volume) of the inner voxels of a displacement u (3, D, H, W)."""
     inner = tuple(n - 2 for n in u.shape[1:])
 
     def neighbour(offset: tuple[int, ...]) -> np.ndarray:
         k, j, i = (slice(1 + o, 1 + o + n) for o, n in zip(offset, inner, strict=True))
         return u[:, k, j, i]
 
-    here = neighbour((0, 0, 0))
+    centre = neighbour((0, 0, 0))
 
     def edge(offset: tuple[int, ...]) -> np.ndarray:
-        return neighbour(offset) - here + np.array(offset, dtype=u.dtype)[:, None, None, None]
+        return neighbour(offset) - centre + np.array(offset, dtype=u.dtype)[:, None, None, None]
 
     def unit(axis: int, sign: int) -> tuple[int, ...]:
         return tuple(sign if a == axis else 0 for a in range(3))
 
     # one-sided derivative along each axis: forward f(x + e) - f(x), backward f(x) - f(x - e)
     sides = [[sign * edge(unit(axis, sign)) for sign in (1, -1)] for axis in range(3)]
-    folded = np.zeros(inner, dtype=bool)
-    turned = 0.0
+    folds = np.zeros(inner, dtype=bool)
+    negative_sum = 0.0  # of determinants below 0: six times the inverted volume, once for each of the two ways
     for second in sides[1]:
         for third in sides[2]:
             normal = np.cross(second, third, axis=0)
             for first in sides[0]:
                 determinant = (first * normal).sum(0)
-                folded |= determinant <= 0
-                turned += float(np.minimum(determinant, 0).sum(dtype=np.float64))
-    for offsets in _TWISTED:
+                folds |= determinant <= 0
+                negative_sum += float(np.minimum(determinant, 0).sum(dtype=np.float64))
+    for offsets in _MIDDLE_TETRAHEDRA:
         first, second, third = (edge(offset) for offset in offsets)
         determinant = (first * np.cross(second, third, axis=0)).sum(0)
-        turned += float(np.minimum(determinant, 0).sum(dtype=np.float64))
-    return int(np.count_nonzero(folded)), -turned / 12
+        negative_sum += float(np.minimum(determinant, 0).sum(dtype=np.float64))
+    return int(np.count_nonzero(folds)), -negative_sum / 12

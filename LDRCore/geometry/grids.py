@@ -37,6 +37,10 @@ def points_lps(image: sitk.Image) -> np.ndarray:
 class Grid:
     """A grid whose axes are the patient's (tensor axes S, P, L; identity direction), for working in.
 
+    >>> grid = Grid(origin_lps=(10.0, 20.0, 30.0), spacing_mm=(2.0, 2.0, 2.0), shape=(5, 5, 9))
+    >>> grid.to_lps @ [0, 0, 1, 1]  # one voxel along tensor axis 2 is 2 mm to the patient's left
+    array([12., 20., 30.,  1.])
+
     Attributes:
         origin_lps: (x, y, z) mm of voxel (0, 0, 0).
         spacing_mm: along the tensor axes (D, H, W).
@@ -59,7 +63,7 @@ class Grid:
 
     @property
     def centre_lps(self) -> np.ndarray:
-        """(x, y, z) mm of the grid's middle."""
+        """(x, y, z) mm of the grid's centre."""
         return (self.to_lps @ np.append((np.array(self.shape) - 1) / 2, 1))[:3]
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Similarity, regularity and supervision terms that registration minimises. Torch only.
+"""Loss terms of a registration: similarity, regularity and supervision. Torch only.
 
 Every loss returns a scalar to be minimised, averaged over the batch. Displacements are (B, 3, D, H, W) in voxels of
 their grid; derivatives of a displacement are therefore unitless and do not depend on the resolution.

@@ -15,24 +15,65 @@ SLOPE = 0.1  # of negative features
 
 
 class AffineStem(nn.Module):
-    """(moving, fixed) -> (A, b), an affine map about the grid's centre: ``x -> c + A (x - c) + b``."""
+    """First stage of a cascade: (moving, fixed) -> (A, b), the affine map ``x -> c + A (x - c) + b``.
+
+    c is the grid's centre. Subclasses implement `predict`. `multiple` is the size rule of the images.
+    """
 
     multiple: int = 16
 
     def predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Matrix A (B, 3, 3) in tensor-axis order and translation b (B, 3) in voxels.
+        """Predict the affine map that aligns the moving image with the fixed one.
 
         Args:
             moving, fixed: (B, 1, D, H, W), intensities about 0 to 1.
+
+        Returns:
+            Matrix A (B, 3, 3) in tensor-axis order and translation b (B, 3) in voxels.
         """
         raise NotImplementedError
 
     def forward(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-        """The affine map as a displacement (B, 3, D, H, W), voxels."""
+        """Predict the affine map as a displacement (B, 3, D, H, W), voxels."""
         return spatial.affine_to_displacement(*self.predict(moving, fixed), fixed.shape[2:])
 
 
-class AffineLDR(AffineStem):
+class PooledStem(AffineStem):
+    """A stem whose encoder's last map is averaged to a fixed size and read by two linear heads, for A - I and for b.
+
+    b is predicted in units of half the grid's longest axis.
+    """
+
+    def __init__(self, encoder: nn.Module, channels: int, pool: int) -> None:
+        """Build the heads, which start near the identity.
+
+        Args:
+            encoder: see `encode`.
+            channels: of its last map.
+            pool: voxels along each axis that the last map is averaged to.
+        """
+        super().__init__()
+        self.encoder = encoder
+        self.pool = pool
+        self.matrix = nn.Linear(channels * pool**3, 9)
+        self.translation = nn.Linear(channels * pool**3, 3)
+        for head in (self.matrix, self.translation):
+            nn.init.normal_(head.weight, 0.0, 1e-5)
+            nn.init.zeros_(head.bias)
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Compute the encoder's last map of two images (B, 2, D, H, W)."""
+        raise NotImplementedError
+
+    def predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `AffineStem.predict`."""
+        check_pair(moving, fixed, self.multiple)
+        features = F.adaptive_avg_pool3d(self.encode(torch.cat((moving, fixed), dim=1)), self.pool).flatten(1)
+        matrix = torch.eye(3, device=features.device, dtype=features.dtype) + self.matrix(features).view(-1, 3, 3)
+        return matrix, self.translation(features) * (max(fixed.shape[2:]) / 2)
+
+
+class AffineLDR(PooledStem):
     """The light brain stem: stride-2 3x3x3 convolutions 16, 32, 64, 128, average pooling, two linear heads.
 
     Source: the authors' release (brain). 0.333 M parameters. The heads give 9 numbers for A - I and 3 for b.
@@ -40,25 +81,18 @@ class AffineLDR(AffineStem):
     axes are multiples of 16 is taken; b is predicted in units of half the grid's longest axis.
     """
 
+    encoder: nn.ModuleList
+
     def __init__(self, pool: int = 3) -> None:
-        super().__init__()
+        """`pool`: voxels along each axis that the last map is averaged to."""
         widths = (2, 16, 32, 64, 128)
-        self.encoder = nn.ModuleList(
+        encoder = nn.ModuleList(
             nn.Conv3d(c_in, c_out, kernel_size=3, stride=2, padding=1) for c_in, c_out in pairwise(widths)
         )
-        self.pool = pool
-        self.matrix = nn.Linear(128 * pool**3, 9)
-        self.translation = nn.Linear(128 * pool**3, 3)
-        for head in (self.matrix, self.translation):
-            nn.init.normal_(head.weight, 0.0, 1e-5)
-            nn.init.zeros_(head.bias)
+        super().__init__(encoder, widths[-1], pool)
 
-    def predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `AffineStem.predict`."""
-        check_pair(moving, fixed, self.multiple)
-        features = torch.cat((moving, fixed), dim=1)
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """See `PooledStem.encode`."""
         for layer in self.encoder:
-            features = F.leaky_relu(layer(features), SLOPE)
-        features = F.adaptive_avg_pool3d(features, self.pool).flatten(1)
-        matrix = torch.eye(3, device=features.device, dtype=features.dtype) + self.matrix(features).view(-1, 3, 3)
-        return matrix, self.translation(features) * (max(fixed.shape[2:]) / 2)
+            images = F.leaky_relu(layer(images), SLOPE)
+        return images

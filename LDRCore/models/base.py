@@ -1,4 +1,4 @@
-"""What the networks share: the size rule, the interface of a dense network, and initialisation of flow heads."""
+"""Parts that all networks share: the check of their inputs, the dense network's interface, the flow layer's start."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from LDRCore.transforms import spatial
 
 
 def check_pair(moving: torch.Tensor, fixed: torch.Tensor, multiple: int) -> None:
-    """Refuse inputs that a network with `multiple`-fold down-sampling cannot take."""
+    """Refuse images that a network cannot take.
+
+    Args:
+        moving, fixed: must be (B, 1, D, H, W) of one shape.
+        multiple: of which every axis must be a multiple, the factor of the network's down-sampling.
+
+    Raises:
+        ValueError: the message names the rule and what came.
+    """
     if moving.shape != fixed.shape or moving.ndim != 5 or moving.shape[1] != 1:
         raise ValueError(
             f"moving and fixed must both have shape (B, 1, D, H, W), got {tuple(moving.shape)} and {tuple(fixed.shape)}"
@@ -19,7 +27,7 @@ def check_pair(moving: torch.Tensor, fixed: torch.Tensor, multiple: int) -> None
 
 
 def initialise_flow(layer: nn.Conv3d | nn.ConvTranspose3d) -> None:
-    """N(0, 1e-5) weights and zero bias, so that an untrained network predicts almost no displacement."""
+    """Draw weights from N(0, 1e-5), with zero bias, so that an untrained network predicts almost no displacement."""
     nn.init.normal_(layer.weight, 0.0, 1e-5)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -28,21 +36,28 @@ def initialise_flow(layer: nn.Conv3d | nn.ConvTranspose3d) -> None:
 class DenseNetwork(nn.Module):
     """A base network of a cascade: (moving, fixed) -> displacement.
 
-    Subclasses implement `predict`, whose displacement may live on a coarser grid with the same corners:
-    `field_stride` 2 means half the voxels along each axis. `multiple` is the size rule of the input.
+    Subclasses implement `predict`.
+
+    Attributes:
+        multiple: every axis of the images must be a multiple of it.
+        field_stride: how many times fewer voxels along each axis the predicted displacement has, on a grid with the
+            same corners.
     """
 
     multiple: int = 16
     field_stride: int = 1
 
     def predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-        """Displacement (B, 3, D / s, H / s, W / s) in voxels of its own grid, s = `field_stride`.
+        """Predict the displacement that warps the moving image onto the fixed one.
 
         Args:
             moving, fixed: (B, 1, D, H, W), intensities about 0 to 1.
+
+        Returns:
+            (B, 3, D / s, H / s, W / s) in voxels of its own grid, s = `field_stride`.
         """
         raise NotImplementedError
 
     def forward(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-        """Displacement (B, 3, D, H, W) in voxels of the input grid."""
+        """Predict the displacement and up-sample it: (B, 3, D, H, W) in voxels of the input grid."""
         return spatial.upsample(self.predict(moving, fixed), fixed.shape[2:])

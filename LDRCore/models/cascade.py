@@ -1,4 +1,4 @@
-"""The recursion: a stem and n dense networks whose displacements are composed (paper, Eq. 1-5)."""
+"""The cascade: a stem and n dense networks whose displacements are composed (paper, Eq. 1-5)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from LDRCore.models.affine import AffineStem
 from LDRCore.models.base import DenseNetwork
 from LDRCore.transforms import spatial
 
-# the moving and the fixed image at the sizes that stages look at, averaged once
+# {size: (moving, fixed)}: both images averaged to the sizes that stages take
 Pyramid = dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass
 class CascadeOutput:
-    """What a cascade predicts for one batch. All displacements are in voxels of the grid they live on.
+    """Prediction of a cascade for one batch. All displacements are in voxels of the grid they live on.
 
     Attributes:
         displacement: the composition of all stages, (B, 3, d, h, w), on the field grid (`Cascade.field_shape`).
         composed: the composition up to and including each dense stage, on the field grid.
-        increments: each dense stage's own displacement, on the field grid (smoothness is asked of these).
+        increments: each dense stage's own displacement, on the field grid (smoothness losses take these).
         affine: the stem's (A, b) on the input grid, or None without a stem.
     """
 
@@ -36,15 +36,15 @@ class CascadeOutput:
 
 
 class Cascade(nn.Module):
-    """An optional affine stem and one or more dense networks applied recursively.
+    """An optional affine stem and one or more dense networks applied recursively (paper, Eq. 1-5).
 
-    Each network k sees (moving warped so far, fixed) and its displacement is composed onto the total. The moving
-    image is always sampled once, from the original, by the composed displacement: never a warped image again.
+    Each network takes the moving image, warped by all stages before it, and the fixed image; its displacement is
+    composed with theirs. The original moving image is sampled each time, so that an image is never interpolated twice.
     A cascade trained with n networks runs with any 1..n of them.
 
-    Where every network predicts at half resolution, composing happens there and only the sampling coordinates
-    of the image are brought to full size. A stage may look at both images averaged to half their size: the first ones
-    then cost an eighth. All fields live on one grid, whatever size of image they were predicted from.
+    Displacements are composed at the resolution that the networks predict, and up-sampled only where an image is
+    warped. A stage may take both images averaged to a coarser grid: at half the size it costs an eighth. All
+    displacements live on one grid, whatever size of image they were predicted from.
     """
 
     def __init__(
@@ -63,10 +63,10 @@ class Cascade(nn.Module):
         Args:
             networks: the dense networks, first stage first.
             stem: affine stage in front of them.
-            image_strides: for each network 1 or more: the images it sees have so many times fewer voxels along an
-                axis; 1 for all by default. Times the network's `field_stride` it must be the same for all.
-            stem_stride: the same for the stem.
-            multiplier: factor on every network's displacement; 1 / n by default (release: flow multiplier).
+            image_strides: for each network, how many times fewer voxels along an axis its images have; 1 for all by
+                default. The product with the network's `field_stride` must be the same for all.
+            stem_stride: the same for the stem's images.
+            multiplier: factor on every network's displacement; 1 / n by default (the release's flow multiplier).
             detach_images: no gradient from a stage's input image to the stages before it (cheaper training; the
                 composition stays differentiable).
             precision: of the networks' convolutions, float32 or bfloat16; sampling and composing stay float32.
@@ -94,7 +94,7 @@ class Cascade(nn.Module):
         return len(self.networks)
 
     def field_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Grid of the composed displacement for images of size `shape` (D, H, W)."""
+        """Return the shape of the composed displacement's grid for images of size `shape` (D, H, W)."""
         return tuple(n // self.field_stride for n in shape)
 
     def forward(self, moving: torch.Tensor, fixed: torch.Tensor, n_cascades: int | None = None) -> CascadeOutput:
@@ -107,17 +107,16 @@ class Cascade(nn.Module):
         Raises:
             ValueError: n_cascades outside 1..len(self), or a grid that the networks cannot take.
         """
-        affine, start = None, None
-        seen: Pyramid = {}
+        affine, initial = None, None
+        pyramid: Pyramid = {}
         if self.stem is not None:
-            shape = tuple(n // self.stem_stride for n in fixed.shape[2:])
-            seen[shape] = spatial.shrink(moving, shape), spatial.shrink(fixed, shape)
+            shape, stem_shape = fixed.shape[2:], tuple(n // self.stem_stride for n in fixed.shape[2:])
             with self._in_precision(fixed.device):
-                matrix, translation = self.stem.predict(*seen[shape])
-            affine = _on_grid(matrix.float(), translation.float(), shape, fixed.shape[2:])
-            field_shape = self.field_shape(fixed.shape[2:])
-            start = spatial.affine_to_displacement(*_on_grid(*affine, fixed.shape[2:], field_shape), field_shape)
-        output = self._dense(moving, fixed, n_cascades, start, seen)
+                matrix, translation = self.stem.predict(*_level(pyramid, moving, fixed, stem_shape))
+            affine = _change_grid(matrix.float(), translation.float(), stem_shape, shape)
+            field_shape = self.field_shape(shape)
+            initial = spatial.affine_to_displacement(*_change_grid(*affine, shape, field_shape), field_shape)
+        output = self._compose_stages(moving, fixed, n_cascades, initial, pyramid)
         output.affine = affine
         return output
 
@@ -127,68 +126,71 @@ class Cascade(nn.Module):
         fixed: torch.Tensor,
         n_cascades: int | None = None,
         *,
-        start: torch.Tensor | None = None,
+        initial: torch.Tensor | None = None,
     ) -> CascadeOutput:
-        """The dense stages alone, for images that are already affinely aligned (or behind `start`).
+        """Run the dense stages alone, for images that are already affinely aligned.
 
         Args:
             moving, fixed, n_cascades: as in `forward`.
-            start: displacement on the field grid, in its voxels, that comes before the first network.
+            initial: displacement on the field grid, in its voxels, that is applied before the first network.
         """
-        return self._dense(moving, fixed, n_cascades, start, {})
+        return self._compose_stages(moving, fixed, n_cascades, initial, {})
 
-    def _dense(
+    def _compose_stages(
         self,
         moving: torch.Tensor,
         fixed: torch.Tensor,
         n_cascades: int | None,
-        start: torch.Tensor | None,
-        seen: Pyramid,
+        initial: torch.Tensor | None,
+        pyramid: Pyramid,
     ) -> CascadeOutput:
         count = len(self) if n_cascades is None else n_cascades
         if not 1 <= count <= len(self):
             raise ValueError(f"n_cascades must be 1 to {len(self)}, got {count}")
-        total = start
-        output = CascadeOutput(displacement=torch.empty(0))
+        total = initial
+        composed: list[torch.Tensor] = []
+        increments: list[torch.Tensor] = []
         for network, stride in zip(self.networks[:count], self.image_strides, strict=False):
             assert isinstance(network, DenseNetwork)
-            shape = tuple(n // stride for n in fixed.shape[2:])
-            if shape not in seen:
-                seen[shape] = spatial.shrink(moving, shape), spatial.shrink(fixed, shape)
-            source, target = seen[shape]
+            source, target = _level(pyramid, moving, fixed, tuple(n // stride for n in fixed.shape[2:]))
             if total is not None:
-                source = self._warp(source, total)
+                source = spatial.warp_by_coarse(source, total.detach() if self.detach_images else total)
             increment = self._predict(network, source.detach() if self.detach_images else source, target)
             increment = increment.float() if self.multiplier == 1 else increment.float() * self.multiplier
             total = increment if total is None else spatial.compose(total, increment)
-            output.increments.append(increment)
-            output.composed.append(total)
+            increments.append(increment)
+            composed.append(total)
         assert total is not None
-        output.displacement = total
-        return output
+        return CascadeOutput(total, composed, increments)
 
     def _predict(self, network: DenseNetwork, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-        """The network's displacement; images whose size it cannot take are continued by zeros, and it is cut again."""
-        short = [-n % network.multiple for n in fixed.shape[2:]]
-        if any(short):
-            padding = [p for n in reversed(short) for p in (0, n)]
+        """Predict a displacement; images of a size that the network cannot take are padded with zeros at their ends."""
+        missing = [-n % network.multiple for n in fixed.shape[2:]]
+        if any(missing):
+            padding = [p for n in reversed(missing) for p in (0, n)]
             moving, fixed = F.pad(moving, padding), F.pad(fixed, padding)
         with self._in_precision(fixed.device):
-            found = network.predict(moving, fixed)
-        d, h, w = (n - s // network.field_stride for n, s in zip(found.shape[2:], short, strict=True))
-        return found[..., :d, :h, :w]
+            displacement = network.predict(moving, fixed)
+        d, h, w = (n - m // network.field_stride for n, m in zip(displacement.shape[2:], missing, strict=True))
+        return displacement[..., :d, :h, :w]
 
     def _in_precision(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32)
 
-    def _warp(self, moving: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-        return spatial.warp_by_coarse(moving, total.detach() if self.detach_images else total)
 
-
-def _on_grid(
-    matrix: torch.Tensor, translation: torch.Tensor, shape: Sequence[int], other: Sequence[int]
+def _level(
+    pyramid: Pyramid, moving: torch.Tensor, fixed: torch.Tensor, shape: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """An affine map about the centre of a grid, on another grid with the same corners: (A, b) in its voxels."""
-    ratio = [(m - 1) / max(n - 1, 1) for n, m in zip(shape, other, strict=True)]
+    """Return both images averaged to a size, computed once for each size."""
+    if shape not in pyramid:
+        pyramid[shape] = spatial.shrink(moving, shape), spatial.shrink(fixed, shape)
+    return pyramid[shape]
+
+
+def _change_grid(
+    matrix: torch.Tensor, translation: torch.Tensor, old_shape: Sequence[int], new_shape: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Express an affine map (A, b) about a grid's centre in voxels of another grid with the same corners."""
+    ratio = [(new - 1) / max(old - 1, 1) for old, new in zip(old_shape, new_shape, strict=True)]
     scale = torch.tensor(ratio, dtype=matrix.dtype, device=matrix.device)
     return matrix * scale[:, None] / scale, translation * scale

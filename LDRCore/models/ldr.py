@@ -15,13 +15,13 @@ class LDR(DenseNetwork):
 
     Source: paper section III-C and Fig. 3. Features of the same resolution are concatenated before each
     transposed convolution. The three transposed convolutions end at half size; the paper does not say how the
-    last factor 2 is made, so both ways are offered:
+    last factor 2 is reached, so both ways are offered:
 
     - ``head="deconv"``: a 4x4x4 stride-2 transposed convolution to 3 channels at full size (1.549 M parameters);
     - ``head="half"``: a 3x3x3 convolution to 3 channels at half size, up-sampled linearly by `forward` and kept
       at half size by a cascade (1.545 M parameters, half the time).
 
-    Deviations from the text: the flow layer starts at N(0, 1e-5) (as in the authors' release).
+    Deviation: the flow layer starts at N(0, 1e-5), as in the authors' release.
     """
 
     def __init__(
@@ -33,9 +33,10 @@ class LDR(DenseNetwork):
         """Build the network.
 
         Args:
-            head: see above.
-            channels: of the four convolutions.
-            up: of the three transposed convolutions, coarsest first; by default those of the skips they meet.
+            head: "deconv" or "half", see above.
+            channels: of the four convolutions, finest first.
+            up: channels of the three transposed convolutions, coarsest first; by default those of the skips that they
+                are concatenated with.
         """
         super().__init__()
         if head not in HEADS:

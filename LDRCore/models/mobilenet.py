@@ -12,7 +12,7 @@ _WIDTHS = (32, 64, 128, 256, 512)
 
 
 def _separable(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
-    """A 3x3x3 depthwise and a 1x1x1 pointwise convolution, each with LeakyReLU(0.1)."""
+    """Make a 3x3x3 depthwise and a 1x1x1 pointwise convolution, each with LeakyReLU(0.1)."""
     return nn.Sequential(
         nn.Conv3d(c_in, c_in, 3, stride=stride, padding=1, groups=c_in),
         nn.LeakyReLU(0.1),
@@ -24,9 +24,9 @@ def _separable(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
 class MobileNet(DenseNetwork):
     """Five stride-2 levels 32, 64, 128, 256, 512 of separable convolutions, a separable decoder with skips.
 
-    1.25 M parameters, the paper's figure; the layout is ours, as the paper gives none: the first level is an ordinary
-    convolution, every further level has three separable ones, and the decoder up-samples (nearest), concatenates the
-    skip and applies one. The flow is predicted at half size and up-sampled linearly. Grids must be multiples of 32.
+    1.25 M parameters, as in the paper, which gives no layout. Here the first level is an ordinary convolution and every
+    further level has three separable ones. The decoder up-samples (nearest), concatenates the skip and applies one
+    separable convolution. The flow is predicted at half size and up-sampled linearly. Grids must be multiples of 32.
     """
 
     multiple = 32
@@ -61,6 +61,6 @@ class MobileNet(DenseNetwork):
             skips.append(features)
         features = skips.pop()
         for layer in self.decoder:
-            up = F.interpolate(features, scale_factor=2, mode="nearest")
-            features = layer(torch.cat((up, skips.pop()), dim=1))
+            upsampled = F.interpolate(features, scale_factor=2, mode="nearest")
+            features = layer(torch.cat((upsampled, skips.pop()), dim=1))
         return self.flow(features)

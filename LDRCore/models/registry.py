@@ -1,4 +1,4 @@
-"""Networks by name, and what they cost. Torch only; importing this file builds nothing."""
+"""Networks by name, and their cost. Torch only; importing this file builds nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -21,6 +21,8 @@ from LDRCore.models.unet import UNet, UNetPlusPlus
 from LDRCore.models.voxelmorph import VoxelMorph
 from LDRCore.models.vtn import VTN, AffineVTN
 
+T = TypeVar("T", bound=nn.Module)
+
 DENSE: dict[str, Callable[..., DenseNetwork]] = {
     "ldr": LDR,
     "ldr-release": LDRRelease,
@@ -31,7 +33,7 @@ DENSE: dict[str, Callable[..., DenseNetwork]] = {
     "vtn": VTN,
 }
 STEMS: dict[str, Callable[..., AffineStem]] = {"affine-ldr": AffineLDR, "affine-vtn": AffineVTN}
-# the paper's systems: (affine stem, base network), the network as often as there are cascades
+# the paper's systems: (affine stem, base network); the network is used once for each cascade
 SYSTEMS: dict[str, tuple[str, str]] = {
     "ldr": ("affine-ldr", "ldr"),
     "ldr-release": ("affine-ldr", "ldr-release"),
@@ -41,10 +43,13 @@ SYSTEMS: dict[str, tuple[str, str]] = {
 
 
 def system(name: str, cascades: int) -> dict[str, Any]:
-    """The `architecture` entry (see `build_cascade`) of a system of the paper: stem and n base networks.
+    """Return the `architecture` entry (see `build_cascade`) of a system of the paper: stem and n base networks.
+
+    >>> system("rcn", 3)
+    {'stem': 'affine-vtn', 'network': 'vtn', 'cascades': 3}
 
     Args:
-        name: a key of `SYSTEMS`, or of `DENSE` for any other network behind the light stem.
+        name: a key of `SYSTEMS`, or of `DENSE` for any other network after the light stem.
         cascades: n, 1 or more.
 
     Raises:
@@ -59,32 +64,36 @@ def system(name: str, cascades: int) -> dict[str, Any]:
 
 
 def build_network(name: str, **options: Any) -> DenseNetwork:
-    """A dense network by name (a key of `DENSE`), with its class's options.
+    """Build a dense network by name (a key of `DENSE`), with its class's options.
 
     Raises:
         ValueError: the name is unknown.
     """
-    if name not in DENSE:
-        raise ValueError(f"network must be one of {sorted(DENSE)}, got {name!r}")
-    return DENSE[name](**options)
+    return _choose("network", name, DENSE)(**options)
 
 
 def build_stem(name: str, **options: Any) -> AffineStem:
-    """An affine stem by name (a key of `STEMS`), with its class's options.
+    """Build an affine stem by name (a key of `STEMS`), with its class's options.
 
     Raises:
         ValueError: the name is unknown.
     """
-    if name not in STEMS:
-        raise ValueError(f"stem must be one of {sorted(STEMS)}, got {name!r}")
-    return STEMS[name](**options)
+    return _choose("stem", name, STEMS)(**options)
+
+
+def _choose(kind: str, name: str, classes: dict[str, Callable[..., T]]) -> Callable[..., T]:
+    if name not in classes:
+        raise ValueError(f"{kind} must be one of {sorted(classes)}, got {name!r}")
+    return classes[name]
 
 
 def build_cascade(architecture: dict[str, Any]) -> Cascade:
-    """A cascade from a model card's `architecture` entry.
+    """Build a cascade from a model card's `architecture` entry.
 
-    Keys: `network` and optionally `stem`, each a name or {"name": ..., options}; `cascades`; optional `multiplier`.
-    `network` may be a list, one entry a cascade. With the options stands `image_stride`, see `Cascade`.
+    Args:
+        architecture: `network` and optionally `stem`, each a name or {"name": ..., options}; `cascades`; optionally
+            `multiplier`. `network` may be a list, one entry for each cascade. `image_stride` (see `Cascade`) is given
+            among the options.
 
     Raises:
         ValueError: unknown names, or a list shorter than `cascades`.
@@ -93,7 +102,7 @@ def build_cascade(architecture: dict[str, Any]) -> Cascade:
     networks = [build_network(name, **options) for name, _, options in stages]
     stem, stem_stride = None, 1
     if architecture.get("stem"):
-        name, stem_stride, options = _entry(architecture["stem"])
+        name, stem_stride, options = _read_entry(architecture["stem"])
         stem = build_stem(name, **options)
     return Cascade(
         networks,
@@ -105,7 +114,10 @@ def build_cascade(architecture: dict[str, Any]) -> Cascade:
 
 
 def networks_of(architecture: dict[str, Any]) -> list[tuple[str, int, dict[str, Any]]]:
-    """(name, image stride, options) of every cascade of a model card's `architecture` entry.
+    """Return (name, image stride, options) of every cascade of a model card's `architecture` entry.
+
+    >>> networks_of({"network": {"name": "ldr", "head": "half", "image_stride": 2}, "cascades": 1})
+    [('ldr', 2, {'head': 'half'})]
 
     Raises:
         ValueError: a list of networks that is shorter than `cascades`.
@@ -114,10 +126,10 @@ def networks_of(architecture: dict[str, Any]) -> list[tuple[str, int, dict[str, 
     entries = network if isinstance(network, list) else [network] * cascades
     if len(entries) < cascades:
         raise ValueError(f"network must be one entry, or one for each of {cascades} cascades, got {len(entries)}")
-    return [_entry(e) for e in entries[:cascades]]
+    return [_read_entry(entry) for entry in entries[:cascades]]
 
 
-def _entry(entry: str | dict[str, Any]) -> tuple[str, int, dict[str, Any]]:
+def _read_entry(entry: str | dict[str, Any]) -> tuple[str, int, dict[str, Any]]:
     options: dict[str, Any] = {"name": entry} if isinstance(entry, str) else dict(entry)
     return options.pop("name"), options.pop("image_stride", 1), options
 
@@ -129,7 +141,8 @@ class Cost:
     Attributes:
         parameters: their number.
         multiply_adds: of convolutions and linear layers.
-        values: numbers that these layers must at least read and write, inputs and results once each.
+        shape: (D, H, W) of the pair.
+        values: numbers that these layers read and write at least: inputs, weights and results, once each.
     """
 
     parameters: int
@@ -145,25 +158,25 @@ def cost(network: DenseNetwork | AffineStem, shape: tuple[int, int, int] = (128,
         network: a dense network or a stem.
         shape: (D, H, W) of the pair.
     """
-    total = values = 0
+    multiply_adds = values = 0
 
     def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        nonlocal total, values
+        nonlocal multiply_adds, values
         if isinstance(module, nn.Conv3d | nn.ConvTranspose3d | nn.Linear):
             values += inputs[0].numel() + output.numel() + module.weight.numel()
         if isinstance(module, nn.Conv3d):
-            total += output.numel() * (module.in_channels // module.groups) * math.prod(module.kernel_size)
+            multiply_adds += output.numel() * (module.in_channels // module.groups) * math.prod(module.kernel_size)
         elif isinstance(module, nn.ConvTranspose3d):
-            total += inputs[0].numel() * (module.out_channels // module.groups) * math.prod(module.kernel_size)
+            multiply_adds += inputs[0].numel() * (module.out_channels // module.groups) * math.prod(module.kernel_size)
         elif isinstance(module, nn.Linear):
-            total += output.numel() * module.in_features
+            multiply_adds += output.numel() * module.in_features
 
     parameters = sum(p.numel() for p in network.parameters())
     shapes_only = copy.deepcopy(network).to("meta")
     hooks = [m.register_forward_hook(count) for m in shapes_only.modules() if not list(m.children())]
-    image = torch.empty(1, 1, *shape, device="meta")
+    image = torch.empty(1, 1, *shape, dtype=next(network.parameters()).dtype, device="meta")
     with torch.no_grad():
         shapes_only.predict(image, image)
     for hook in hooks:
         hook.remove()
-    return Cost(parameters, total, shape, values)
+    return Cost(parameters, multiply_adds, shape, values)

@@ -41,11 +41,11 @@ class UNet(DenseNetwork):
 
 
 class UNetPlusPlus(DenseNetwork):
-    """U-Net with nested, dense skips: every node sees all nodes of its level before it and the one below, up-sampled.
+    """U-Net with nested, dense skips: a node takes all earlier nodes of its level and the node below, up-sampled.
 
     24.52 M parameters. The paper gives 29.31 M and no layout. Here: the encoder of VTN; at each node the node below is
-    up-sampled (nearest), concatenated with the level's earlier nodes, and one 3x3x3 convolution brings it to the
-    level's width; a transposed convolution makes the flow. LeakyReLU(0.1). Grids must be multiples of 64.
+    up-sampled (nearest), concatenated with the level's earlier nodes, and reduced to the level's width by one 3x3x3
+    convolution; a transposed convolution predicts the flow. LeakyReLU(0.1). Grids must be multiples of 64.
     """
 
     multiple = 64

@@ -1,4 +1,4 @@
-"""The volume tweening network: the heavy base network and affine stem of VTN and RCN (teachers)."""
+"""The volume tweening network: the large base network and affine stem of VTN and RCN (teachers)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from LDRCore.models.affine import AffineStem
+from LDRCore.models.affine import PooledStem
 from LDRCore.models.base import DenseNetwork, check_pair, initialise_flow
 
 WIDTHS = (16, 32, 64, 128, 256, 512)
@@ -34,7 +34,7 @@ class Encoder(nn.Module):
             c_in = c_out
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Features of every level, finest first."""
+        """Compute the features of every level, finest first, of two images (B, 2, D, H, W)."""
         features = []
         for level in self.levels:
             images = level(images)
@@ -76,7 +76,7 @@ class VTN(DenseNetwork):
         return 20.0 * self.flow(features)
 
 
-class AffineVTN(AffineStem):
+class AffineVTN(PooledStem):
     """Affine stem of VTN and RCN: the same encoder, then heads over the whole last map; 14.17 M parameters.
 
     Deviation: where the last map is not 2^3 (grids other than 128^3) it is averaged to 2^3, so other grids will do.
@@ -85,18 +85,10 @@ class AffineVTN(AffineStem):
     multiple = 64
 
     def __init__(self, width: float = 1.0) -> None:
-        super().__init__()
-        self.encoder = Encoder(width)
-        self.matrix = nn.Linear(self.encoder.widths[-1] * 8, 9)
-        self.translation = nn.Linear(self.encoder.widths[-1] * 8, 3)
-        for head in (self.matrix, self.translation):
-            nn.init.normal_(head.weight, 0.0, 1e-5)
-            nn.init.zeros_(head.bias)
+        """`width`: see `Encoder`."""
+        encoder = Encoder(width)
+        super().__init__(encoder, encoder.widths[-1], pool=2)
 
-    def predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `AffineStem.predict`."""
-        check_pair(moving, fixed, self.multiple)
-        last = self.encoder(torch.cat((moving, fixed), dim=1))[-1]
-        features = F.adaptive_avg_pool3d(last, 2).flatten(1)
-        matrix = torch.eye(3, device=features.device, dtype=features.dtype) + self.matrix(features).view(-1, 3, 3)
-        return matrix, self.translation(features) * (max(fixed.shape[2:]) / 2)
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """See `PooledStem.encode`."""
+        return self.encoder(images)[-1]

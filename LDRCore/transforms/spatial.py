@@ -24,7 +24,10 @@ _PADDINGS = ("zeros", "border")
 def identity_grid(
     shape: Sequence[int], *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
-    """Voxel coordinates of a grid.
+    """Return the voxel coordinates of a grid.
+
+    >>> identity_grid((4, 4, 4))[0, :, 1, 2, 3]
+    tensor([1., 2., 3.])
 
     Args:
         shape: (D, H, W).
@@ -105,7 +108,12 @@ def affine_coordinates(matrix: torch.Tensor, shape: Sequence[int]) -> torch.Tens
 def warp(
     image: torch.Tensor, displacement: torch.Tensor, *, interpolation: str = "linear", padding: str = "zeros"
 ) -> torch.Tensor:
-    """Pull an image through a displacement: ``warped(x) = image(x + u(x))``.
+    """Warp an image by a displacement: ``warped(x) = image(x + u(x))``.
+
+    >>> image = torch.arange(4.0).view(1, 1, 1, 1, 4)
+    >>> shift = torch.tensor([0.0, 0.0, 0.5]).view(1, 3, 1, 1, 1).expand(1, 3, 1, 1, 4)  # half a voxel along W
+    >>> warp(image, shift, padding="border").flatten()
+    tensor([0.5000, 1.5000, 2.5000, 3.0000])
 
     Args:
         image: (B, C, D, H, W).
@@ -143,10 +151,13 @@ def _batch(entries: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def compose(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """The one displacement equal to warping by `first` and then warping the result by `second`.
+    """Compose two displacements: warp by `first`, then warp the result by `second`.
 
-    ``u(x) = u2(x) + u1(x + u2(x))`` (paper, Eq. 1-5), `first` interpolated linearly and continued at its edge
-    value outside the grid.
+    Computes ``u(x) = u2(x) + u1(x + u2(x))`` (paper, Eq. 1-5), with linear interpolation and border padding of `first`.
+
+    >>> ones = torch.ones(1, 3, 2, 2, 2)
+    >>> compose(ones, 2 * ones).unique()
+    tensor([3.])
 
     Args:
         first: u1, (B, 3, D, H, W), voxels.
@@ -159,9 +170,12 @@ def compose(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 def upsample(displacement: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """A displacement on a finer or coarser grid with the same corners.
+    """Resample a displacement on a finer or coarser grid with the same corners.
 
-    Vectors are rescaled by the exact factor (out - 1) / (in - 1) of each axis.
+    Vectors are scaled by (out - 1) / (in - 1) along each axis, to voxels of the new grid.
+
+    >>> upsample(torch.ones(1, 3, 2, 2, 2), (4, 3, 2))[0, :, 0, 0, 0]
+    tensor([3., 2., 1.])
 
     Args:
         displacement: (B, 3, d, h, w) in voxels of its grid.
@@ -350,7 +364,12 @@ def affine_to_displacement(matrix: torch.Tensor, translation: torch.Tensor, shap
 
 
 def jacobian_determinant(displacement: torch.Tensor) -> torch.Tensor:
-    """det(I + du/dx) at every voxel: central differences, one-sided at the borders (as numpy.gradient).
+    """Compute det(I + du/dx) at every voxel: central differences, one-sided at the borders (as numpy.gradient).
+
+    >>> displacement = torch.zeros(1, 3, 3, 3, 3)
+    >>> displacement[:, 0] = 0.5 * torch.arange(3.0).view(3, 1, 1)  # the first axis is stretched by 1.5
+    >>> jacobian_determinant(displacement).unique()
+    tensor([1.5000])
 
     Args:
         displacement: (B, 3, D, H, W), voxels; every axis needs at least 2 voxels.

@@ -95,8 +95,8 @@ def test_warp_points_invert_jacobian(demo_run, demo_pair, tmp_path, capsys):
     capsys.readouterr()
     out = tmp_path / "j.nii.gz"
     assert ldr("jacobian", transform, "--reference", fixed, "--out", out, "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["min"] < 1 < found["max"]
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["min"] < 1 < summary["max"]
     np.testing.assert_allclose(
         sitk.GetArrayFromImage(sitk.ReadImage(str(out))),
         sitk.GetArrayFromImage(sitk.ReadImage(str(demo_run / "jacobian_determinant.nii.gz"))),
@@ -150,6 +150,39 @@ def test_a_missing_package_is_named(monkeypatch, demo_pair, tmp_path, capsys):
     assert ldr("register", demo_pair["fixed"], demo_pair["moving"], "--out", tmp_path / "o", "--no-overview") == 1
     assert "the package torch must be installed" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "ldr: the following arguments are required: COMMAND (see ldr --help)\n"),
+        (
+            ["warp", "i", "--reference", "r", "--out", "o"],
+            "warp: the following arguments are required: --transform",
+        ),
+        (
+            ["register", "f", "m", "--out", "o", "--cascades", "x"],
+            "register: argument --cascades: invalid int value",
+        ),
+        (["demo", "--sharp"], "unrecognized arguments: --sharp"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence_and_code_2(capsys, arguments, message):
+    with pytest.raises(SystemExit) as caught:
+        ldr(*arguments)
+    assert caught.value.code == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
+def test_doctor_names_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)  # as if it were not installed
+    assert ldr("doctor") == 1
+    printed = capsys.readouterr()
+    assert "PROBLEM        SimpleITK is not installed" in printed.out
+    assert printed.err == ""
 
 
 def test_every_command_has_help(capsys):

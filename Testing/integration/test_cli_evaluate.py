@@ -41,15 +41,15 @@ def test_a_given_transform_by_hand(folder, capsys):
     points = ("--fixed-landmarks", folder / "fp.csv", "--moving-landmarks", folder / "mp.csv")
     pair = (folder / "f.nii.gz", folder / "m.nii.gz")
     assert ldr("evaluate", *pair, *labels(folder), *points, "--transform", folder / "t.tfm", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    after = found["pairs"][0]["after"]
+    evaluation = json.loads(capsys.readouterr().out)
+    after = evaluation["pairs"][0]["after"]
     assert after["dice_mean"] == 1
     assert after["hd95_mm"] == 0
     assert after["tre_mm"] == pytest.approx(1.5)  # landmark errors 0 and 3
     assert after["seconds"] is None
-    assert found["pairs"][0]["before"]["tre_mm"] == pytest.approx((6 + np.hypot(6, 3)) / 2)
-    assert "affine" not in found["pairs"][0]
-    assert found["summary"]["tre_mm"] == pytest.approx({"n": 1, "mean": 1.5, "std": 0})
+    assert evaluation["pairs"][0]["before"]["tre_mm"] == pytest.approx((6 + np.hypot(6, 3)) / 2)
+    assert "affine" not in evaluation["pairs"][0]
+    assert evaluation["summary"]["tre_mm"] == pytest.approx({"n": 1, "mean": 1.5, "std": 0})
     # the same landmarks in other frames
     (folder / "fv.csv").write_text("10,13.3333333333,16.6666666667\n15,16.6666666667,6.6666666667\n")
     (folder / "mv.csv").write_text("10,13.3333333333,16.6666666667\n15,16.6666666667,7.6666666667\n")
@@ -73,12 +73,12 @@ def test_a_list_of_pairs_goes_on_after_a_bad_one(folder, capsys):
     (folder / "pairs.csv").write_text("\n".join(rows) + "\n")
     out = folder / "rows.csv"
     assert ldr("evaluate", "--pairs", folder / "pairs.csv", "--out", out, "--json", "--no-surface") == 1
-    found = json.loads(capsys.readouterr().out)
-    assert len(found["pairs"]) == 3
-    assert len(found["problems"]) == 1
-    assert "moving image must be an existing file" in found["problems"][0]
-    assert found["summary"]["dice_mean"]["n"] == 1
-    assert found["summary"]["folding_count"]["n"] == 2
+    evaluation = json.loads(capsys.readouterr().out)
+    assert len(evaluation["pairs"]) == 3
+    assert len(evaluation["problems"]) == 1
+    assert "moving image must be an existing file" in evaluation["problems"][0]
+    assert evaluation["summary"]["dice_mean"]["n"] == 1
+    assert evaluation["summary"]["folding_count"]["n"] == 2
     with out.open() as stream:
         written = list(csv.DictReader(stream))
     assert [r["dice_mean"] for r in written] == ["1", "", ""]
@@ -97,9 +97,14 @@ def test_a_list_of_pairs_goes_on_after_a_bad_one(folder, capsys):
         (["f.nii.gz"], "either a fixed and a moving image or --pairs CSV"),
         (["f.nii.gz", "m.nii.gz", "--pairs", "pairs.csv"], "either a fixed and a moving image or --pairs CSV"),
         (["--pairs", "none.csv"], "the list of pairs must be an existing CSV file"),
-        (["--pairs", "pairs.csv", "--fixed-labels", "fl.nii.gz"], "got also --fixed_labels"),
+        (["--pairs", "pairs.csv", "--fixed-labels", "fl.nii.gz"], "got also --fixed-labels"),
         (["--pairs", "bad.csv"], "must have the columns fixed, moving and any of"),
         (["--pairs", "empty.csv"], "must name a fixed and a moving image in every line"),
+        (["--pairs", "long.csv"], "must have 2 cells in every line, got one with more"),
+        (["--pairs", "pairs.csv", "--protocol", "x"], "protocol must be one of"),
+        (["--pairs", "pairs.csv", "--frame", "mni"], "the frame of landmarks must be one of"),
+        (["--pairs", "pairs.csv", "--cascades", "9"], "cascades must be 1 to 3"),
+        (["--pairs", "pairs.csv", "--learn2reg", "f.nii.gz"], "the output must be a folder, got the file f.nii.gz"),
         (["f.nii.gz", "m.nii.gz", "--fixed-labels", "fl.nii.gz"], "labels must be given for both images or for none"),
         (
             ["f.nii.gz", "m.nii.gz", "--fixed-labels", "fl.nii.gz", "--moving-labels", "other.nii.gz"],
@@ -119,7 +124,7 @@ def test_a_list_of_pairs_goes_on_after_a_bad_one(folder, capsys):
         ),
         (
             ["f.nii.gz", "m.nii.gz", "--fixed-landmarks", "fp.csv", "--moving-landmarks", "mp.csv", "--frame", "mni"],
-            "the frame of fixed landmarks must be one of",
+            "the frame of landmarks must be one of",
         ),
         (
             [
@@ -135,7 +140,7 @@ def test_a_list_of_pairs_goes_on_after_a_bad_one(folder, capsys):
 def test_bad_input_is_one_sentence_and_code_2(folder, monkeypatch, capsys, blob, arguments, message):
     monkeypatch.chdir(folder)
     files = {"bad": "fixed,labels\na,b\n", "empty": "fixed,moving\n", "pairs": "fixed,moving\nf.nii.gz,m.nii.gz\n"}
-    files |= {"far": "36,40,50\n900,0,0\n", "one": "36,40,50\n"}
+    files |= {"far": "36,40,50\n900,0,0\n", "one": "36,40,50\n", "long": "fixed,moving\nf.nii.gz,m.nii.gz,fl.nii.gz\n"}
     for name, text in files.items():
         (folder / f"{name}.csv").write_text(text)
     values = sitk.GetArrayFromImage(sitk.ReadImage("fl.nii.gz"))

@@ -28,7 +28,7 @@ def peak():  # not ru_maxrss, which begins with what the process had that starte
 n, cascades, inverse, jacobian = map(int, sys.argv[1:])
 images = []
 for name in ("fixed", "moving"):
-    image = sitk.ReadImage(demo.pair()[name])
+    image = sitk.ReadImage(demo.find_pair()[name])
     spacing = [s * k / n for s, k in zip(image.GetSpacing(), image.GetSize())]
     images.append(sitk.Resample(image, [n] * 3, sitk.Transform(), sitk.sitkLinear, image.GetOrigin(), spacing,
                                 image.GetDirection()))

@@ -35,14 +35,14 @@ def test_the_demo_pair_is_awkward(demo_pair):
 
 
 def test_labels_agree_better_after_every_stage(demo_pair, result):
-    scores = demo.scores(demo_pair, result)
+    scores = demo.score(demo_pair, result)
     assert scores["nothing"] < scores["affine"] < scores["deformable"]
     assert scores["deformable"] > scores["affine"] + 0.08
 
 
 def test_more_cascades_register_better(demo_pair):
     scores = [
-        demo.scores(demo_pair, LDRCore.register(demo_pair["fixed"], demo_pair["moving"], cascades=n))["deformable"]
+        demo.score(demo_pair, LDRCore.register(demo_pair["fixed"], demo_pair["moving"], cascades=n))["deformable"]
         for n in (1, 2, 3)
     ]
     assert scores[0] < scores[1] < scores[2]
@@ -133,7 +133,7 @@ def test_initial_transform_and_none(demo_pair):
 
 def test_a_bent_initial_transform_is_composed_in(demo_pair, result):
     bent = LDRCore.register(demo_pair["fixed"], demo_pair["moving"], initial=result.transform, inverse=True)
-    assert demo.scores(demo_pair, bent)["deformable"] > demo.scores(demo_pair, result)["affine"]
+    assert demo.score(demo_pair, bent)["deformable"] > demo.score(demo_pair, result)["affine"]
     again = sitk.Resample(
         sitk.ReadImage(demo_pair["moving"]), sitk.ReadImage(demo_pair["fixed"]), bent.transform, sitk.sitkLinear, 0.0
     )
@@ -172,7 +172,7 @@ def test_refining_registers_better_and_leaves_the_model_alone(demo_pair):
     before = {name: value.clone() for name, value in model.cascade.state_dict().items()}
     pair = demo_pair["fixed"], demo_pair["moving"]
     plain, refined = (LDRCore.register(*pair, model="brain-t1", refine_steps=n) for n in (0, 15))
-    scores = [demo.scores(demo_pair, r)["deformable"] for r in (plain, refined)]
+    scores = [demo.score(demo_pair, r)["deformable"] for r in (plain, refined)]
     assert scores[1] > scores[0]
     assert refined.report["similarity"]["after"] > plain.report["similarity"]["after"]
     assert refined.report["refine_steps"] == 15

@@ -21,7 +21,7 @@ from Testing.standin import application
 
 
 def test_the_sample_is_the_librarys_demo_pair(pair):
-    paths = demo.pair()
+    paths = demo.find_pair()
     for name, node in pair.items():
         image = sitk.DICOMOrient(sitk.ReadImage(paths[name]), "LPS")
         assert np.array_equal(array(node).ravel().sum(), sitk.GetArrayFromImage(image).astype(float).sum())

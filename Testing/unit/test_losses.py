@@ -19,6 +19,14 @@ def test_correlation_is_numpys():
     assert float(losses.correlation(a, -a)) == pytest.approx(2, abs=1e-5)
 
 
+def test_correlation_with_a_constant_image_is_one_and_has_no_gradient():
+    constant = torch.full((1, 1, 3, 3, 3), 0.5, requires_grad=True)
+    loss = losses.correlation(constant, torch.rand(1, 1, 3, 3, 3, generator=GENERATOR))
+    loss.backward()
+    assert loss.item() == 1
+    assert torch.equal(constant.grad, torch.zeros_like(constant))
+
+
 def test_local_ncc_ignores_local_gain_and_offset():
     a = torch.rand(1, 1, 12, 12, 12, generator=GENERATOR)
     assert float(losses.local_ncc(a, 0.5 * a + 0.2)) == pytest.approx(0, abs=1e-3)

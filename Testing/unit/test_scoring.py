@@ -1,4 +1,4 @@
-"""A transform judged on a pair: values worked out by hand on oblique, anisotropic grids; refusals."""
+"""A transform scored on a pair: values worked out by hand on oblique, anisotropic grids; refusals."""
 
 from __future__ import annotations
 
@@ -43,25 +43,25 @@ def truth() -> scoring.Truth:
 
 
 def test_the_right_shift_scores_perfectly(truth):
-    found = scoring.score(along_i(2.0), truth)
-    assert found["dice_mean"] == found["jaccard_mean"] == 1
-    assert found["hd95_mm"] == found["surface_mm"] == 0
-    assert found["tre_mm"] == pytest.approx(0, abs=1e-6)
-    assert found["landmarks"] == 2
-    assert found["structures"][5] == {"dice": 1, "jaccard": 1, "hd95_mm": 0, "surface_mm": 0}
+    scores = scoring.score(along_i(2.0), truth)
+    assert scores["dice_mean"] == scores["jaccard_mean"] == 1
+    assert scores["hd95_mm"] == scores["surface_mm"] == 0
+    assert scores["tre_mm"] == pytest.approx(0, abs=1e-6)
+    assert scores["landmarks"] == 2
+    assert scores["structures"][5] == {"dice": 1, "jaccard": 1, "hd95_mm": 0, "surface_mm": 0}
     regular = {"folding_count": 0, "folding_fraction": 0, "sdlogj": 0, "sdlogj_learn2reg": 0, "ndv_percent": 0}
-    assert {k: found[k] for k in regular} == regular
-    assert found["non_diffeomorphic_voxels"] == 0
+    assert {k: scores[k] for k in regular} == regular
+    assert scores["non_diffeomorphic_voxels"] == 0
 
 
 def test_doing_nothing_by_hand(truth):
     """Boxes of 5 and 6 voxels length, shifted by 2: 3 and 4 in common."""
-    found = scoring.score(sitk.Transform(3, sitk.sitkIdentity), truth)
-    assert found["structures"][1]["dice"] == pytest.approx(3 / 5)
-    assert found["structures"][5]["jaccard"] == pytest.approx(4 / 8)
-    assert found["dice_mean"] == pytest.approx((3 / 5 + 4 / 6) / 2)
-    assert found["tre_mm"] == pytest.approx(2)
-    assert found["hd95_mm"] == pytest.approx(2)
+    scores = scoring.score(sitk.Transform(3, sitk.sitkIdentity), truth)
+    assert scores["structures"][1]["dice"] == pytest.approx(3 / 5)
+    assert scores["structures"][5]["jaccard"] == pytest.approx(4 / 8)
+    assert scores["dice_mean"] == pytest.approx((3 / 5 + 4 / 6) / 2)
+    assert scores["tre_mm"] == pytest.approx(2)
+    assert scores["hd95_mm"] == pytest.approx(2)
 
 
 def test_measures_can_be_chosen(truth):
@@ -70,7 +70,7 @@ def test_measures_can_be_chosen(truth):
     only = scoring.score(identity, truth, measures=["surface"])
     assert set(only) == {"hd95_mm", "surface_mm", "structures_lost", "structures"}
     assert set(only["structures"][1]) == {"hd95_mm", "surface_mm"}
-    with pytest.raises(RegistrationError, match=r"measures must be some of .*, got 'dise'"):
+    with pytest.raises(RegistrationError, match=r"every measure must be one of .*, got 'dise'"):
         scoring.score(identity, truth, measures=["dise"])
 
 
@@ -96,15 +96,15 @@ def wave(reference: sitk.Image, amplitude_mm: float) -> sitk.DisplacementFieldTr
 
 def test_regularity_counts_what_an_independent_jacobian_says(truth):
     transform = wave(truth.fixed, 4.0)
-    found = scoring.regularity(transform, truth.fixed)
+    scores = scoring.regularity(transform, truth.fixed)
     field = geometry.displacement_field_image(transform, truth.fixed)
     u = geometry.field_in_voxels(field)
     jacobian = np.stack([np.stack(np.gradient(c), -1) for c in u], -2) + np.eye(3)
     determinant = np.linalg.det(jacobian)  # in voxels: the same number as in mm, on any grid
-    assert found["folding_count"] == (determinant <= 0).sum() > 0
-    assert found["folding_fraction"] == found["folding_count"] / determinant.size
-    assert found["sdlogj"] == pytest.approx(np.log(determinant[determinant > 0]).std(), rel=1e-3)
-    assert found["ndv_percent"] == metrics.non_diffeomorphic(u).volume_percent > 0
+    assert scores["folding_count"] == (determinant <= 0).sum() > 0
+    assert scores["folding_fraction"] == scores["folding_count"] / determinant.size
+    assert scores["sdlogj"] == pytest.approx(np.log(determinant[determinant > 0]).std(), rel=1e-3)
+    assert scores["ndv_percent"] == metrics.non_diffeomorphic(u).volume_percent > 0
     assert "ndv_percent" not in scoring.regularity(transform, truth.fixed, ndv=False)
 
 
@@ -119,24 +119,24 @@ def test_field_in_voxels_by_hand(truth):
 
 def test_a_mirror_folds_everywhere(truth):
     mirror = geometry.affine_transform(np.diag([-1.0, 1, 1, 1]))
-    found = scoring.regularity(mirror, truth.fixed)
-    assert found["folding_fraction"] == 1
-    assert found["ndv_percent"] == 100
+    scores = scoring.regularity(mirror, truth.fixed)
+    assert scores["folding_fraction"] == 1
+    assert scores["ndv_percent"] == 100
 
 
 def test_inverse_consistency_by_hand(truth):
     forth, back = along_i(2.0), along_i(-1.5)
-    found = scoring.inverse_consistency_mm(forth, back, truth.fixed)
-    assert found == pytest.approx({"mean": 0.5, "p95": 0.5, "max": 0.5}, abs=1e-5)
+    scores = scoring.inverse_consistency_mm(forth, back, truth.fixed)
+    assert scores == pytest.approx({"mean": 0.5, "p95": 0.5, "max": 0.5}, abs=1e-5)
 
 
 def test_a_lost_structure_is_counted_and_not_averaged(truth):
     gone = boxes(2)
     gone[gone == 5] = 0
-    found = scoring.score(along_i(2.0), scoring.Truth(truth.fixed, truth.fixed_labels, image(gone)))
-    assert found["structures"][5] == {"dice": 0, "jaccard": 0, "hd95_mm": None, "surface_mm": None}
-    assert found["structures_lost"] == 1
-    assert found["hd95_mm"] == 0
+    scores = scoring.score(along_i(2.0), scoring.Truth(truth.fixed, truth.fixed_labels, image(gone)))
+    assert scores["structures"][5] == {"dice": 0, "jaccard": 0, "hd95_mm": None, "surface_mm": None}
+    assert scores["structures_lost"] == 1
+    assert scores["hd95_mm"] == 0
 
 
 def test_bad_labels_and_landmarks_are_refused(truth):

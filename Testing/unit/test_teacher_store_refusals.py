@@ -15,7 +15,7 @@ import pytest
 from stores import KEYS, META, SHAPE, check, damage_entry, field, left, write
 
 from LDRCore import RegistrationError
-from LDRCore.distillation import hdf5
+from LDRCore.distillation import disk, hdf5
 from LDRCore.distillation.teacher_store import TeacherStore, TeacherStoreWriter, needed_bytes, pair_key
 
 ROOT = Path(__file__).parents[2]
@@ -206,7 +206,7 @@ def test_without_h5py(path, monkeypatch):
 
 
 def test_importing_it_needs_no_h5py():
-    code = "import sys; sys.modules['h5py'] = None; import LDRCore.teacher_store; print('torch' in sys.modules)"
+    code = "import sys; sys.modules['h5py'] = None; import LDRCore.distillation.teacher_store; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "False"
 
@@ -216,7 +216,7 @@ def test_importing_it_needs_no_h5py():
 
 def free(monkeypatch, size: int) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(hdf5.shutil, "disk_usage", lambda _: usage(10**12, 10**12 - size, size))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage(10**12, 10**12 - size, size))
 
 
 def test_space_is_checked_before_starting(path, monkeypatch):
