@@ -32,15 +32,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": {
         *("errors", "torch_context", "sampling", "geometry", "io", "transforms", "losses", "models", "cpu"),
     },
-    "result": {"errors", "geometry", "io"},
-    "report": {"errors", "sampling", "geometry", "io", "transforms", "losses", "models", "pipeline"},
-    "registration": {
-        *("errors", "torch_context", "sampling", "geometry", "io", "transforms", "pipeline", "result", "report"),
-    },
+    "result": {"errors", "geometry"},
+    "report": {"errors", "sampling", "geometry", "io", "transforms", "losses", "pipeline"},
+    "registration": {"errors", "torch_context", "geometry", "io", "pipeline", "result", "report"},
     "evaluation": {"errors", "geometry", "io", "registration"},
     "cli": {
-        *("errors", "torch_context", "sampling", "geometry", "io", "transforms", "models", "cpu", "pipeline", "result"),
-        *("registration", "evaluation"),
+        *("errors", "sampling", "geometry", "io", "transforms", "models", "cpu", "pipeline", "result", "registration"),
+        "evaluation",
     },
 }
 
