@@ -6,10 +6,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Without a GPU the CPU build of torch is asked for first: the general build brings several GB of GPU libraries.
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
-TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+PINNED_TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+# of `make test-torch`; everything else uses the pinned one
+TORCH ?= $(PINNED_TORCH)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint tables peers clean
+.PHONY: demo test test-torch lint tables peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ldr demo --out demo-output
@@ -21,6 +23,19 @@ lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The core's tests under another version of torch, in a virtual environment of its own: make test-torch TORCH=2.6.0
+# Slicer's module and other registration programs are left to `make test`.
+CORE_TESTS := Testing/unit Testing/oracle Testing/integration/test_cli.py Testing/integration/test_memory.py \
+	Testing/integration/test_precision.py Testing/integration/test_registration.py \
+	Testing/integration/test_training.py
+
+OTHER_TORCH := .venv-torch-$(TORCH)
+OTHER_PIP := $(OTHER_TORCH)/bin/python -m pip --disable-pip-version-check install --quiet \
+	--constraint $(OTHER_TORCH)/constraints.txt
+
+test-torch: $(OTHER_TORCH)/.installed
+	$(OTHER_TORCH)/bin/python -m pytest $(CORE_TESTS) --ignore=Testing/unit/test_slicer_extension.py
 
 # The paper's tables and figures on whatever lies in DATA (see Training/configs): make tables DATA=folder
 # Goes on where it stopped. WORKERS pairs at a time; PAIRS=n only the first n of every data set; MODELS: folders with
@@ -44,7 +59,7 @@ PEERS := .venv-peers
 peers: $(PEERS)/.installed
 
 clean:
-	rm -rf $(VENV) $(PEERS) demo-output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) .venv-torch-* demo-output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.created:
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else f"Python must be 3.10 to 3.13, got {v[0]}.{v[1]}: set PYTHON")'
@@ -52,7 +67,7 @@ $(VENV)/.created:
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
-	$(if $(HAS_GPU),$(PIP) torch,$(PIP) "torch==$(TORCH)+cpu" 2>/dev/null || $(PIP) torch)
+	$(if $(HAS_GPU),$(PIP) torch,$(PIP) "torch==$(PINNED_TORCH)+cpu" 2>/dev/null || $(PIP) torch)
 	$(PIP) --editable .
 	touch $@
 
@@ -70,6 +85,14 @@ $(VENV)/.installed-lint: $(VENV)/.installed
 
 $(PEERS)/.installed: constraints.txt
 	$(PYTHON) -m venv $(PEERS)
-	$(subst $(BIN),$(PEERS)/bin,$(if $(HAS_GPU),$(PIP) torch,$(PIP) "torch==$(TORCH)+cpu" 2>/dev/null || $(PIP) torch))
+	$(subst $(BIN),$(PEERS)/bin,$(if $(HAS_GPU),$(PIP) torch,$(PIP) "torch==$(PINNED_TORCH)+cpu" 2>/dev/null || $(PIP) torch))
 	$(subst $(BIN),$(PEERS)/bin,$(PIP)) antspyx picsl_greedy convexAdam voxelmorph SimpleITK
+	touch $@
+
+# The pins but for torch's; of torch the CPU build where the index has one.
+$(OTHER_TORCH)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OTHER_TORCH)
+	grep -v '^torch==' constraints.txt > $(OTHER_TORCH)/constraints.txt
+	$(OTHER_PIP) "torch==$(TORCH)+cpu" 2>/dev/null || $(OTHER_PIP) "torch==$(TORCH)"
+	$(OTHER_PIP) "torch==$(TORCH)" --editable '.[train,evaluate,fast]' pytest hypothesis monai
 	touch $@

@@ -1,97 +1,265 @@
-"""The direction of imports, and that importing costs nothing."""
+"""The structure of the code: which package may import which, no circles, and that importing costs nothing."""
 
 from __future__ import annotations
 
 import ast
+import functools
+import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CORE = sorted((ROOT / "LDRCore").rglob("*.py"))
-SCRIPTS = sorted((ROOT / "Training").rglob("*.py"))
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+LONGEST_FILE = 400  # lines
 
-# what a layer may import from the package (itself excepted); everything not listed may import everything but Training
-ALLOWED = {
-    "LDRCore.errors": set(),
-    "LDRCore.memory": set(),
-    "LDRCore.compiling": set(),
-    "LDRCore.turns": {"LDRCore.compiling"},
-    "LDRCore.kernels": {"LDRCore.compiling"},
-    "LDRCore.sampling": {"LDRCore.kernels"},
-    "LDRCore.spatial": {"LDRCore.sampling"},
-    "LDRCore.losses": {"LDRCore.spatial"},
-    "LDRCore.metrics": set(),
-    "LDRCore.surface": set(),
-    "LDRCore.refine": {"LDRCore.spatial", "LDRCore.losses"},
-    "LDRCore.aldk": {"LDRCore.spatial", "LDRCore.losses", "LDRCore.models.discriminator"},
-    "LDRCore.geometry": {"LDRCore.errors", "LDRCore.images"},
-    "LDRCore.images": {"LDRCore.errors"},
-    "LDRCore.hdf5": {"LDRCore.errors"},
-    "LDRCore.teacher_store": {"LDRCore.errors", "LDRCore.hdf5"},
-    "LDRCore.scoring": {
-        "LDRCore.errors",
-        "LDRCore.geometry",
-        "LDRCore.images",
-        "LDRCore.metrics",
-        "LDRCore.surface",
+# Which part of LDRCore may import which. A row names only rows above it: imports go one way.
+# A part is a package of LDRCore or a file beside them. docs/architecture.md prints this table; a test compares.
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "torch_context": set(),
+    "sampling": set(),
+    "geometry": {"errors"},
+    "io": {"errors", "geometry"},
+    "transforms": {"errors", "torch_context", "sampling", "geometry"},
+    "losses": {"transforms"},
+    "models": {"errors", "transforms", "losses"},
+    "cpu": {"errors", "models"},
+    "distillation": {"errors", "transforms", "losses"},
+    "pipeline": {
+        *("errors", "torch_context", "sampling", "geometry", "io", "transforms", "losses", "models", "cpu"),
     },
-    "LDRCore.preprocess": {"LDRCore.geometry", "LDRCore.sampling"},
+    "result": {"errors", "geometry"},
+    "report": {"errors", "sampling", "geometry", "io", "transforms", "losses", "pipeline"},
+    "registration": {"errors", "torch_context", "geometry", "io", "pipeline", "result", "report"},
+    "evaluation": {"errors", "geometry", "io", "registration"},
+    "cli": {
+        *("errors", "sampling", "geometry", "io", "transforms", "models", "cpu", "pipeline", "result", "registration"),
+        "evaluation",
+    },
 }
-MODELS = {"LDRCore.spatial", "LDRCore.losses", "LDRCore.sampling", "LDRCore.compiling", "LDRCore.turns"}
+
+# Which packages of others a part may import, at the top of a file or inside a function. None in every part not listed.
+OTHERS: dict[str, set[str]] = {
+    "torch_context": {"torch"},
+    "sampling": {"numpy", "torch", "numba"},
+    "geometry": {"numpy", "SimpleITK"},
+    "io": {"numpy", "SimpleITK"},
+    "transforms": {"numpy", "torch", "SimpleITK"},
+    "losses": {"torch"},
+    "models": {"torch"},
+    "cpu": {"torch"},
+    "distillation": {"numpy", "torch", "h5py"},
+    "pipeline": {"numpy", "torch", "SimpleITK"},
+    "result": {"numpy", "SimpleITK"},
+    "report": {"numpy", "torch", "SimpleITK"},
+    "registration": {"numpy", "SimpleITK"},
+    "evaluation": {"numpy", "SimpleITK"},
+    "cli": {"numpy", "torch", "SimpleITK", "matplotlib", "tqdm"},
+}
 
 
-def module_name(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+@dataclass(frozen=True)
+class Import:
+    """One import statement's target.
+
+    Attributes:
+        module: full name of the imported module.
+        name: what is taken from it with `from module import name`, or "".
+        types_only: it stands in a TYPE_CHECKING block.
+    """
+
+    module: str
+    name: str
+    types_only: bool
 
 
-def imports(path: Path) -> set[str]:
-    """Modules that a file imports anywhere, type-checking blocks left out."""
-    found: set[str] = set()
-
-    def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            return
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        if isinstance(node, ast.ImportFrom) and node.module:
-            if node.module == "LDRCore":
-                found.update(f"LDRCore.{alias.name}" for alias in node.names)
-            else:
-                found.add(node.module)
-        for child in ast.iter_child_nodes(node):
-            visit(child)
-
-    visit(ast.parse(path.read_text(encoding="utf-8")))
+def files_of(package: str) -> dict[str, Path]:
+    """{module name: file} of a folder beside this one's parents."""
+    found = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        found[".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")] = path
     return found
 
 
-@pytest.mark.parametrize("path", CORE, ids=module_name)
-def test_the_core_never_imports_slicer_or_training(path):
-    roots = {name.split(".")[0] for name in imports(path)}
-    assert not roots & {"slicer", "vtk", "qt", "ctk", "Training", "Testing", "monai"}
+@functools.cache
+def imports_of(path: Path) -> tuple[Import, ...]:
+    """Every import of a file, those inside functions and TYPE_CHECKING blocks as well."""
+    return tuple(imports_in(path.read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("path", [p for p in CORE if p.parent.name == "models" or p.stem in ("spatial", "losses")])
-def test_spatial_losses_and_models_are_torch_only(path):
-    assert "SimpleITK" not in {name.split(".")[0] for name in imports(path)}
+def imports_in(text: str) -> list[Import]:
+    found: list[Import] = []
+
+    def visit(node: ast.AST, types_only: bool) -> None:
+        if isinstance(node, ast.Import):
+            found.extend(Import(alias.name, "", types_only) for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            found.extend(Import(node.module or "", alias.name, types_only) for alias in node.names)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for child in node.body:
+                visit(child, True)
+            for child in node.orelse:
+                visit(child, types_only)
+            return
+        for child in ast.iter_child_nodes(node):
+            visit(child, types_only)
+
+    visit(ast.parse(text), False)
+    return found
 
 
-@pytest.mark.parametrize("path", CORE, ids=module_name)
-def test_imports_go_one_way(path):
-    name = module_name(path)
-    inside = {i for i in imports(path) if i.startswith("LDRCore.")} - {name}
-    if name.startswith("LDRCore.models"):
-        assert all(i in MODELS or i.startswith("LDRCore.models") for i in inside), inside
-    elif name in ALLOWED:
-        assert inside <= ALLOWED[name]
+def edges(files: dict[str, Path], *, with_types: bool) -> dict[str, set[str]]:
+    """{module: modules of the same folder that it imports}.
+
+    `LDRCore/__init__.py` re-exports names of modules that import it for `__version__`, which needs none of them. That
+    name alone is not an edge.
+    """
+    graph: dict[str, set[str]] = {}
+    for name, path in files.items():
+        targets = set()
+        for item in imports_of(path):
+            if item.types_only and not with_types:
+                continue
+            full = f"{item.module}.{item.name}"
+            target = full if full in files else item.module
+            if target in files and (target, item.name) != ("LDRCore", "__version__"):
+                targets.add(target)
+        graph[name] = targets
+    return graph
 
 
-def test_scripts_were_found():
-    assert len(CORE) > 10
-    assert SCRIPTS
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The modules of one circle in the order in which they import each other; empty where there is none."""
+    finished: set[str] = set()
+    path: list[str] = []
+
+    def follow(module: str) -> list[str]:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module in finished:
+            return []
+        path.append(module)
+        found = next((c for c in map(follow, sorted(graph[module])) if c), [])
+        path.pop()
+        finished.add(module)
+        return found
+
+    return next((c for c in map(follow, sorted(graph)) if c), [])
+
+
+CORE = files_of("LDRCore")
+TRAINING = files_of("Training")
+
+
+def part_of(module: str) -> str:
+    """The row of `MAY_IMPORT` that a module of LDRCore belongs to; "" is LDRCore/__init__.py."""
+    return module.partition(".")[2].partition(".")[0]
+
+
+def test_every_part_of_the_core_has_its_row():
+    parts = {part_of(name) for name in CORE} - {""}
+    assert parts == set(MAY_IMPORT)
+    assert parts >= set(OTHERS)
+    assert len(TRAINING) > 20
+
+
+def test_rows_name_only_rows_above_them():
+    above: set[str] = set()
+    for part, allowed in MAY_IMPORT.items():
+        assert allowed <= above, f"{part} must import only what stands above it, got {sorted(allowed - above)}"
+        above.add(part)
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_a_part_imports_only_what_its_row_allows(part):
+    own = {name: path for name, path in CORE.items() if part_of(name) == part}
+    found = {
+        f"{name} imports {target}"
+        for name, targets in edges(CORE, with_types=True).items()
+        if name in own
+        for target in targets
+        if part_of(target) not in {part, *MAY_IMPORT[part]}
+    }
+    assert not found
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_a_part_imports_only_the_other_packages_of_its_row(part):
+    """So the core never imports Slicer, Qt, VTK or Training, and networks and losses know torch alone."""
+    own = [path for name, path in CORE.items() if part_of(name) == part]
+    roots = {item.module.partition(".")[0] for path in own for item in imports_of(path)}
+    assert roots - set(sys.stdlib_module_names) - {"LDRCore"} <= OTHERS.get(part, set())
+
+
+def test_inside_the_core_only_the_version_comes_from_the_root():
+    """`from LDRCore import register` inside LDRCore would close a circle through the root."""
+    found = {
+        f"{name} imports {item.name or 'LDRCore'} from the root"
+        for name, path in CORE.items()
+        for item in imports_of(path)
+        if item.module == "LDRCore" and item.name != "__version__" and f"LDRCore.{item.name}" not in CORE
+    }
+    assert not found
+
+
+def test_no_circle_in_the_core_even_for_types():
+    assert circle(edges(CORE, with_types=True)) == []
+
+
+def test_no_circle_in_training():
+    assert circle(edges(TRAINING, with_types=False)) == []
+
+
+def test_imports_and_circles_by_hand():
+    text = "import a.b\ndef f():\n    from c import d\nif TYPE_CHECKING:\n    from e import f\nelse:\n    import g\n"
+    expected = [("a.b", "", False), ("c", "d", False), ("e", "f", True), ("g", "", False)]
+    assert [(i.module, i.name, i.types_only) for i in imports_in(text)] == expected
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_files_of_the_core_are_short(name):
+    assert len(CORE[name].read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
+
+
+def test_cmake_lists_exactly_the_files_of_the_core():
+    """What is not listed is missing in Slicer; what is listed and missing stops its build."""
+    text = (ROOT / "LDRCore" / "CMakeLists.txt").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"set\(LDRCORE_PYTHON_SCRIPTS\s+(.*?)\)", text, re.DOTALL)
+    assert sorted(listed.split()) == sorted(p.relative_to(ROOT / "LDRCore").as_posix() for p in CORE.values())
+
+
+def test_an_installation_holds_every_package():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^packages = \[(.*?)\]", text, re.MULTILINE | re.DOTALL)
+    packages = {name for name, path in CORE.items() if path.name == "__init__.py"}
+    assert sorted(re.findall(r'"([^"]+)"', listed)) == sorted(packages)
+
+
+def test_the_architecture_page_prints_these_tables():
+    rows = {}
+    for line in ARCHITECTURE.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if re.fullmatch(r"`[a-z_]+`", cells[0]) and len(cells) == 4:
+            rows[cells[0].strip("`")] = [sorted(re.findall(r"[A-Za-z_0-9]+", cell)) for cell in cells[2:]]
+    expected = {part: [sorted(MAY_IMPORT[part]), sorted(OTHERS.get(part, set()))] for part in MAY_IMPORT}
+    assert rows == expected
+    assert list(rows) == list(expected)
+
+
+def test_the_architecture_page_names_files_that_exist():
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:[\w.]+/)*[\w.]+(?:\.py|\.toml|\.ui|\.md|/))`", text))
+    places = (ROOT, ROOT / "LDRCore", ROOT / "LightweightRegistration", ROOT / "docs")
+    missing = {name for name in named if not any((place / name).exists() for place in places)}
+    assert len(named) > 25
+    assert not missing
 
 
 @pytest.mark.parametrize("statement", ["import LDRCore", "import LDRCore.cli", "import LDRCore; LDRCore.__version__"])
