@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
+GUARD_S = 900.0  # against hanging only: tests wait for events, however long they take on a busy machine
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -72,14 +77,29 @@ def snapshot() -> dict[str, tuple[str, int]]:
     return found
 
 
-def spin(job: Any, until: Any = None, seconds: float = 120.0) -> None:
-    """Poll a job until it is finished, or until something holds."""
-    import time
+def wait_until(holds: Callable[[], bool], what: Callable[[], str], pause_s: float = 0.01) -> None:
+    """Wait for an event.
 
-    end = time.monotonic() + seconds
-    while not job.poll() and not (until is not None and until()):
-        assert time.monotonic() < end, f"still at {job.fraction} {job.message}"
-        time.sleep(0.01)
+    Args:
+        holds: whether it has happened.
+        what: describes the state, for the message where it never happens.
+        pause_s: between two looks.
+    """
+    end = time.monotonic() + GUARD_S
+    while not holds():
+        assert time.monotonic() < end, what()
+        time.sleep(pause_s)
+
+
+def spin(job: Any, until: Callable[[], bool] = lambda: False) -> None:
+    """Poll a job until it is finished, or until something holds."""
+    wait_until(lambda: job.poll() or until(), lambda: f"still at {job.fraction} {job.message}")
+
+
+def pause(process: Any) -> None:
+    """Stop a process where it stands, so that it cannot finish before a test ends it (where the system can do that)."""
+    if hasattr(signal, "SIGSTOP"):
+        os.kill(process.pid, signal.SIGSTOP)
 
 
 def array(node: Any) -> np.ndarray:

@@ -242,6 +242,7 @@ def main() -> None:
     """Serve requests until stdin ends, then leave nothing behind."""
     session, core = Path(sys.argv[1]), sys.argv[2]
     sys.path[0] = core  # in place of this file's folder, whose names are none of its business
+    limit_spinning()
     keep_memory()
     threading.Thread(target=watch, args=(session,), daemon=True).start()
     try:
@@ -256,6 +257,15 @@ def main() -> None:
             serve(json.loads(line))
     finally:
         shutil.rmtree(session, ignore_errors=True)
+
+
+def limit_spinning() -> None:
+    """Let idle threads of GNU OpenMP sleep early: torch's otherwise spin for milliseconds and slow Slicer down.
+
+    The variable is read when torch is imported. A policy that the user chose (OMP_WAIT_POLICY) stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def keep_memory() -> None:

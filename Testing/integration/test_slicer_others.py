@@ -234,7 +234,7 @@ def test_a_cancelled_sequence_leaves_nothing(logic, scene):
     fixed, sequence = frames(scene)
     before = snapshot()
     job = logic.startSequence(fixed, sequence, 1)
-    spin(job, until=lambda: job.fraction > 0.4)
+    spin(job, until=lambda: job.fraction > 0.3)
     assert "frame 2 of 3" in job.message
     job.cancel()
     assert snapshot() == before
