@@ -161,10 +161,10 @@ def mask(
         role: "fixed mask" or "moving mask".
 
     Raises:
-        InputError: another kind of node, another grid, or nothing inside.
+        InputError: another kind of node, another grid, a non-linear parent transform, or nothing inside.
     """
     if node.IsA("vtkMRMLSegmentationNode"):
-        inside = _segmentation_on(node, volume, role)
+        inside = _segmentation_on(node, reference, volume.GetName(), role)
     elif node.IsA("vtkMRMLLabelMapVolumeNode"):
         inside = _labelmap_on(node, reference, volume.GetName(), role)
     else:
@@ -193,19 +193,22 @@ def _labelmap_on(node: slicer.vtkMRMLLabelMapVolumeNode, reference: Picture, nam
     return values != 0
 
 
-def _segmentation_on(node: slicer.vtkMRMLSegmentationNode, volume: slicer.vtkMRMLVolumeNode, role: str) -> np.ndarray:
+def _segmentation_on(node: slicer.vtkMRMLSegmentationNode, reference: Picture, name: str, role: str) -> np.ndarray:
     segmentation = node.GetSegmentation()
     if segmentation.GetNumberOfSegments() == 0:
         raise InputError(f"the {role} must hold a segment, got '{node.GetName()}' without any")
-    reference = slicer.vtkSlicerSegmentationsModuleLogic.CreateOrientedImageDataFromVolumeNode(
-        volume, node.GetParentTransformNode()
+    # The volume's grid in the segmentation's own frame. CreateOrientedImageDataFromVolumeNode gives another grid where
+    # both nodes have parents: it does not see that the transform between them is linear.
+    geometry = slicer.vtkOrientedImageData()
+    geometry.SetDimensions(*reference.values.shape[::-1])
+    geometry.SetGeometryFromImageToWorldMatrix(
+        matrix_of(np.linalg.inv(parent_to_world(node, role)) @ reference.to_world)
     )
     merged = slicer.vtkOrientedImageData()
     ids = vtk.vtkStringArray()
     segmentation.GetSegmentIDs(ids)
-    node.GenerateMergedLabelmapForAllSegments(merged, slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY, reference, ids)
+    node.GenerateMergedLabelmapForAllSegments(merged, slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY, geometry, ids)
     scalars = merged.GetPointData().GetScalars()
-    dimensions = volume.GetImageData().GetDimensions()
-    if scalars is None or merged.GetDimensions() != dimensions:
-        raise InputError(f"the {role} must cover some of '{volume.GetName()}', got '{node.GetName()}', which does not")
-    return vtk.util.numpy_support.vtk_to_numpy(scalars).reshape(dimensions[::-1]) != 0
+    if scalars is None or merged.GetDimensions() != geometry.GetDimensions():
+        raise InputError(f"the {role} must cover some of '{name}', got '{node.GetName()}', which does not")
+    return vtk.util.numpy_support.vtk_to_numpy(scalars).reshape(reference.values.shape) != 0

@@ -292,6 +292,34 @@ def test_a_segmentation_of_another_grid_under_a_parent_becomes_a_mask_on_the_vol
     assert mask.sum() == pytest.approx(21**3 / 27, rel=0.1)
 
 
+@pytest.mark.parametrize("volume_parent", [None, turned(-15, (4, 9, -6), axis=0)], ids=["none", "another"])
+def test_a_mask_segmentation_lies_where_its_own_parent_puts_it(scene, volume_parent):
+    """A cube of 21 mm under a parent of its own; the volume has none, or a different one."""
+    from LightweightRegistrationLib import volumes
+
+    fixed, _ = blobs()
+    if volume_parent is not None:
+        fixed.SetAndObserveTransformNodeID(linear("P", volume_parent).GetID())
+    world_from_cube = turned(20, (6, -5, 8))
+    picture = volumes.picture(fixed, "fixed volume")
+    world = np.moveaxis(np.indices(picture.values.shape)[::-1], 0, -1) @ picture.to_world[:3, :3].T
+    world += picture.to_world[:3, 3]
+    cube_from_world = np.linalg.inv(world_from_cube)
+    points = world @ cube_from_world[:3, :3].T + cube_from_world[:3, 3]  # of voxels, in the segmentation's own frame
+    centre = points[12, 13, 14]
+    to_local = np.eye(4)
+    to_local[:3, 3] = centre - 10
+    cube = add_volume("cube", np.ones((21, 21, 21), np.uint8), to_local, "LabelMap")
+    segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "cube")
+    slicer.vtkSlicerSegmentationsModuleLogic.ImportLabelmapToSegmentationNode(cube, segmentation)
+    segmentation.SetAndObserveTransformNodeID(linear("Q", world_from_cube).GetID())
+    mask = volumes.mask(segmentation, fixed, picture, "fixed mask").astype(bool)
+    distance = np.abs(points - centre).max(-1)  # the faces lie at 10.5 mm
+    assert mask[distance < 10].all()
+    assert not mask[distance > 11].any()
+    assert mask.sum() == pytest.approx(21**3 / 27, rel=0.1)
+
+
 @pytest.mark.parametrize("kind", ["linear", "grid"])
 def test_an_initial_transform_is_where_it_starts(logic, scene, kind):
     fixed, moving = blobs()

@@ -121,6 +121,28 @@ def test_a_segmentation_keeps_its_overlapping_segments_names_and_colours(logic, 
         assert np.array_equal(_on(out, bent.fixed), expected)
 
 
+def test_a_segmentation_is_brought_from_where_its_own_parent_puts_it(logic, bent, scene):
+    """Under a parent of its own, while both volumes are under others: the moving volume's does not count for it."""
+    labels = add_volume("labels", (array(bent.moving) > 250).astype(np.uint8), local(bent.moving), "LabelMap")
+    node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "organ")
+    slicer.vtkSlicerSegmentationsModuleLogic.ImportLabelmapToSegmentationNode(labels, node)
+    world_from_segmentation = turned(15, (6, -9, 4), axis=1)
+    node.SetAndObserveTransformNodeID(linear("Q", world_from_segmentation).GetID())
+    bent.moving.SetAndObserveTransformNodeID(linear("R", turned(-20, (-7, 3, 5))).GetID())
+    bent.fixed.SetAndObserveTransformNodeID(linear("P", turned(10, (1, 2, 3))).GetID())
+    image = image_of(labels, world_from_segmentation @ local(labels))
+    reference = image_of(bent.fixed)
+    expected = sitk.GetArrayFromImage(
+        sitk.Resample(image, reference, sitk_transform(bent.transform), sitk.sitkNearestNeighbor)
+    )
+    assert expected.sum() > 100
+    new = logic.bringAlong(node, bent.transform)
+    assert new.GetParentTransformNode() is bent.fixed.GetParentTransformNode()
+    out = slicer.vtkOrientedImageData()
+    new.GetBinaryLabelmapRepresentation(new.GetSegmentation().GetNthSegmentID(0), out)
+    assert np.array_equal(_on(out, bent.fixed), expected)
+
+
 def _on(labels, volume) -> np.ndarray:
     """A segment's labelmap, which may be cropped, as 0 and 1 on a volume's whole grid."""
     from LightweightRegistrationLib import volumes
