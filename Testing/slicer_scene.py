@@ -18,10 +18,10 @@ LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 def image_of(node: Any, to_world: np.ndarray | None = None) -> sitk.Image:
     """A volume node as a SimpleITK image in world coordinates."""
     import slicer
-    from LightweightRegistrationLib import volumes
+    from LightweightRegistrationLib import volume_nodes
 
     if to_world is None:
-        to_world = volumes.parent_to_world(node, "volume") @ volumes.voxel_to_local(node)
+        to_world = volume_nodes.parent_to_world(node, "volume") @ volume_nodes.voxel_to_local(node)
     lps = LPS @ to_world
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     image = sitk.GetImageFromArray(slicer.util.arrayFromVolume(node))
@@ -34,12 +34,12 @@ def image_of(node: Any, to_world: np.ndarray | None = None) -> sitk.Image:
 def add_volume(name: str, values: np.ndarray, to_local: np.ndarray | None = None, kind: str = "Scalar") -> Any:
     """A new volume node (kind "Scalar" or "LabelMap")."""
     import slicer
-    from LightweightRegistrationLib import volumes
+    from LightweightRegistrationLib import volume_nodes
 
     node = slicer.mrmlScene.AddNewNodeByClass(f"vtkMRML{kind}VolumeNode", name)
     slicer.util.updateVolumeFromArray(node, values)
     if to_local is not None:
-        node.SetIJKToRASMatrix(volumes.matrix_of(to_local))
+        node.SetIJKToRASMatrix(volume_nodes.matrix_of(to_local))
     node.CreateDefaultDisplayNodes()
     return node
 
@@ -47,10 +47,10 @@ def add_volume(name: str, values: np.ndarray, to_local: np.ndarray | None = None
 def linear(name: str, matrix: np.ndarray) -> Any:
     """A new linear transform node, to parent."""
     import slicer
-    from LightweightRegistrationLib import volumes
+    from LightweightRegistrationLib import volume_nodes
 
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", name)
-    node.SetMatrixTransformToParent(volumes.matrix_of(matrix))
+    node.SetMatrixTransformToParent(volume_nodes.matrix_of(matrix))
     return node
 
 
@@ -123,9 +123,9 @@ def assert_same_volume(found: np.ndarray, expected: np.ndarray) -> None:
 
 def local(node: Any) -> np.ndarray:
     """4x4 voxel -> RAS mm without parents."""
-    from LightweightRegistrationLib import volumes
+    from LightweightRegistrationLib import volume_nodes
 
-    return volumes.voxel_to_local(node)
+    return volume_nodes.voxel_to_local(node)
 
 
 def moved(transform: Any, point: Any) -> tuple[float, float, float]:
@@ -148,7 +148,7 @@ def blobs(count: int = 2) -> list[Any]:
 def frames(scene: Any, count: int = 3) -> tuple[Any, Any]:
     """A fixed volume, and a sequence of volumes that turn and move."""
     import slicer
-    from LightweightRegistrationLib import volumes
+    from LightweightRegistrationLib import volume_nodes
 
     fixed, moving = blobs()
     sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode", "breathing")
@@ -156,7 +156,7 @@ def frames(scene: Any, count: int = 3) -> tuple[Any, Any]:
     sequence.SetIndexUnit("s")
     for n in range(count):
         frame = slicer.vtkMRMLScalarVolumeNode()
-        frame.SetIJKToRASMatrix(volumes.matrix_of(turned(3 * n, (2.0 * n, 0, 0)) @ local(moving)))
+        frame.SetIJKToRASMatrix(volume_nodes.matrix_of(turned(3 * n, (2.0 * n, 0, 0)) @ local(moving)))
         slicer.util.updateVolumeFromArray(frame, slicer.util.arrayFromVolume(moving))
         sequence.SetDataNodeAtValue(frame, str(0.5 * n))
     return fixed, sequence

@@ -61,10 +61,11 @@ def test_the_ui_file_hands_the_scene_to_every_selector():
 
 def test_the_panel_uses_only_widgets_of_the_ui_file():
     names = {w.get("name") for w in ET.parse(UI).iter("widget")}
-    source = (application.MODULE / "LightweightRegistrationLib" / "panel.py").read_text(encoding="utf-8")
-    used = set(re.findall(r"\bui\.(\w+)", source))
-    assert used
-    assert used <= names
+    for file in ("panel.py", "panel_display.py"):
+        source = (application.MODULE / "LightweightRegistrationLib" / file).read_text(encoding="utf-8")
+        used = set(re.findall(r"\bui\.(\w+)", source))
+        assert used
+        assert used <= names
 
 
 # try it, apply, results
@@ -81,17 +82,17 @@ def test_try_it_then_apply_shows_warped_volume_results_and_an_early_view(opened,
     ui.cascadesSlider.value = 1
     assert p.cascades == 1
     moving = p.movingVolume.GetMTime()
-    show, shown = opened.panel._show_early, []
+    show, shown = opened.panel.display.showEarlyView, []
 
     def show_and_look(*arguments):
         show(*arguments)
-        early = opened.panel._early
+        early = opened.panel.display.earlyView
         assert composite().GetForegroundVolumeID() == early.volume.GetID()
         assert early.volume.GetImageData() is p.movingVolume.GetImageData()  # shared, not copied
         assert p.warpedVolume is None
         shown.append(early)
 
-    monkeypatch.setattr(opened.panel, "_show_early", show_and_look)
+    monkeypatch.setattr(opened.panel.display, "showEarlyView", show_and_look)
     click(ui.applyButton)
     assert ui.applyButton.text == "Cancel"
     assert ui.progressBar.isVisible()
@@ -140,10 +141,10 @@ def test_apply_says_what_is_missing(opened):
 
 
 def test_cancel_leaves_the_scene_and_the_views_as_they_were(chosen):
-    from LightweightRegistrationLib import views
+    from LightweightRegistrationLib import slice_display
 
     chosen.p.refinementSteps = 500  # it will not finish before it is cancelled
-    views.show(chosen.fixed, chosen.moving, 0.3)
+    slice_display.show_layers(chosen.fixed, chosen.moving, 0.3)
     before = {k: v for k, v in snapshot().items() if "ScriptedModule" not in k and "Slice" not in k}
     click(chosen.ui.applyButton)
     run(chosen, until=lambda: chosen.panel.job.fraction > 0.1)

@@ -83,7 +83,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_refused_in_one_sentence_and_the_scene_is_unchanged(logic, scene, case):
-    from LightweightRegistrationLib.core import InputError
+    from LightweightRegistrationLib.module_errors import InputError
 
     fixed, moving = blobs()
     build, message = BAD[case]
@@ -96,13 +96,13 @@ def test_bad_input_is_refused_in_one_sentence_and_the_scene_is_unchanged(logic, 
 
 
 def test_volumes_apart_are_refused_only_where_nothing_centres_them(logic, scene):
-    from LightweightRegistrationLib import volumes
-    from LightweightRegistrationLib.core import InputError
+    from LightweightRegistrationLib import volume_nodes
+    from LightweightRegistrationLib.module_errors import InputError
 
     fixed, moving = blobs()
     far = local(moving).copy()
     far[0, 3] += 400
-    moving.SetIJKToRASMatrix(volumes.matrix_of(far))
+    moving.SetIJKToRASMatrix(volume_nodes.matrix_of(far))
     before = snapshot()
     with pytest.raises(InputError, match=r"must overlap when they are not centred first, got a gap of 3\d\d mm"):
         logic.register(fixed, moving, 1, prealignment="affine")
@@ -111,12 +111,12 @@ def test_volumes_apart_are_refused_only_where_nothing_centres_them(logic, scene)
 
 
 def test_a_volume_under_a_non_linear_transform_is_refused(logic, scene):
-    from LightweightRegistrationLib import transforms
-    from LightweightRegistrationLib.core import InputError
+    from LightweightRegistrationLib import transform_nodes
+    from LightweightRegistrationLib.module_errors import InputError
 
     fixed, moving = blobs()
     bent = scene.AddNewNodeByClass("vtkMRMLTransformNode", "bent")
-    transforms.write_field(bent, transforms.Field(np.ones((4, 4, 4, 3)), np.eye(4)))
+    transform_nodes.write_field(bent, transform_nodes.Field(np.ones((4, 4, 4, 3)), np.eye(4)))
     fixed.SetAndObserveTransformNodeID(bent.GetID())
     before = snapshot()
     with pytest.raises(InputError, match="must not be under a non-linear transform, got 'blob 0' under 'bent'"):

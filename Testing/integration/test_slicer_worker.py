@@ -45,7 +45,7 @@ def test_cancel_ends_the_process_in_the_middle_of_its_work_and_leaves_nothing(lo
 
 
 def test_a_scene_closed_during_the_run_is_survived(logic, scene):
-    from LightweightRegistrationLib.core import InputError
+    from LightweightRegistrationLib.module_errors import InputError
 
     job = logic.startRegistration(*blobs(), 1)
     application.clear()
@@ -65,18 +65,18 @@ def test_an_output_removed_during_the_run_is_created_anew(logic, scene):
 
 
 def test_a_process_that_breaks_is_reported_and_the_next_run_has_a_new_one(slicer_module, scene, monkeypatch, tmp_path):
-    from LightweightRegistrationLib import background, core
+    from LightweightRegistrationLib import background, library, module_errors
 
     fixed, moving = blobs()
     broken = tmp_path / "broken.py"
     broken.write_text("import sys\nsys.stdin.readline()\nraise RuntimeError('boom')\n")
-    worker = background.Worker(core.core_folder())
+    worker = background.Worker(library.library_folder())
     logic = slicer_module.LightweightRegistrationLogic(worker)
     before = snapshot()
     try:
         with monkeypatch.context() as patched:
             patched.setattr(background, "WORKER", broken)
-            with pytest.raises(core.InputError, match="must run to its end, got: RuntimeError: boom"):
+            with pytest.raises(module_errors.InputError, match="must run to its end, got: RuntimeError: boom"):
                 logic.register(fixed, moving, 1)
         assert snapshot() == before
         assert logic.register(fixed, moving, 1, jacobian=False).warped is not None
@@ -87,11 +87,11 @@ def test_a_process_that_breaks_is_reported_and_the_next_run_has_a_new_one(slicer
 @pytest.mark.skipif(sys.platform != "linux", reason="reads processes as Linux lists them")
 def test_cancel_reaches_the_interpreter_behind_a_launcher(slicer_module, scene, tmp_path):
     """Slicer puts a launcher before its Python; here one in a group of its own, so that only the watch can reach it."""
-    from LightweightRegistrationLib import background, core
+    from LightweightRegistrationLib import background, library
 
     note = tmp_path / "pid"
     launcher = [sys.executable, "-c", LAUNCHER, str(note), sys.executable]
-    worker = background.Worker(core.core_folder(), command=launcher)
+    worker = background.Worker(library.library_folder(), command=launcher)
     job = slicer_module.LightweightRegistrationLogic(worker).startRegistration(*blobs(), 3, refinementSteps=ENDLESS)
     spin(job, until=lambda: job.message == "refining")
     interpreter = int(note.read_text(encoding="utf-8"))
@@ -114,7 +114,7 @@ def _runs(pid: int) -> bool:
 
 
 def test_a_killed_process_is_taken_for_lack_of_memory(logic, scene):
-    from LightweightRegistrationLib.core import MemoryNeededError
+    from LightweightRegistrationLib.module_errors import MemoryNeededError
 
     fixed, moving = blobs()
     logic.warmUp()
@@ -130,10 +130,10 @@ def test_a_killed_process_is_taken_for_lack_of_memory(logic, scene):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory with ulimit")
 def test_running_out_of_memory_says_how_much_is_needed(slicer_module, scene):
-    from LightweightRegistrationLib import background, core
+    from LightweightRegistrationLib import background, library, module_errors
 
     fixed, moving = blobs()
-    free = background.Worker(core.core_folder())
+    free = background.Worker(library.library_folder())
     try:
         slicer_module.LightweightRegistrationLogic(free).register(fixed, moving, 1)
         with open(f"/proc/{free._process.pid}/status") as status:
@@ -144,11 +144,11 @@ def test_running_out_of_memory_says_how_much_is_needed(slicer_module, scene):
     ball = (((k - 100) ** 2 + (j - 100) ** 2 + (i - 100) ** 2 < 70**2) * (50 + i // 4)).astype(np.uint8)
     fixed, moving = add_volume("large", ball), add_volume("also large", ball[::-1])
     command = ["bash", "-c", f'ulimit -v {peak_kb + 40_000}; exec "$0" "$@"', sys.executable]
-    tight = background.Worker(core.core_folder(), command=command)
+    tight = background.Worker(library.library_folder(), command=command)
     before = snapshot()
     try:
         with pytest.raises(
-            core.MemoryNeededError, match=r"needs about \d\.\d GB of memory, more than could be had here"
+            module_errors.MemoryNeededError, match=r"needs about \d\.\d GB of memory, more than could be had here"
         ):
             slicer_module.LightweightRegistrationLogic(tight).register(fixed, moving, 1)
     finally:
@@ -157,17 +157,17 @@ def test_running_out_of_memory_says_how_much_is_needed(slicer_module, scene):
 
 
 def test_no_room_in_the_temporary_folder_is_said(slicer_module, scene, tmp_path):
-    from LightweightRegistrationLib import background, core
+    from LightweightRegistrationLib import background, library, module_errors
 
-    worker = background.Worker(core.core_folder(), temporary=str(tmp_path / "missing"))
-    with pytest.raises(core.InputError, match=r"keep its images in the temporary folder, got: .*missing"):
+    worker = background.Worker(library.library_folder(), temporary=str(tmp_path / "missing"))
+    with pytest.raises(module_errors.InputError, match=r"keep its images in the temporary folder, got: .*missing"):
         slicer_module.LightweightRegistrationLogic(worker).register(*blobs(), 1)
 
 
 def test_the_process_ends_when_slicer_does(slicer_module, scene):
-    from LightweightRegistrationLib import background, core
+    from LightweightRegistrationLib import background, library
 
-    worker = background.Worker(core.core_folder())
+    worker = background.Worker(library.library_folder())
     slicer_module.LightweightRegistrationLogic(worker).register(*blobs(), 1, jacobian=False)
     session, process = worker._session, worker._process
     assert session.exists()
@@ -184,7 +184,7 @@ def test_threads_are_as_many_as_asked_for(logic, scene, threads):
 def test_importing_the_module_brings_neither_torch_nor_simpleitk_nor_qt():
     code = (
         "import sys; from Testing.standin import application; application.module();"
-        "from LightweightRegistrationLib import views, torch_setup;"
+        "from LightweightRegistrationLib import slice_display, torch_setup;"
         "print([m for m in ('torch', 'SimpleITK', 'LDRCore', 'qt', 'PySide6') if m in sys.modules])"
     )
     done = subprocess.run(
@@ -198,14 +198,14 @@ def test_importing_the_module_brings_neither_torch_nor_simpleitk_nor_qt():
 def test_idle_threads_of_the_process_sleep_early_unless_the_user_chose_a_policy(
     slicer_module, scene, monkeypatch, policy
 ):
-    from LightweightRegistrationLib import background, core
+    from LightweightRegistrationLib import background, library
 
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.setenv("OMP_DISPLAY_ENV", "verbose")  # GNU OpenMP prints what it read when it is loaded
     if policy:
         monkeypatch.setenv("OMP_WAIT_POLICY", policy)
-    worker = background.Worker(core.core_folder())
+    worker = background.Worker(library.library_folder())
     try:
         slicer_module.LightweightRegistrationLogic(worker).register(*blobs(), 1, jacobian=False)
         printed = (worker._session / "log.txt").read_text(encoding="utf-8")

@@ -136,7 +136,7 @@ def test_files_import_and_run_only_what_slicer_allows_when_it_starts(path):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
-def test_the_module_holds_no_tensor_code_and_only_the_worker_and_core_reach_the_library(path):
+def test_the_module_holds_no_tensor_code_and_only_the_worker_imports_the_library(path):
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -147,6 +147,13 @@ def test_the_module_holds_no_tensor_code_and_only_the_worker_and_core_reach_the_
         assert not names & {"LDRCore", "torch", "SimpleITK"}
     assert "light_the_torch" not in names
     assert "pip_install" not in path.read_text(encoding="utf-8")
+
+
+def test_no_file_of_the_module_has_the_name_of_a_file_of_the_library_or_of_training():
+    """A reader who looks for a file by its name finds one."""
+    theirs = {p.stem for folder in ("LDRCore", "Training") for p in (ROOT / folder).rglob("*.py")} - {"__init__"}
+    assert theirs
+    assert not theirs & {p.stem for p in SOURCES}
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +251,7 @@ assert Path(module.__file__).parent == application.MODULE, module.__file__
 from Testing.slicer_scene import blobs
 logic = module.LightweightRegistrationLogic()
 outputs = logic.register(*blobs(), 1)
-assert logic.worker._core == application.MODULE, logic.worker._core
+assert logic.worker._library_folder == application.MODULE, logic.worker._library_folder
 from LightweightRegistrationLib import sample
 sample.load_pair()
 print(outputs.report["model"], outputs.warped.GetName())
