@@ -12,7 +12,7 @@ slicer = pytest.importorskip("slicer", reason="needs slicer-core (make test inst
 from Testing.standin import sliceview
 
 pytestmark = pytest.mark.skipif(
-    bool(sliceview.can_render()), reason=f"{sliceview.can_render()} (README, 'Tests', names the packages)"
+    bool(sliceview.can_render()), reason=f"{sliceview.can_render()} (README, 'In 3D Slicer', names the packages)"
 )
 GRID, FOLDING = (255, 217, 51), (255, 0, 255)
 

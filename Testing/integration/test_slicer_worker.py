@@ -113,6 +113,21 @@ def _runs(pid: int) -> bool:
     return stat.exists() and stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
 
 
+def test_a_process_that_is_no_longer_wanted_ends_whatever_it_is_doing(slicer_module):
+    """Its stdin stays open, and no event fails to be written: only the file in its session folder is gone."""
+    from LightweightRegistrationLib import background, library
+
+    worker = background.Worker(library.library_folder())
+    try:
+        worker.warm_up({"model": "brain-t1-small", "device": "cpu", "threads": 1})
+        session, process = worker._session, worker._process
+        (session / "wanted").unlink()
+        assert process.wait(timeout=GUARD_S) == 0
+        assert not session.exists()
+    finally:
+        worker.close()
+
+
 def test_a_killed_process_is_taken_for_lack_of_memory(logic, scene):
     from LightweightRegistrationLib.module_errors import MemoryNeededError
 
