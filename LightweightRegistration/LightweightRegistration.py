@@ -1,4 +1,4 @@
-"""The module Lightweight Registration: what Slicer looks for by name. The work is in LightweightRegistrationLib."""
+"""The Slicer module Lightweight Registration: module, widget, logic and test. See LightweightRegistrationLib."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import slicer
 import vtk
 from LightweightRegistrationLib import sample, torch_setup
 from LightweightRegistrationLib.background import Worker, close_shared, shared_worker
-from LightweightRegistrationLib.core import InputError, core_folder
 from LightweightRegistrationLib.jobs import Job, RegistrationJob, Settings
-from LightweightRegistrationLib.others import OtherJob
+from LightweightRegistrationLib.library import library_folder
+from LightweightRegistrationLib.module_errors import InputError
+from LightweightRegistrationLib.node_warping import WarpNodeJob
 from LightweightRegistrationLib.outputs import Outputs
 from LightweightRegistrationLib.parameters import LightweightRegistrationParameterNode
 from LightweightRegistrationLib.sequences import SequenceJob
@@ -31,7 +32,7 @@ from slicer.util import VTKObservationMixin
 
 
 class LightweightRegistration(ScriptedLoadableModule):
-    """What Slicer shows about the module before it is opened."""
+    """The module's title, category and help. Slicer creates it at start."""
 
     def __init__(self, parent: Any):
         ScriptedLoadableModule.__init__(self, parent)
@@ -40,8 +41,8 @@ class LightweightRegistration(ScriptedLoadableModule):
         parent.dependencies = []
         parent.contributors = ["The Lightweight Registration developers"]
         parent.helpText = _(
-            "Aligns one 3D scan to another, bending as well as moving it, in about a second on a laptop CPU. Choose a "
-            "fixed and a moving volume and press Apply. The tutorial lies in the extension's README."
+            "Deformable registration of one 3D scan to another in about a second on a laptop CPU. Choose a fixed and a "
+            "moving volume and press Apply. The README of the extension links to a tutorial."
         )
         parent.acknowledgementText = _(
             "The method is the light student of M. Q. Tran et al., Light-weight Deformable Registration using "
@@ -51,31 +52,31 @@ class LightweightRegistration(ScriptedLoadableModule):
 
 
 def registerSampleData() -> None:
-    """Make the bundled pair appear in the module Sample Data."""
+    """Register the bundled pair with the module Sample Data. Slicer calls it after start."""
     sample.register_with_sample_data(Path(__file__).parent / "Resources" / "Icons")
 
 
 class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
-    """Registers volume nodes. Needs no panel: use it from the Python console or from scripts.
+    """Registers volume nodes, from the panel, the Python console or scripts.
 
-    The work is done in another process, which stays warm between calls. Methods whose name begins with `start` return
-    at once with a job to poll; the others wait, keeping the application responsive.
+    A worker process computes; it keeps torch and the model loaded between calls. Methods whose name begins with `start`
+    return a job to poll; the others wait for the result and process the application's events meanwhile.
     """
 
     def __init__(self, worker: Worker | None = None):
-        """`worker` replaces the application's one process, for tests."""
+        """Store a worker process that replaces the application's shared one (for tests)."""
         ScriptedLoadableModuleLogic.__init__(self)
         self._worker = worker
 
     def getParameterNode(self) -> LightweightRegistrationParameterNode:
-        """The panel's choices in this scene."""
+        """Return the panel's parameters in this scene."""
         return LightweightRegistrationParameterNode(super().getParameterNode())
 
     @property
     def worker(self) -> Worker:
-        """The process that registers; started by the first run."""
+        """The worker process; it is started by the first run."""
         if self._worker is None:
-            self._worker = shared_worker(core_folder(), slicer.app.temporaryPath)
+            self._worker = shared_worker(library_folder(), slicer.app.temporaryPath)
         return self._worker
 
     def register(
@@ -87,19 +88,19 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
         progress: Callable[[float, str], None] | None = None,
         **options: Any,
     ) -> Outputs:
-        """Deform the moving volume onto the fixed volume and wait for the result.
+        """Register the moving volume to the fixed volume and wait for the result.
 
         Args:
             fixedNode, movingNode: scalar volumes, each possibly under linear transforms.
             cascades: number of dense networks, 1 to the model's maximum.
-            progress: called with (fraction done, what comes now).
+            progress: called with (fraction done, next step).
             options: see `startRegistration`.
 
         Returns:
-            Outputs: the nodes `warped`, `transform`, `jacobian`, `inverse` (None if not asked for) and the `report`.
+            Outputs: the nodes `warped`, `transform`, `jacobian`, `inverse` (None if not requested) and the `report`.
 
         Raises:
-            InputError: input that cannot be registered, or no torch; one sentence, the scene is unchanged.
+            InputError: the input cannot be registered, or torch is missing; one sentence, the scene is unchanged.
         """
         return self.wait(self.startRegistration(fixedNode, movingNode, cascades, **options), progress)
 
@@ -124,20 +125,20 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
         onField: Callable[[Any], None] | None = None,
         onEnd: Callable[[], None] | None = None,
     ) -> RegistrationJob:
-        """Start to register; poll the job that is returned.
+        """Start a registration and return the job to poll.
 
         Args:
             fixedNode, movingNode, cascades: see `register`.
-            model: a name of the models that ship, or a path to a .pt file with its card.
-            fixedMask, movingMask: segmentation or labelmap; what lies outside cannot drive the result.
-            initialTransform: brings moving near fixed when moving is put under it.
-            prealignment: "centre" (then affine), "affine" (from where they are or from the initial transform) or
-                "none".
+            model: a name of the bundled models, or a path to a .pt file with its card.
+            fixedMask, movingMask: segmentation or labelmap; voxels outside do not influence the registration.
+            initialTransform: aligns the moving volume roughly when the volume is put under it.
+            prealignment: "centre" (align the centroids of the contents, then affine), "affine" (from the scanner
+                coordinates or the initial transform) or "none".
             refinementSteps: steps of instance optimisation after the networks.
             device: "auto", "cpu" or "cuda".
             threads: CPU threads, 0 for all.
             warped, transform, jacobian, inverse: True for a new node, a node to fill, or False for none.
-            onField: called with a coarse displacement field as soon as there is one, before the outputs are computed.
+            onField: called with a coarse displacement field before the outputs are computed.
             onEnd: called when the job ends in any way, before outputs are created.
         """
         torch_setup.ensure_torch()
@@ -156,12 +157,12 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
         return job
 
     def warmUp(self, model: str = "brain-t1-small", device: str = "auto", threads: int = 0) -> None:
-        """Get ready for a registration with these, in the background; does nothing where torch is missing.
+        """Start the worker process and let it import torch and load a model; does nothing without torch.
 
-        The first registration otherwise waits for torch to be imported and for the model to be loaded.
+        Without it, the first registration waits for these.
         """
         if torch_setup.is_usable():
-            with contextlib.suppress(OSError):  # the registration itself will say what is wrong
+            with contextlib.suppress(OSError):  # the registration itself reports it
                 self.worker.warm_up({"model": model, "device": device, "threads": threads})
 
     def bringAlong(
@@ -170,24 +171,24 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
         transformNode: slicer.vtkMRMLTransformNode,
         direction: str = "to fixed",
     ) -> slicer.vtkMRMLNode:
-        """Bring another volume, labelmap, segmentation, markups or model along, as a new node.
+        """Warp another volume, labelmap, segmentation, markups or model through a registration, as a new node.
 
         Args:
-            node: what to bring.
+            node: the node to warp; it is not changed.
             transformNode: the transform of a registration.
             direction: "to fixed" for what belongs to the moving scan, "to moving" for what belongs to the fixed one.
 
         Raises:
-            InputError: a node that cannot be brought along.
+            InputError: the node cannot be warped.
         """
         return self.wait(self.startBringingAlong(node, transformNode, direction))
 
     def startBringingAlong(
         self, node: slicer.vtkMRMLNode, transformNode: slicer.vtkMRMLTransformNode, direction: str = "to fixed"
-    ) -> OtherJob:
-        """Start what `bringAlong` does; poll the job that is returned."""
+    ) -> WarpNodeJob:
+        """Start what `bringAlong` does and return the job to poll."""
         torch_setup.ensure_torch()
-        job = OtherJob(self.worker, node, transformNode, direction)
+        job = WarpNodeJob(self.worker, node, transformNode, direction)
         job.start()
         return job
 
@@ -203,11 +204,11 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
         """Register every frame of a sequence to one fixed volume.
 
         Returns:
-            {"warped": sequence of volumes, "transforms": sequence of transforms, "browser": plays both, "reports":
-            list}.
+            {"warped": sequence of volumes, "transforms": sequence of transforms, "browser": browser node of both,
+            "reports": list}.
 
         Raises:
-            InputError: a frame that cannot be registered; the scene is unchanged.
+            InputError: a frame cannot be registered; the scene is unchanged.
         """
         return self.wait(self.startSequence(fixedNode, sequenceNode, cascades, **options), progress)
 
@@ -224,7 +225,7 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
         device: str = "auto",
         threads: int = 0,
     ) -> SequenceJob:
-        """Start what `registerSequence` does; poll the job that is returned. Options: see `startRegistration`."""
+        """Start what `registerSequence` does and return the job to poll. Options: see `startRegistration`."""
         torch_setup.ensure_torch()
         settings = Settings(model, cascades, prealignment, refinementSteps, device, threads)
         job = SequenceJob(self.worker, settings, initial=initialTransform)
@@ -232,25 +233,26 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
         return job
 
     def wait(self, job: Job, progress: Callable[[float, str], None] | None = None) -> Any:
-        """Wait for a job and return its outputs, letting the application work meanwhile."""
-        told: list[tuple[float, str]] = [(0.0, "")]
+        """Wait for a job and return its outputs; the application's events are processed meanwhile."""
+        reported = (0.0, "")
 
-        def between() -> None:
-            now = (job.fraction, job.message)
-            if progress is not None and now != told[0]:
-                told[0] = now
-                progress(*now)
+        def whileWaiting() -> None:
+            nonlocal reported
+            current = (job.fraction, job.message)
+            if progress is not None and current != reported:
+                reported = current
+                progress(*current)
             slicer.app.processEvents()
             time.sleep(0.02)
 
         try:
-            return job.wait(between)
+            return job.wait(whileWaiting)
         finally:
-            job.cancel()  # only if it is still running: an interrupt in the console
+            job.cancel()  # acts only if the job still runs: after an interrupt in the console
 
 
 class LightweightRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
-    """The panel: creates the widgets and follows the scene. What they do is in LightweightRegistrationLib/panel.py."""
+    """Creates the widgets and follows the scene; LightweightRegistrationLib/panel.py holds their behaviour."""
 
     def __init__(self, parent: Any = None):
         self.logic: LightweightRegistrationLogic | None = None
@@ -261,7 +263,7 @@ class LightweightRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservation
         ScriptedLoadableModuleWidget.__init__(self, parent)  # last: without a parent it calls setup
 
     def setup(self) -> None:
-        """Create the widgets. Nothing heavy: no torch, no download, no process."""
+        """Create the widgets. Slicer calls it when the module is first opened. No torch, download or process here."""
         from LightweightRegistrationLib.panel import Panel
 
         ScriptedLoadableModuleWidget.setup(self)
@@ -275,12 +277,12 @@ class LightweightRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservation
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
         self.addObserver(scene, scene.EndImportEvent, self.onSceneEndImport)
-        self.addObserver(scene, scene.NodeAddedEvent, self.onParametersModified)
-        self.addObserver(scene, scene.NodeRemovedEvent, self.onParametersModified)
+        self.addObserver(scene, scene.NodeAddedEvent, self.onParameterNodeModified)
+        self.addObserver(scene, scene.NodeRemovedEvent, self.onParameterNodeModified)
         self.initializeParameterNode()
 
     def cleanup(self) -> None:
-        """The application closes or the module is reloaded."""
+        """Called when the application closes or the module is reloaded."""
         self.setParameterNode(None)
         self.removeObservers()
         if self.panel is not None:
@@ -288,55 +290,55 @@ class LightweightRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservation
         close_shared()
 
     def enter(self) -> None:
-        """The user opens the module."""
+        """Called each time the user opens the module."""
         self.initializeParameterNode()
 
     def exit(self) -> None:
-        """The user opens another module; a run goes on and its outputs appear."""
+        """Called each time the user opens another module; a run continues."""
 
     def onSceneStartClose(self, *_: Any) -> None:
-        """The scene is about to be closed: stop and let go of its nodes."""
+        """Called before the scene is closed: cancel the run and release the nodes."""
         self.setParameterNode(None)
 
     def onSceneEndClose(self, *_: Any) -> None:
-        """The scene was closed."""
+        """Called after the scene was closed."""
         if getattr(self.parent, "isEntered", True):  # otherwise when the user comes back
             self.initializeParameterNode()
 
     def onSceneEndImport(self, *_: Any) -> None:
-        """A scene was loaded: its choices and the nodes that they name are there now."""
+        """Called after a scene was loaded: its parameters and their nodes are present now."""
         if self._parameterNode is not None:
-            self.panel.takePair()
+            self.panel.forgetPair()
             self._parameterNode.Modified()  # the references were read before the nodes were there
 
     def initializeParameterNode(self) -> None:
-        """Show the choices of the current scene."""
+        """Show the parameters of the current scene."""
         if self._parameterNode is None or not slicer.mrmlScene.IsNodePresent(self._parameterNode.parameterNode):
             self.setParameterNode(self.logic.getParameterNode())
 
     def setParameterNode(self, parameterNode: LightweightRegistrationParameterNode | None) -> None:
-        """Connect the widgets to other choices, or to none."""
+        """Connect the widgets to a parameter node, or to none."""
         if self._parameterNode is not None:
             self._parameterNode.disconnectGui(self._guiTag)
-            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersModified)
+            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParameterNodeModified)
         self._parameterNode = parameterNode
         if parameterNode is not None:
             self._guiTag = parameterNode.connectGui(self.ui)
-            self.addObserver(parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersModified)
+            self.addObserver(parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParameterNodeModified)
         if self.panel is not None:
-            self.panel.setParameters(parameterNode)
+            self.panel.setParameterNode(parameterNode)
 
-    def onParametersModified(self, *_: Any) -> None:
-        """A choice or the scene was changed."""
+    def onParameterNodeModified(self, *_: Any) -> None:
+        """Called when a parameter or the scene was changed."""
         if self.panel is not None and not slicer.mrmlScene.IsBatchProcessing():
-            self.panel.update()
+            self.panel.updateGUIFromParameterNode()
 
 
 class LightweightRegistrationTest(ScriptedLoadableModuleTest):
     """Runs inside the application (Reload and Test, ctest) on the bundled pair; skipped where torch is missing."""
 
     def setUp(self) -> None:
-        """Begin with an empty scene."""
+        """Clear the scene."""
         if torch_setup.torch_version() is None:
             self.skipTest("torch is not installed: press Apply in the panel once")
         slicer.mrmlScene.Clear(0)
@@ -349,7 +351,7 @@ class LightweightRegistrationTest(ScriptedLoadableModuleTest):
             self.delayDisplay(f"{test.__name__} passed")
 
     def test_register(self) -> None:
-        """The warped volume is more like the fixed one, and is what the transform makes of the moving one."""
+        """The similarity to the fixed volume grows, the transform can be hardened, the Jacobian lies around 1."""
         pair = sample.load_pair()
         outputs = LightweightRegistrationLogic().register(pair["fixed"], pair["moving"])
         similarity = outputs.report["similarity"]
@@ -376,7 +378,7 @@ class LightweightRegistrationTest(ScriptedLoadableModuleTest):
         self.assertLess(float(jacobian.min()), 1.0)
 
     def test_bring_along(self) -> None:
-        """Labels agree better after they are brought along."""
+        """Warped labels overlap with the fixed ones."""
         pair = sample.load_pair()
         labels = {name: sample.load(f"{name}_labels", f"{name} labels", "vtkMRMLLabelMapVolumeNode") for name in pair}
         logic = LightweightRegistrationLogic()
@@ -387,7 +389,7 @@ class LightweightRegistrationTest(ScriptedLoadableModuleTest):
         self.assertGreater(float(dice), 0.93)
 
     def test_refusal(self) -> None:
-        """What cannot be registered is refused in one sentence and changes nothing."""
+        """Input that cannot be registered raises InputError and leaves the scene unchanged."""
         pair = sample.load_pair()
         count = slicer.mrmlScene.GetNumberOfNodes()
         with self.assertRaisesRegex(InputError, "two different volumes, got 'Brain A"):

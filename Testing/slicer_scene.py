@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
+GUARD_S = 900.0  # against hanging only: tests wait for events, however long they take on a busy machine
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def image_of(node: Any, to_world: np.ndarray | None = None) -> sitk.Image:
     """A volume node as a SimpleITK image in world coordinates."""
     import slicer
-    from LightweightRegistrationLib import volumes
+    from LightweightRegistrationLib import volume_nodes
 
     if to_world is None:
-        to_world = volumes.parent_to_world(node, "volume") @ volumes.voxel_to_local(node)
+        to_world = volume_nodes.parent_to_world(node, "volume") @ volume_nodes.voxel_to_local(node)
     lps = LPS @ to_world
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     image = sitk.GetImageFromArray(slicer.util.arrayFromVolume(node))
@@ -29,12 +34,12 @@ def image_of(node: Any, to_world: np.ndarray | None = None) -> sitk.Image:
 def add_volume(name: str, values: np.ndarray, to_local: np.ndarray | None = None, kind: str = "Scalar") -> Any:
     """A new volume node (kind "Scalar" or "LabelMap")."""
     import slicer
-    from LightweightRegistrationLib import volumes
+    from LightweightRegistrationLib import volume_nodes
 
     node = slicer.mrmlScene.AddNewNodeByClass(f"vtkMRML{kind}VolumeNode", name)
     slicer.util.updateVolumeFromArray(node, values)
     if to_local is not None:
-        node.SetIJKToRASMatrix(volumes.matrix_of(to_local))
+        node.SetIJKToRASMatrix(volume_nodes.matrix_of(to_local))
     node.CreateDefaultDisplayNodes()
     return node
 
@@ -42,10 +47,10 @@ def add_volume(name: str, values: np.ndarray, to_local: np.ndarray | None = None
 def linear(name: str, matrix: np.ndarray) -> Any:
     """A new linear transform node, to parent."""
     import slicer
-    from LightweightRegistrationLib import volumes
+    from LightweightRegistrationLib import volume_nodes
 
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", name)
-    node.SetMatrixTransformToParent(volumes.matrix_of(matrix))
+    node.SetMatrixTransformToParent(volume_nodes.matrix_of(matrix))
     return node
 
 
@@ -72,14 +77,29 @@ def snapshot() -> dict[str, tuple[str, int]]:
     return found
 
 
-def spin(job: Any, until: Any = None, seconds: float = 120.0) -> None:
-    """Poll a job until it is finished, or until something holds."""
-    import time
+def wait_until(holds: Callable[[], bool], what: Callable[[], str], pause_s: float = 0.01) -> None:
+    """Wait for an event.
 
-    end = time.monotonic() + seconds
-    while not job.poll() and not (until is not None and until()):
-        assert time.monotonic() < end, f"still at {job.fraction} {job.message}"
-        time.sleep(0.01)
+    Args:
+        holds: whether it has happened.
+        what: describes the state, for the message where it never happens.
+        pause_s: between two looks.
+    """
+    end = time.monotonic() + GUARD_S
+    while not holds():
+        assert time.monotonic() < end, what()
+        time.sleep(pause_s)
+
+
+def spin(job: Any, until: Callable[[], bool] = lambda: False) -> None:
+    """Poll a job until it is finished, or until something holds."""
+    wait_until(lambda: job.poll() or until(), lambda: f"still at {job.fraction} {job.message}")
+
+
+def pause(process: Any) -> None:
+    """Stop a process where it stands, so that it cannot finish before a test ends it (where the system can do that)."""
+    if hasattr(signal, "SIGSTOP"):
+        os.kill(process.pid, signal.SIGSTOP)
 
 
 def array(node: Any) -> np.ndarray:
@@ -103,9 +123,9 @@ def assert_same_volume(found: np.ndarray, expected: np.ndarray) -> None:
 
 def local(node: Any) -> np.ndarray:
     """4x4 voxel -> RAS mm without parents."""
-    from LightweightRegistrationLib import volumes
+    from LightweightRegistrationLib import volume_nodes
 
-    return volumes.voxel_to_local(node)
+    return volume_nodes.voxel_to_local(node)
 
 
 def moved(transform: Any, point: Any) -> tuple[float, float, float]:
@@ -128,7 +148,7 @@ def blobs(count: int = 2) -> list[Any]:
 def frames(scene: Any, count: int = 3) -> tuple[Any, Any]:
     """A fixed volume, and a sequence of volumes that turn and move."""
     import slicer
-    from LightweightRegistrationLib import volumes
+    from LightweightRegistrationLib import volume_nodes
 
     fixed, moving = blobs()
     sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode", "breathing")
@@ -136,7 +156,7 @@ def frames(scene: Any, count: int = 3) -> tuple[Any, Any]:
     sequence.SetIndexUnit("s")
     for n in range(count):
         frame = slicer.vtkMRMLScalarVolumeNode()
-        frame.SetIJKToRASMatrix(volumes.matrix_of(turned(3 * n, (2.0 * n, 0, 0)) @ local(moving)))
+        frame.SetIJKToRASMatrix(volume_nodes.matrix_of(turned(3 * n, (2.0 * n, 0, 0)) @ local(moving)))
         slicer.util.updateVolumeFromArray(frame, slicer.util.arrayFromVolume(moving))
         sequence.SetDataNodeAtValue(frame, str(0.5 * n))
     return fixed, sequence

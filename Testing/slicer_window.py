@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import time
 import types
 from collections.abc import Callable
 from typing import Any
+
+from Testing.slicer_scene import wait_until
 
 
 def click(widget: Any) -> None:
@@ -41,13 +42,14 @@ def unfold(button: Any) -> None:
         click(button._heading)
 
 
-def run(opened: Any, until: Callable[[], bool] = lambda: False, seconds: float = 120.0) -> None:
+def run(opened: Any, until: Callable[[], bool] = lambda: False) -> None:
     """Let the window's own timer work until the job is done, or something holds."""
-    end = time.monotonic() + seconds
-    while opened.panel.job is not None and not until():
+
+    def holds() -> bool:
         settle()
-        time.sleep(0.005)
-        assert time.monotonic() < end, opened.ui.statusLabel.text
+        return opened.panel.job is None or until()
+
+    wait_until(holds, lambda: opened.ui.statusLabel.text, pause_s=0.005)
     settle()
 
 

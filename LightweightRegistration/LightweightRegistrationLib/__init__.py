@@ -1,19 +1,23 @@
-"""What the module LightweightRegistration is made of. Importing this package imports neither torch nor LDRCore.
+"""The parts of the module LightweightRegistration. Importing this package imports neither torch nor LDRCore.
 
 | file | for |
 |---|---|
-| core.py | finds LDRCore; the errors that users can mend |
-| volumes.py | volume and mask nodes -> arrays in world coordinates, and what cannot be registered |
-| transforms.py | transform nodes <-> displacement fields |
-| worker.py | the other process: the only file that uses LDRCore for work, and torch through it |
-| background.py | starts, feeds, polls and kills that process; knows neither Slicer nor torch |
-| jobs.py | one registration, and one sequence of them: inputs captured, outputs created on the main thread |
+| library.py | finds LDRCore and imports from it |
+| module_errors.py | the errors of the module |
+| volume_nodes.py | reads volume and mask nodes as arrays in world coordinates, and checks them |
+| transform_nodes.py | converts transform nodes to displacement fields and back |
+| worker.py | the worker process: the only file that registers with LDRCore, and uses torch through it |
+| background.py | starts, feeds, polls and ends that process; needs neither Slicer nor torch |
+| jobs.py | a job reads inputs and creates outputs on the main thread; the job of one registration |
+| sequences.py | the job that registers every frame of a sequence |
+| node_warping.py | the job that warps another volume, segmentation, markups or model through a registration |
 | outputs.py | creates and fills output nodes |
-| others.py | brings other volumes, segmentations and markups along |
-| views.py | slice views: overlay, deformation grid, Jacobian colours, folding contours |
-| parameters.py | what is saved in the scene |
-| panel.py, results.py | the widget |
-| torch_setup.py | torch through the PyTorch extension, asked first |
+| slice_display.py | slice views: layers, deformation grid, Jacobian colours, folding contours, early view |
+| parameters.py | the parameter node, which is saved in the scene |
+| panel.py | the panel: buttons, selectors, jobs |
+| panel_display.py | the panel's section Display |
+| report_text.py | a registration's report and a model's card in words |
+| torch_setup.py | installs torch through the PyTorch extension, after asking |
 | sample.py | the bundled pair of brains |
 
 Arrays are (k, j, i) as MRML gives them; matrices are 4x4; "world" is RAS in mm after the nodes' parent transforms;

@@ -1,7 +1,7 @@
-"""Work under way: inputs captured on the main thread, computed in the other process, outputs created here again.
+"""Jobs: inputs are read on the main thread, the worker process computes, and outputs are created on the main thread.
 
-A job is started, then polled until it is finished. Whatever happens (a refusal, no memory, cancel, a closed scene), the
-scene is as before unless it succeeded.
+A job is started, then polled until it is finished. Unless it succeeds, the scene is as before: also after an error, a
+lack of memory, a cancellation or a closed scene.
 """
 
 from __future__ import annotations
@@ -13,24 +13,25 @@ from typing import Any
 import numpy as np
 import slicer
 
-from . import outputs, volumes
+from . import outputs, volume_nodes
 from .background import Run, Worker
-from .core import CancelledError, InputError, MemoryNeededError, core
-from .transforms import LPS, Field, for_worker
-from .volumes import Picture
+from .library import library_module
+from .module_errors import CancelledError, InputError, MemoryNeededError
+from .transform_nodes import LPS, Field, read_transform
+from .volume_nodes import WorldImage
 
-PREALIGNMENTS = ("centre", "affine", "none")  # centre then affine; affine from where they are; neither
+PREALIGNMENTS = ("centre", "affine", "none")  # centre, then affine; affine alone; neither
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to register.
+    """Options of a registration.
 
     Attributes:
         model: a name of `LDRCore.list_models()`, or a path to a .pt file.
-        cascades: 1 to the model's maximum.
-        prealignment: "centre" (bring the contents together, then affine), "affine" (from where they are, or from the
-            initial transform), "none" (trust the scanner coordinates or the initial transform).
+        cascades: number of dense networks, 1 to the model's maximum.
+        prealignment: "centre" (align the centroids of the contents, then affine), "affine" (from the scanner
+            coordinates or the initial transform), "none" (use these as they are).
         refine_steps: steps of instance optimisation after the networks.
         device: "auto", "cpu" or "cuda".
         threads: CPU threads, 0 for all.
@@ -45,13 +46,13 @@ class Settings:
 
 
 class Job:
-    """Something that the other process does.
+    """One task of the worker process.
 
     Attributes:
-        fraction: how much is done, 0 to 1.
-        message: what it is doing.
-        finished: nothing more will come.
-        outputs: what it left in the scene, once it succeeded.
+        fraction: progress, 0 to 1.
+        message: the current step.
+        finished: whether it has succeeded, failed or been cancelled.
+        outputs: the nodes that it created, None before it has succeeded.
     """
 
     def __init__(self, worker: Worker):
@@ -63,10 +64,10 @@ class Job:
         self.outputs: Any = None
 
     def send(self, request: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-        """Start the other process on a request.
+        """Send a request to the worker process.
 
         Raises:
-            InputError: there is no room for the arrays, or no Python to run.
+            InputError: the arrays cannot be written, or the process cannot be started.
         """
         try:
             self._run = self._worker.start(request, arrays)
@@ -78,35 +79,39 @@ class Job:
             ) from None
 
     def poll(self) -> bool:
-        """Take what has come; create the outputs when all is there.
+        """Handle the events that have arrived; create the outputs after the last one.
 
         Returns:
             Whether the job is finished.
 
         Raises:
-            InputError, MemoryNeededError: it failed; the scene is as before.
+            InputError, MemoryNeededError: the job failed; the scene is as before.
         """
         try:
             for event in [] if self.finished or self._run is None else self._run.poll():
-                self._take(event)
+                self._handle_event(event)
         except BaseException:
-            self._end()
+            self._finish()
             raise
         return self.finished
 
     def cancel(self) -> None:
-        """Stop at once and leave the scene as before."""
+        """End the worker process and leave the scene as before."""
         if self.finished:
             return
         if self._run is not None:
             self._run.cancel()
-        self._end()
+        self._finish()
 
     def wait(self, while_waiting: Callable[[], None]) -> Any:
-        """Poll until finished, calling a function in between, and return the outputs.
+        """Poll until the job is finished and return its outputs.
+
+        Args:
+            while_waiting: called between two polls.
 
         Raises:
-            CancelledError: `cancel` was called meanwhile; and what `poll` raises.
+            CancelledError: `cancel` was called meanwhile.
+            InputError, MemoryNeededError: as `poll`.
         """
         while not self.poll():
             while_waiting()
@@ -114,26 +119,26 @@ class Job:
             raise CancelledError
         return self.outputs
 
-    def _end(self) -> None:
+    def _finish(self) -> None:
         self.finished = True
         self.clean_up()
         if self._run is not None:
             self._run.finish()
             self._run = None
 
-    def _take(self, event: dict[str, Any]) -> None:
+    def _handle_event(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "progress":
-            self.tell(event["fraction"], event["message"])
+            self.set_progress(event["fraction"], event["message"])
         elif kind == "field":
-            self.early(self._field(event["field"]))
+            self.on_early_field(self._field(event["field"]))
         elif kind == "error":
             raise self.failure(event)
         elif kind == "done":
             for node in self._inputs:
                 if not slicer.mrmlScene.IsNodePresent(node):
                     raise InputError("the volumes must stay in the scene during the run, got one that was removed")
-            self.done(event)
+            self.on_done(event)
 
     def _array(self, name: str) -> np.ndarray:
         assert self._run is not None
@@ -143,35 +148,35 @@ class Job:
         return Field(self._array(facts["vectors"]), np.array(facts["to_lps"]))
 
     def failure(self, event: dict[str, Any]) -> Exception:
-        """What to raise for an error event."""
+        """Return the exception for an error event."""
         kind = event["kind"]
         if kind == "input":
             return InputError(event["message"])
         if kind == "memory" or (kind == "died" and "Traceback" not in event["log"]):
-            return self.no_memory()  # ended from outside without a word: the system took it for its memory
+            return self.memory_error()  # killed from outside: systems do that when memory runs out
         if kind == "setup":
             return InputError(f"torch must be usable by Slicer's Python, got: {event['message']}")
         reason = event.get("message") or event["log"].splitlines()[-1]
         return InputError(f"the registration process must run to its end, got: {reason}")
 
-    # what kinds of job fill in
+    # overridden by the kinds of job
 
-    def tell(self, fraction: float, message: str) -> None:
-        """Keep the progress."""
+    def set_progress(self, fraction: float, message: str) -> None:
+        """Store the progress of the run."""
         self.fraction, self.message = fraction, message
 
-    def early(self, field: Field) -> None:
-        """The transform is known, the rest is still being computed."""
+    def on_early_field(self, field: Field) -> None:
+        """Take a coarse field; the outputs are still being computed."""
 
-    def done(self, event: dict[str, Any]) -> None:
-        """Everything has arrived: create outputs and finish."""
+    def on_done(self, event: dict[str, Any]) -> None:
+        """Create the outputs and finish."""
         raise NotImplementedError
 
     def clean_up(self) -> None:
-        """Remove what was only there meanwhile."""
+        """Remove what the job created for the time of its run."""
 
-    def no_memory(self) -> MemoryNeededError:
-        """What to raise when memory could not be had."""
+    def memory_error(self) -> MemoryNeededError:
+        """Return the exception for a lack of memory."""
         return MemoryNeededError("this needs more memory than could be had here: close other programs and try again")
 
 
@@ -190,12 +195,12 @@ class RegistrationJob(Job):
         on_early: Callable[[Field], None] | None = None,
         on_end: Callable[[], None] | None = None,
     ):
-        """Nothing is started yet.
+        """Store the arguments; `start` reads the volumes.
 
         Args:
             worker: the process.
-            settings: how to register.
-            initial: transform node that brings moving near fixed when moving is put under it.
+            settings: options of the registration.
+            initial: initial transform: it aligns the moving volume roughly when the volume is put under it.
             fixed_mask, moving_mask: segmentation or labelmap.
             wanted: see `outputs.create`.
             on_early: called with a coarse field as soon as the transform is known.
@@ -205,28 +210,28 @@ class RegistrationJob(Job):
         self.settings, self._wanted = settings, wanted
         self._initial, self._masks = initial, {"fixed": fixed_mask, "moving": moving_mask}
         self._on_early, self._on_end = on_early, on_end
-        self._pictures: dict[str, Picture] = {}
+        self._images: dict[str, WorldImage] = {}
 
     def start(self, fixed: slicer.vtkMRMLVolumeNode, moving: slicer.vtkMRMLVolumeNode) -> None:
-        """Check and capture the inputs, and start.
+        """Check and read the inputs, and send the request.
 
         Raises:
-            InputError: input that cannot be registered; nothing was started.
+            InputError: the input cannot be registered; nothing was started.
         """
         self._inputs = [fixed, moving]
-        pictures = volumes.check_pair(fixed, moving, ignored=self._node("transform"))
+        images = volume_nodes.check_pair(fixed, moving, ignored=self._node("transform"))
         self._check_wanted()
-        arrays, request = register_request(pictures, self.settings, self._initial)
+        arrays, request = register_request(images, self.settings, self._initial)
         for name, node in (("fixed", fixed), ("moving", moving)):
             if self._masks[name] is not None:
-                arrays[f"{name}_mask.npy"] = volumes.mask(self._masks[name], node, pictures[name], f"{name} mask")
+                arrays[f"{name}_mask.npy"] = volume_nodes.mask(self._masks[name], node, images[name], f"{name} mask")
                 request[f"{name}_mask"] = f"{name}_mask.npy"
         request.update({name: bool(want) for name, want in self._wanted.items()}, early=self._on_early is not None)
-        self._pictures = pictures
+        self._images = images
         self.send(request, arrays)
 
     def _node(self, output: str) -> slicer.vtkMRMLNode | None:
-        """The node that was given for an output."""
+        """Return the node that was given for an output."""
         want = self._wanted.get(output)
         return None if isinstance(want, bool) else want
 
@@ -238,13 +243,13 @@ class RegistrationJob(Job):
             if node is not None and any(node is other for other in used):
                 raise InputError(f"the output '{name}' must not be one of the inputs, got '{node.GetName()}'")
 
-    def early(self, field: Field) -> None:
-        """Pass the field on, while the inputs are still there."""
+    def on_early_field(self, field: Field) -> None:
+        """Pass the field on if the inputs are still in the scene."""
         if self._on_early is not None and all(slicer.mrmlScene.IsNodePresent(node) for node in self._inputs):
             self._on_early(field)
 
-    def done(self, event: dict[str, Any]) -> None:
-        """Load every array first, so that nothing is created unless all of it can be."""
+    def on_done(self, event: dict[str, Any]) -> None:
+        """Load every array, then create the outputs: all of them, or none."""
         arrays: dict[str, np.ndarray | Field] = {}
         for name, want in self._wanted.items():
             if want:
@@ -253,31 +258,31 @@ class RegistrationJob(Job):
             name: True if want and want is not True and not slicer.mrmlScene.IsNodePresent(want) else want
             for name, want in self._wanted.items()
         }
-        self._end()
+        self._finish()
         self.outputs = outputs.create(wanted, arrays, self._inputs[0], self._inputs[1], event["report"])
 
     def clean_up(self) -> None:
-        """Tell that it ends, once."""
+        """Call `on_end`, once."""
         on_end, self._on_end = self._on_end, None
         if on_end is not None:
             on_end()
 
-    def no_memory(self) -> MemoryNeededError:
-        """How much is needed, and what to do."""
-        return no_memory(self._pictures, self.settings, self._wanted)
+    def memory_error(self) -> MemoryNeededError:
+        """Return the exception that names the memory needed."""
+        return memory_error(self._images, self.settings, self._wanted)
 
 
 def register_request(
-    pictures: dict[str, Picture], settings: Settings, initial: slicer.vtkMRMLTransformNode | None
+    images: dict[str, WorldImage], settings: Settings, initial: slicer.vtkMRMLTransformNode | None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays and request for the worker, without masks and wanted outputs.
+    """Build the arrays and the request for the worker process, without masks and wanted outputs.
 
     Raises:
-        InputError: a pre-alignment that does not exist, or volumes that do not overlap where nothing centres them.
+        InputError: the pre-alignment is unknown, or the volumes do not overlap and are not centred first.
     """
     if settings.prealignment not in PREALIGNMENTS:
         raise InputError(f"prealignment must be one of {PREALIGNMENTS}, got {settings.prealignment!r}")
-    arrays = {f"{name}.npy": picture.values for name, picture in pictures.items()}
+    arrays = {f"{name}.npy": image.values for name, image in images.items()}
     request: dict[str, Any] = {
         "do": "register",
         "model": str(settings.model),
@@ -287,36 +292,40 @@ def register_request(
         "refine_steps": settings.refine_steps,
         "device": settings.device,
         "threads": settings.threads,
-        **{name: described(picture, f"{name}.npy") for name, picture in pictures.items()},
+        **{name: volume_request(image, f"{name}.npy") for name, image in images.items()},
     }
-    start = np.eye(4)
+    matrix_lps = np.eye(4)
     if initial is not None:
-        given = for_worker(initial, pictures["fixed"])
-        request["initial"], more = transform_request(given, "initial.npy")
-        arrays.update(more)
-        start = given if isinstance(given, np.ndarray) else None
-    if request["initial"] != "center" and start is not None:
-        volumes.check_overlap(pictures["fixed"], pictures["moving"], LPS @ np.linalg.inv(start) @ LPS)
+        transform = read_transform(initial, images["fixed"])
+        request["initial"], field_arrays = transform_request(transform, "initial.npy")
+        arrays.update(field_arrays)
+        matrix_lps = transform if isinstance(transform, np.ndarray) else None
+    if request["initial"] != "center" and matrix_lps is not None:
+        volume_nodes.check_overlap(images["fixed"], images["moving"], LPS @ np.linalg.inv(matrix_lps) @ LPS)
     return arrays, request
 
 
-def described(picture: Picture, name: str) -> dict[str, Any]:
-    """A picture as the worker takes it."""
-    return {"values": name, "to_world": picture.to_world.tolist(), "shape": list(picture.values.shape)}
+def volume_request(image: WorldImage, name: str) -> dict[str, Any]:
+    """Describe a volume for the worker process; `name` is the file of its voxels."""
+    return {"values": name, "to_world": image.to_world.tolist(), "shape": list(image.values.shape)}
 
 
-def transform_request(given: np.ndarray | Field, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """A transform as the worker takes it, and the array that goes with it."""
-    if isinstance(given, Field):
-        return {"vectors": name, "to_lps": given.to_lps.tolist()}, {name: given.vectors}
-    return {"matrix_lps": given.tolist()}, {}
+def transform_request(transform: np.ndarray | Field, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Describe a transform for the worker process; a field's vectors go to the file `name`.
+
+    Returns:
+        The description, and the arrays to send with it.
+    """
+    if isinstance(transform, Field):
+        return {"vectors": name, "to_lps": transform.to_lps.tolist()}, {name: transform.vectors}
+    return {"matrix_lps": transform.tolist()}, {}
 
 
-def no_memory(pictures: dict[str, Picture], settings: Settings, wanted: dict[str, Any]) -> MemoryNeededError:
-    """How much memory these pictures need, and what to do."""
-    fixed, moving = pictures["fixed"], pictures["moving"]
-    needed = core("cpu.memory").needed_bytes(
-        core("models.weights").model_info(settings.model),
+def memory_error(images: dict[str, WorldImage], settings: Settings, wanted: dict[str, Any]) -> MemoryNeededError:
+    """Return the exception that names the memory that these volumes need, and what a user can do."""
+    fixed, moving = images["fixed"], images["moving"]
+    needed = library_module("cpu.memory").needed_bytes(
+        library_module("models.weights").model_info(settings.model),
         fixed.values.shape,
         fixed.spacing_mm[::-1].tolist(),
         moving.values.shape,

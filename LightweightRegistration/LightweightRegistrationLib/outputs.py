@@ -1,4 +1,4 @@
-"""Creates and fills output nodes. Everything here runs on the main thread, after all arrays have arrived."""
+"""Creates and fills output nodes. Runs on the main thread, after all arrays have arrived."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import slicer
 
-from .transforms import Field, write_field
-from .volumes import matrix_of, voxel_to_local
+from .transform_nodes import Field, write_field
+from .volume_nodes import matrix_of, voxel_to_local
 
 REPORT_ATTRIBUTE = "LightweightRegistration.Report"
 NAMES = {
@@ -29,13 +29,13 @@ CLASSES = {
 
 @dataclass
 class Outputs:
-    """What a registration left in the scene; None where it was not asked for.
+    """The output nodes of a registration; None for an output that was not requested.
 
     Attributes:
         warped: the moving volume on the fixed volume's grid.
-        transform: fixed points -> moving points, from parent: a node under it moves from moving to fixed.
-        jacobian: local volume change on the fixed grid; 1 is none, 0 or less is folding.
-        inverse: the other way; a node under it moves from fixed to moving.
+        transform: fixed points -> moving points, from parent: a moving node under it is shown in the fixed space.
+        jacobian: Jacobian determinant on the fixed grid: 1 is no volume change, 0 or less is folding.
+        inverse: moving points -> fixed points: a fixed node under it is shown in the moving space.
         report: similarity before and after, folding, seconds, device, model, versions, warnings.
     """
 
@@ -46,21 +46,21 @@ class Outputs:
     report: dict[str, Any] = field(default_factory=dict)
 
 
-def speaking_name(output: str, fixed: slicer.vtkMRMLNode | None, moving: slicer.vtkMRMLNode | None) -> str:
-    """The name that a new output node gets."""
+def output_name(output: str, fixed: slicer.vtkMRMLNode | None, moving: slicer.vtkMRMLNode | None) -> str:
+    """Return the name of a new output node."""
     names = [node.GetName() if node is not None else role for node, role in ((fixed, "fixed"), (moving, "moving"))]
     return NAMES[output].format(fixed=names[0], moving=names[1])
 
 
 def new_node(class_name: str, name: str) -> slicer.vtkMRMLNode:
-    """A node with a name of its own."""
+    """Add a node with a unique name."""
     return slicer.mrmlScene.AddNewNodeByClass(class_name, slicer.mrmlScene.GenerateUniqueName(name))
 
 
 def fill_volume(
     node: slicer.vtkMRMLVolumeNode, values: np.ndarray, like: slicer.vtkMRMLVolumeNode
 ) -> slicer.vtkMRMLVolumeNode:
-    """Voxels on another volume's grid, under the same parent transform."""
+    """Set a volume's voxels, and its grid and parent transform to those of another volume."""
     if values.dtype in (np.int64, np.uint64):  # Slicer does not draw these
         values = values.astype(np.float64)
     with slicer.util.NodeModify(node):
@@ -72,16 +72,16 @@ def fill_volume(
     return node
 
 
-def copy_grey_levels(source: slicer.vtkMRMLVolumeNode, target: slicer.vtkMRMLVolumeNode) -> None:
-    """Show a volume with another one's window, level and colours, so that flickering compares like with like."""
-    shown, display = source.GetDisplayNode(), target.GetDisplayNode()
-    if shown is None or display is None:
+def copy_window_level(source: slicer.vtkMRMLVolumeNode, target: slicer.vtkMRMLVolumeNode) -> None:
+    """Display a volume with another one's window, level and colours, so that the two can be compared."""
+    source_display, display = source.GetDisplayNode(), target.GetDisplayNode()
+    if source_display is None or display is None:
         return
     with slicer.util.NodeModify(display):
-        display.SetAndObserveColorNodeID(shown.GetColorNodeID())
-        if all(node.IsA("vtkMRMLScalarVolumeDisplayNode") for node in (shown, display)):  # not so for labels
+        display.SetAndObserveColorNodeID(source_display.GetColorNodeID())
+        if all(node.IsA("vtkMRMLScalarVolumeDisplayNode") for node in (source_display, display)):  # not so for labels
             display.SetAutoWindowLevel(False)
-            display.SetWindowLevel(shown.GetWindow(), shown.GetLevel())
+            display.SetWindowLevel(source_display.GetWindow(), source_display.GetLevel())
 
 
 def create(
@@ -91,13 +91,13 @@ def create(
     moving: slicer.vtkMRMLVolumeNode,
     report: dict[str, Any],
 ) -> Outputs:
-    """Fill the nodes that were given and create those that were only asked for.
+    """Fill the given output nodes and create the others that are wanted.
 
     Args:
         wanted: by output: a node to fill, True for a new one, None or False for none.
         arrays: by output: (k, j, i) values on the fixed grid, or a Field.
         fixed, moving: the inputs, for names, grids and roles.
-        report: kept on every output node, so that it is saved in the scene.
+        report: written to every output node, so that it is saved in the scene.
     """
     outputs, new = Outputs(report=report), []
     try:
@@ -105,17 +105,17 @@ def create(
             if not want:
                 continue
             if want is True:
-                want = new_node(CLASSES[output], speaking_name(output, fixed, moving))
+                want = new_node(CLASSES[output], output_name(output, fixed, moving))
                 new.append(want)
-            given = arrays[output]
-            if isinstance(given, Field):
-                write_field(want, given)
+            values = arrays[output]
+            if isinstance(values, Field):
+                write_field(want, values)
                 record_roles(want, *((moving, fixed) if output == "inverse" else (fixed, moving)))
             else:
-                fill_volume(want, given, fixed)
+                fill_volume(want, values, fixed)
                 if output == "warped":
-                    copy_grey_levels(moving, want)
-            keep_report(want, report)
+                    copy_window_level(moving, want)
+            write_report(want, report)
             setattr(outputs, output, want)
     except BaseException:
         for node in new:
@@ -127,18 +127,18 @@ def create(
 def record_roles(
     transform: slicer.vtkMRMLTransformNode, fixed: slicer.vtkMRMLVolumeNode, moving: slicer.vtkMRMLVolumeNode
 ) -> None:
-    """Note on a transform node which volumes it was computed from."""
+    """Record on a transform node which volumes it was computed from."""
     transform.SetNodeReferenceID(transform.GetFixedNodeReferenceRole(), fixed.GetID())
     transform.SetNodeReferenceID(transform.GetMovingNodeReferenceRole(), moving.GetID())
 
 
-def keep_report(node: slicer.vtkMRMLNode, report: dict[str, Any]) -> None:
-    """Write the report on a node, so that it is saved with the scene."""
+def write_report(node: slicer.vtkMRMLNode, report: dict[str, Any]) -> None:
+    """Write the report to an attribute of a node, which is saved with the scene."""
     node.SetAttribute(REPORT_ATTRIBUTE, json.dumps(report))
 
 
-def report_of(*nodes: slicer.vtkMRMLNode | None) -> dict[str, Any]:
-    """The report that the first of some output nodes carries, empty without one."""
+def read_report(*nodes: slicer.vtkMRMLNode | None) -> dict[str, Any]:
+    """Return the report of the first of the nodes that has one, else an empty dictionary."""
     for node in nodes:
         text = node.GetAttribute(REPORT_ATTRIBUTE) if node is not None else None
         if text:

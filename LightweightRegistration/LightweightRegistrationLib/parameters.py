@@ -1,4 +1,4 @@
-"""What the panel keeps in the scene, so that a saved scene brings every choice back."""
+"""The panel's parameters, which are saved in the scene."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 
 
 class Labelled(enum.Enum):
-    """A choice in a combo box: the value is what the user reads."""
+    """A choice in a combo box; the value is its label."""
 
     def label(self) -> str:
-        """What the user reads."""
+        """Return the text of the choice."""
         return self.value
 
 
 class Prealignment(Labelled):
-    """How the volumes are brought near each other first; the names are those of `jobs.PREALIGNMENTS`."""
+    """The alignment before the deformable stage; the names are those of `jobs.PREALIGNMENTS`."""
 
     centre = "Centre, then affine"
     affine = "Affine from where they are"
@@ -36,7 +36,7 @@ class Prealignment(Labelled):
 
 
 class Device(Labelled):
-    """What computes."""
+    """The processor that computes."""
 
     auto = "Automatic (GPU if there is one)"
     cpu = "CPU"
@@ -44,7 +44,7 @@ class Device(Labelled):
 
 
 class Overlay(Labelled):
-    """What lies over the fixed volume in the slice views."""
+    """The volume that is shown over the fixed one in the slice views."""
 
     warped = "Warped volume"
     moving = "Moving volume as it was"
@@ -54,7 +54,7 @@ class Overlay(Labelled):
 
 
 class Direction(Labelled):
-    """Which scan something belongs to, and where it goes."""
+    """The scan that a node belongs to, and the one that it is warped to."""
 
     to_fixed = "belongs to the moving scan: bring it to the fixed one"
     to_moving = "belongs to the fixed scan: bring it to the moving one"
@@ -62,7 +62,7 @@ class Direction(Labelled):
 
 @parameterNodeWrapper
 class LightweightRegistrationParameterNode:
-    """The panel's choices. Outputs that are wanted but not chosen are created on Apply."""
+    """The panel's parameters. A wanted output without a node gets a new one on Apply."""
 
     fixedVolume: vtkMRMLScalarVolumeNode
     movingVolume: vtkMRMLScalarVolumeNode

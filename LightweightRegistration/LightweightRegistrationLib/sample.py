@@ -6,7 +6,8 @@ from pathlib import Path
 
 import slicer
 
-from .core import InputError, core_folder
+from .library import library_folder
+from .module_errors import InputError
 
 NAMES = {"fixed": "Brain A", "moving": "Brain B"}
 SAMPLE_NAME = "Registration pair: two brains (T1)"
@@ -14,12 +15,12 @@ CATEGORY = "Registration"
 
 
 def folder() -> Path:
-    """Where the pair lies."""
-    return core_folder() / "LDRCore" / "bundled" / "demo"
+    """Return the folder of the pair."""
+    return library_folder() / "LDRCore" / "bundled" / "demo"
 
 
 def load(file: str, name: str, class_name: str = "vtkMRMLScalarVolumeNode") -> slicer.vtkMRMLVolumeNode:
-    """One of the pair's images as a new node.
+    """Load one of the pair's images as a new node.
 
     Args:
         file: "fixed", "moving", "fixed_labels" or "moving_labels".
@@ -43,12 +44,12 @@ def load(file: str, name: str, class_name: str = "vtkMRMLScalarVolumeNode") -> s
 
 
 def load_pair() -> dict[str, slicer.vtkMRMLVolumeNode]:
-    """The pair as {"fixed": node, "moving": node}."""
+    """Load the pair as {"fixed": node, "moving": node}."""
     return {name: load(name, title) for name, title in NAMES.items()}
 
 
 def register_with_sample_data(icons: Path) -> None:
-    """Make the pair appear in the module Sample Data.
+    """Register the pair with the module Sample Data.
 
     Args:
         icons: the folder with the thumbnail.

@@ -1,4 +1,4 @@
-"""Torch for Slicer's Python: only through the PyTorch extension, only when a run needs it, only after asking."""
+"""Installs torch into Slicer's Python through the PyTorch extension: when a run needs it, and after asking."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import importlib.metadata
 import importlib.util
 import re
 
-from .core import InputError
+from .module_errors import InputError
 
 OLDEST_TORCH = (2, 6)
 REQUIREMENT = ">=" + ".".join(map(str, OLDEST_TORCH))
 
 
 def torch_version() -> tuple[int, ...] | None:
-    """The installed torch as numbers, None without one. Does not import it."""
+    """Return the version (major, minor) of the installed torch, None without one. Does not import torch."""
     importlib.invalidate_caches()
     if importlib.util.find_spec("torch") is None:
         return None
@@ -26,9 +26,9 @@ def torch_version() -> tuple[int, ...] | None:
 
 
 def is_usable() -> bool:
-    """Whether a torch that is new enough is installed. Does not import it, and asks nothing."""
-    found = torch_version()
-    return found is not None and found >= OLDEST_TORCH
+    """Return whether a torch that is new enough is installed. Does not import it."""
+    version = torch_version()
+    return version is not None and version >= OLDEST_TORCH
 
 
 def ensure_torch() -> None:
@@ -39,15 +39,15 @@ def ensure_torch() -> None:
     """
     if is_usable():
         return
-    found = torch_version()
+    version = torch_version()
     if importlib.util.find_spec("PyTorchUtils") is None:
         raise InputError(
             "registration needs the extension PyTorch, which is not installed: install 'PyTorch' in the Extensions "
             "Manager, restart Slicer and press Apply again"
         )
-    if found is not None:
+    if version is not None:
         raise InputError(
-            f"registration needs torch {REQUIREMENT}, got {'.'.join(map(str, found))}: uninstall it in the module "
+            f"registration needs torch {REQUIREMENT}, got {'.'.join(map(str, version))}: uninstall it in the module "
             "PyTorch Utils, restart Slicer and press Apply again"
         )
     import PyTorchUtils

@@ -1,11 +1,10 @@
-"""The other process: registers and warps with LDRCore, told by lines on stdin, telling by lines in a file.
+"""The worker process: registers and warps with LDRCore. It reads requests from stdin and appends events to a file.
 
 Slicer's own process never imports torch and never waits: it can end this one at any moment, and running out of memory
-here leaves the scene untouched. Started as ``python worker.py SESSION_FOLDER CORE_FOLDER``. Each line on stdin is a
-JSON request that names a folder with .npy arrays (or only asks to warm up); answers are JSON lines appended to
-`events.jsonl` in that folder, in the order of work, the last one "done" or "error". The process ends when stdin does
-(Slicer closed), after a long silence, or when the file `wanted` is removed (cancelled: killing may only reach the
-launcher before Slicer's Python).
+here leaves the scene as it is. Started as ``python worker.py SESSION_FOLDER LIBRARY_FOLDER``. Each line on stdin is a
+JSON request that names a folder with .npy arrays, or a request to warm up. Events are JSON lines in `events.jsonl` of
+that folder; the last one is "done" or "error". The process ends when stdin is closed (Slicer ended), after a long idle
+time, or when the file `wanted` is removed (cancelled: a kill may only reach the launcher of Slicer's Python).
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from typing import Any
 IDLE_S = 900.0
 WATCH_S = 0.2
 WANTED = "wanted"  # the file in the session folder that must stay
-EARLY_SPACING_MM = 4.0  # of the field that is shown first
-_own_threads: list[int] = []
+EARLY_SPACING_MM = 4.0  # of the early, coarse field
+_default_threads: list[int] = []  # of torch and SimpleITK
 
 
 class Answer:
@@ -34,18 +33,18 @@ class Answer:
         self.folder = folder
 
     def event(self, event: str, **facts: Any) -> None:
-        """Append one event; complete lines only, so that the reader never sees half a one."""
+        """Append one event as a line."""
         with (self.folder / "events.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"event": event, **facts}) + "\n")
 
     def load(self, name: str) -> Any:
-        """An array that came with the request."""
+        """Load an array of the request."""
         import numpy as np
 
         return np.load(self.folder / name, mmap_mode="r")
 
     def save(self, name: str, values: Any) -> str:
-        """Leave an array for the reader and return its name."""
+        """Write an array for the reader and return its file name."""
         import numpy as np
 
         np.save(self.folder / name, values)
@@ -53,7 +52,7 @@ class Answer:
 
 
 def image_of(answer: Answer, item: dict[str, Any]) -> Any:
-    """{"values", "to_world"} -> sitk.Image."""
+    """Convert {"values", "to_world"} to a sitk.Image."""
     import numpy as np
 
     from LDRCore.io import images
@@ -63,7 +62,7 @@ def image_of(answer: Answer, item: dict[str, Any]) -> Any:
 
 
 def transform_of(answer: Answer, given: dict[str, Any]) -> Any:
-    """{"matrix_lps"} or {"vectors", "to_lps"} -> sitk.Transform."""
+    """Convert {"matrix_lps"} or {"vectors", "to_lps"} to a sitk.Transform."""
     import numpy as np
     import SimpleITK as sitk
 
@@ -81,7 +80,7 @@ def transform_of(answer: Answer, given: dict[str, Any]) -> Any:
 
 
 def field_facts(answer: Answer, name: str, field: Any) -> dict[str, Any]:
-    """A displacement field image as {"vectors", "to_lps"}."""
+    """Write a displacement field image and return {"vectors", "to_lps"}."""
     import SimpleITK as sitk
 
     from LDRCore import geometry
@@ -143,7 +142,7 @@ def register(answer: Answer, request: dict[str, Any]) -> None:
 
 
 def warp(answer: Answer, request: dict[str, Any]) -> None:
-    """Bring images along through a transform, or through its inverse. Events: progress, done."""
+    """Warp images through a transform, or through its inverse. Events: progress, done."""
     import numpy as np
     import SimpleITK as sitk
 
@@ -171,7 +170,7 @@ def warp(answer: Answer, request: dict[str, Any]) -> None:
 
 
 def warm_up(request: dict[str, Any]) -> None:
-    """Import everything, load the model and register two small made-up images, so that the first run need not wait."""
+    """Import everything, load the model and register two small synthetic images, so that the first run is fast."""
     import numpy as np
 
     import LDRCore
@@ -183,20 +182,20 @@ def warm_up(request: dict[str, Any]) -> None:
 
 
 def use_threads(count: int) -> None:
-    """As many threads as asked for; for 0 as many as torch and SimpleITK take by themselves (the processor's cores)."""
+    """Set the number of threads of torch and SimpleITK; 0 sets their defaults (the processor's cores)."""
     import SimpleITK as sitk
     import torch
 
-    if not _own_threads:
-        _own_threads.extend((torch.get_num_threads(), sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()))
-    wanted = (count, count) if count else _own_threads
-    if torch.get_num_threads() != wanted[0]:
-        torch.set_num_threads(wanted[0])
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(wanted[1])
+    if not _default_threads:
+        _default_threads.extend((torch.get_num_threads(), sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()))
+    torch_threads, sitk_threads = (count, count) if count else _default_threads
+    if torch.get_num_threads() != torch_threads:
+        torch.set_num_threads(torch_threads)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(sitk_threads)
 
 
 def is_about_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory could not be had (Python, torch on CPU or GPU, ITK)."""
+    """Return whether an exception reports a lack of memory (Python, torch on CPU or GPU, ITK)."""
     text = str(error).lower()
     phrases = (
         "out of memory",
@@ -211,7 +210,7 @@ def is_about_memory(error: BaseException) -> bool:
 
 
 def serve(request: dict[str, Any]) -> None:
-    """Do one request; every way that it can fail becomes an event, or a line of the log where nobody listens."""
+    """Handle one request. A failure becomes an event; a failed warm-up is only printed."""
     if request["do"] == "warm up":
         try:
             use_threads(request["threads"])
@@ -239,14 +238,15 @@ def serve(request: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Serve requests until stdin ends, then leave nothing behind."""
-    session, core = Path(sys.argv[1]), sys.argv[2]
-    sys.path[0] = core  # in place of this file's folder, whose names are none of its business
+    """Serve requests until stdin is closed, then remove the session folder."""
+    session, library = Path(sys.argv[1]), sys.argv[2]
+    sys.path[0] = library  # instead of this file's folder, whose names could hide other modules
+    limit_spinning()
     keep_memory()
     threading.Thread(target=watch, args=(session,), daemon=True).start()
     try:
         while True:
-            idle = threading.Timer(IDLE_S, leave, (session,))
+            idle = threading.Timer(IDLE_S, exit_process, (session,))
             idle.daemon = True
             idle.start()
             line = sys.stdin.readline()
@@ -258,23 +258,32 @@ def main() -> None:
         shutil.rmtree(session, ignore_errors=True)
 
 
+def limit_spinning() -> None:
+    """Let idle threads of GNU OpenMP sleep early: torch's otherwise spin for milliseconds and slow Slicer down.
+
+    The variable is read when torch is imported. A policy that the user chose (OMP_WAIT_POLICY) stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
 def keep_memory() -> None:
-    """Runs follow one another here: do not fetch the same memory from the system again and again."""
+    """Keep freed memory for the next run instead of returning it to the system."""
     try:
         from LDRCore.cpu import memory
-    except ImportError:  # the first request will say so
+    except ImportError:  # the first request reports it
         return
     memory.keep_freed_blocks()
 
 
 def watch(session: Path) -> None:
-    """End the process, whatever it is doing, when it is no longer wanted."""
+    """End the process, whatever it is doing, when the file `wanted` is gone."""
     while (session / WANTED).exists():
         time.sleep(WATCH_S)
-    leave(session)
+    exit_process(session)
 
 
-def leave(session: Path) -> None:
+def exit_process(session: Path) -> None:
     """End the process from another thread than the main one."""
     shutil.rmtree(session, ignore_errors=True)
     os._exit(0)

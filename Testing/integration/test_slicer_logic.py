@@ -28,7 +28,7 @@ from Testing.standin import application
 
 def resliced(node, source_transform, reference) -> np.ndarray:
     """A volume sampled linearly on the reference's grid the way Slicer reslices: through the nodes' transforms."""
-    from LightweightRegistrationLib import volumes
+    from LightweightRegistrationLib import volume_nodes
 
     to_reference = vtk.vtkGeneralTransform()
     slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(
@@ -36,9 +36,9 @@ def resliced(node, source_transform, reference) -> np.ndarray:
     )
     whole = vtk.vtkGeneralTransform()
     whole.PostMultiply()
-    whole.Concatenate(volumes.matrix_of(volumes.voxel_to_local(reference)))
+    whole.Concatenate(volume_nodes.matrix_of(volume_nodes.voxel_to_local(reference)))
     whole.Concatenate(to_reference)
-    whole.Concatenate(volumes.matrix_of(np.linalg.inv(volumes.voxel_to_local(node))))
+    whole.Concatenate(volume_nodes.matrix_of(np.linalg.inv(volume_nodes.voxel_to_local(node))))
     reslice = vtk.vtkImageReslice()
     reslice.SetInputData(node.GetImageData())
     reslice.SetResliceTransform(whole)
@@ -80,7 +80,7 @@ def test_names_roles_and_the_report_say_what_was_done(logic, scene):
     for transform, ends in ((outputs.transform, (fixed, moving)), (outputs.inverse, (moving, fixed))):
         assert transform.GetNodeReference(transform.GetFixedNodeReferenceRole()) is ends[0]
         assert transform.GetNodeReference(transform.GetMovingNodeReferenceRole()) is ends[1]
-    assert made.report_of(None, outputs.warped)["cascades"] == 1
+    assert made.read_report(None, outputs.warped)["cascades"] == 1
     again = logic.register(fixed, moving, 1, jacobian=False)
     assert again.warped is not outputs.warped
     assert again.warped.GetName() != outputs.warped.GetName()
@@ -137,9 +137,9 @@ def test_the_hardened_volume_is_the_transformed_one(logic, pair):
 
 def _field_image(node) -> sitk.Image:
     """The grid that a transform node holds, read through VTK, as a SimpleITK image."""
-    from LightweightRegistrationLib import transforms
+    from LightweightRegistrationLib import transform_nodes
 
-    field = transforms.own_grid(node)
+    field = transform_nodes.read_displacement_grid(node)
     spacing = np.linalg.norm(field.to_lps[:3, :3], axis=0)
     image = sitk.GetImageFromArray(field.vectors.astype(np.float32), isVector=True)
     image.SetSpacing(spacing.tolist())
@@ -162,11 +162,11 @@ def test_the_transform_file_is_the_same_for_simpleitk_and_for_slicer(logic, scen
         read = sitk.ReadTransform(str(tmp_path / f"t{suffix}"))
     loaded = scene.AddNewNodeByClass("vtkMRMLTransformNode", "loaded")
     assert storage.ReadData(loaded)
-    from LightweightRegistrationLib import volumes
+    from LightweightRegistrationLib import volume_nodes
 
-    picture = volumes.picture(fixed, "fixed volume")
+    image = volume_nodes.read_volume(fixed, "fixed volume")
     for voxel in ((3, 4, 5), (14, 13, 12), (20, 8, 16)):
-        world = picture.to_world @ [*voxel, 1]
+        world = image.to_world @ [*voxel, 1]
         lps = (LPS @ world)[:3]
         through = moved(outputs.transform, world[:3])
         assert np.linalg.norm(np.subtract(through, world[:3])) > 0.5
@@ -196,18 +196,18 @@ def test_a_saved_scene_brings_everything_back(logic, scene, tmp_path):
     assert np.array_equal(array(node), warped)
     from LightweightRegistrationLib import outputs as made
 
-    assert made.report_of(transform)["similarity"]["after"] == report
+    assert made.read_report(transform)["similarity"]["after"] == report
 
 
 def test_the_inverse_brings_points_back(logic, pair):
     outputs = logic.register(pair["fixed"], pair["moving"], 1, warped=False, jacobian=False, inverse=True)
-    from LightweightRegistrationLib import volumes
+    from LightweightRegistrationLib import volume_nodes
 
-    picture = volumes.picture(pair["fixed"], "fixed volume")
-    inside = np.argwhere(picture.values > 300)[::4000]
+    image = volume_nodes.read_volume(pair["fixed"], "fixed volume")
+    inside = np.argwhere(image.values > 300)[::4000]
     errors = []
     for k, j, i in inside:
-        world = (picture.to_world @ [i, j, k, 1])[:3]
+        world = (image.to_world @ [i, j, k, 1])[:3]
         back = moved(outputs.inverse, moved(outputs.transform, world))
         errors.append(np.linalg.norm(np.subtract(back, world)))
     assert len(errors) > 10
@@ -274,21 +274,49 @@ def test_masks_as_labelmap_and_as_segmentation_are_the_librarys(logic, scene):
 
 
 def test_a_segmentation_of_another_grid_under_a_parent_becomes_a_mask_on_the_volumes_grid(scene):
-    from LightweightRegistrationLib import volumes
+    from LightweightRegistrationLib import volume_nodes
 
     fixed, _ = blobs()
     fixed.SetAndObserveTransformNodeID(linear("P", turned(20, (5, 6, 7))).GetID())
-    picture = volumes.picture(fixed, "fixed volume")
-    centre = (picture.to_world @ [14, 13, 12, 1])[:3]
+    image = volume_nodes.read_volume(fixed, "fixed volume")
+    centre = (image.to_world @ [14, 13, 12, 1])[:3]
     fine = np.eye(4)
     fine[:3, 3] = centre - 10
     cube = add_volume("cube", np.ones((21, 21, 21), np.uint8), fine, "LabelMap")  # 21 mm about the centre, world axes
     segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "cube")
     slicer.vtkSlicerSegmentationsModuleLogic.ImportLabelmapToSegmentationNode(cube, segmentation)
-    mask = volumes.mask(segmentation, fixed, picture, "fixed mask")
+    mask = volume_nodes.mask(segmentation, fixed, image, "fixed mask")
     k, j, i = np.nonzero(mask)
-    world = (np.stack([i, j, k, np.ones_like(i)], 1) @ picture.to_world.T)[:, :3]
+    world = (np.stack([i, j, k, np.ones_like(i)], 1) @ image.to_world.T)[:, :3]
     assert np.abs(world - centre).max() <= 10.5 + 1e-3
+    assert mask.sum() == pytest.approx(21**3 / 27, rel=0.1)
+
+
+@pytest.mark.parametrize("volume_parent", [None, turned(-15, (4, 9, -6), axis=0)], ids=["none", "another"])
+def test_a_mask_segmentation_lies_where_its_own_parent_puts_it(scene, volume_parent):
+    """A cube of 21 mm under a parent of its own; the volume has none, or a different one."""
+    from LightweightRegistrationLib import volume_nodes
+
+    fixed, _ = blobs()
+    if volume_parent is not None:
+        fixed.SetAndObserveTransformNodeID(linear("P", volume_parent).GetID())
+    world_from_cube = turned(20, (6, -5, 8))
+    image = volume_nodes.read_volume(fixed, "fixed volume")
+    world = np.moveaxis(np.indices(image.values.shape)[::-1], 0, -1) @ image.to_world[:3, :3].T
+    world += image.to_world[:3, 3]
+    cube_from_world = np.linalg.inv(world_from_cube)
+    points = world @ cube_from_world[:3, :3].T + cube_from_world[:3, 3]  # of voxels, in the segmentation's own frame
+    centre = points[12, 13, 14]
+    to_local = np.eye(4)
+    to_local[:3, 3] = centre - 10
+    cube = add_volume("cube", np.ones((21, 21, 21), np.uint8), to_local, "LabelMap")
+    segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "cube")
+    slicer.vtkSlicerSegmentationsModuleLogic.ImportLabelmapToSegmentationNode(cube, segmentation)
+    segmentation.SetAndObserveTransformNodeID(linear("Q", world_from_cube).GetID())
+    mask = volume_nodes.mask(segmentation, fixed, image, "fixed mask").astype(bool)
+    distance = np.abs(points - centre).max(-1)  # the faces lie at 10.5 mm
+    assert mask[distance < 10].all()
+    assert not mask[distance > 11].any()
     assert mask.sum() == pytest.approx(21**3 / 27, rel=0.1)
 
 
@@ -297,18 +325,18 @@ def test_an_initial_transform_is_where_it_starts(logic, scene, kind):
     fixed, moving = blobs()
     far = local(moving).copy()
     far[:3, 3] += [300.0, -100.0, 50.0]
-    from LightweightRegistrationLib import transforms, volumes
+    from LightweightRegistrationLib import transform_nodes, volume_nodes
 
-    moving.SetIJKToRASMatrix(volumes.matrix_of(far))
+    moving.SetIJKToRASMatrix(volume_nodes.matrix_of(far))
     back = np.eye(4)
     back[:3, 3] = [-300.0, 100.0, -50.0]
     initial = linear("initial", back)
     given = sitk.TranslationTransform(3, (-300.0, 100.0, 50.0))  # fixed -> moving, LPS
     if kind == "grid":
-        to_lps = LPS @ volumes.picture(fixed, "fixed volume").to_world
-        field = transforms.Field(np.broadcast_to([-300.0, 100.0, 50.0], (24, 26, 28, 3)), to_lps)
+        to_lps = LPS @ volume_nodes.read_volume(fixed, "fixed volume").to_world
+        field = transform_nodes.Field(np.broadcast_to([-300.0, 100.0, 50.0], (24, 26, 28, 3)), to_lps)
         initial = scene.AddNewNodeByClass("vtkMRMLTransformNode", "initial grid")
-        transforms.write_field(initial, field)
+        transform_nodes.write_field(initial, field)
         given = sitk.DisplacementFieldTransform(sitk.Cast(_field_image(initial), sitk.sitkVectorFloat64))
     outputs = logic.register(fixed, moving, 1, initialTransform=initial, prealignment="none", jacobian=False)
     expected = LDRCore.register(image_of(fixed), image_of(moving), cascades=1, initial=given, affine=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from Testing.slicer_scene import add_volume, array, blobs, local, snapshot
+from Testing.slicer_scene import add_volume, array, blobs, local, pause, snapshot
 from Testing.slicer_window import choose, click, composite, run, settle, unfold
 
 slicer = pytest.importorskip("slicer", reason="needs slicer-core (make test installs it)")
@@ -61,16 +61,17 @@ def test_the_ui_file_hands_the_scene_to_every_selector():
 
 def test_the_panel_uses_only_widgets_of_the_ui_file():
     names = {w.get("name") for w in ET.parse(UI).iter("widget")}
-    source = (application.MODULE / "LightweightRegistrationLib" / "panel.py").read_text(encoding="utf-8")
-    used = set(re.findall(r"\bui\.(\w+)", source))
-    assert used
-    assert used <= names
+    for file in ("panel.py", "panel_display.py"):
+        source = (application.MODULE / "LightweightRegistrationLib" / file).read_text(encoding="utf-8")
+        used = set(re.findall(r"\bui\.(\w+)", source))
+        assert used
+        assert used <= names
 
 
 # try it, apply, results
 
 
-def test_try_it_then_apply_shows_warped_volume_results_and_an_early_view(opened):
+def test_try_it_then_apply_shows_warped_volume_results_and_an_early_view(opened, monkeypatch):
     ui, scene = opened.ui, slicer.mrmlScene
     click(ui.tryItButton)
     p = opened.widget._parameterNode
@@ -81,16 +82,22 @@ def test_try_it_then_apply_shows_warped_volume_results_and_an_early_view(opened)
     ui.cascadesSlider.value = 1
     assert p.cascades == 1
     moving = p.movingVolume.GetMTime()
+    show, shown = opened.panel.display.showEarlyView, []
+
+    def show_and_look(*arguments):
+        show(*arguments)
+        early = opened.panel.display.earlyView
+        assert composite().GetForegroundVolumeID() == early.volume.GetID()
+        assert early.volume.GetImageData() is p.movingVolume.GetImageData()  # shared, not copied
+        assert p.warpedVolume is None
+        shown.append(early)
+
+    monkeypatch.setattr(opened.panel.display, "showEarlyView", show_and_look)
     click(ui.applyButton)
     assert ui.applyButton.text == "Cancel"
     assert ui.progressBar.isVisible()
-    run(opened, until=lambda: opened.panel._early is not None)
-    early = opened.panel._early
-    assert early is not None, "the early view comes before the outputs"
-    assert composite().GetForegroundVolumeID() == early.volume.GetID()
-    assert early.volume.GetImageData() is p.movingVolume.GetImageData()  # shared, not copied
-    assert p.warpedVolume is None
     run(opened)
+    assert len(shown) == 1, "the early view comes before the outputs"
     assert opened.said == []
     assert ui.applyButton.text == "Apply"
     assert not ui.progressBar.isVisible()
@@ -134,9 +141,10 @@ def test_apply_says_what_is_missing(opened):
 
 
 def test_cancel_leaves_the_scene_and_the_views_as_they_were(chosen):
-    from LightweightRegistrationLib import views
+    from LightweightRegistrationLib import slice_display
 
-    views.show(chosen.fixed, chosen.moving, 0.3)
+    chosen.p.refinementSteps = 500  # it will not finish before it is cancelled
+    slice_display.show_layers(chosen.fixed, chosen.moving, 0.3)
     before = {k: v for k, v in snapshot().items() if "ScriptedModule" not in k and "Slice" not in k}
     click(chosen.ui.applyButton)
     run(chosen, until=lambda: chosen.panel.job.fraction > 0.1)
@@ -180,6 +188,7 @@ def test_the_process_is_started_when_both_volumes_are_chosen_not_when_apply_is_p
     assert opened.widget._parameterNode.warpedVolume is not None
     assert worker._process is process
     assert "Traceback" not in worker.log()  # warming up went well
+    pause(process)
     click(opened.ui.applyButton)
     click(opened.ui.applyButton)  # cancel ends the process; the next one gets ready
     assert process.poll() is not None
@@ -189,6 +198,7 @@ def test_the_process_is_started_when_both_volumes_are_chosen_not_when_apply_is_p
 
 def test_lack_of_memory_offers_fewer_cascades(chosen):
     chosen.p.cascades = 2
+    pause(chosen.panel.logic.worker._process)
     click(chosen.ui.applyButton)
     chosen.panel.logic.worker._process.kill()  # as Linux does when memory runs out
     run(chosen)
@@ -200,6 +210,7 @@ def test_lack_of_memory_offers_fewer_cascades(chosen):
 
 
 def test_a_scene_closed_during_the_run_is_survived(chosen):
+    chosen.p.refinementSteps = 500  # it will not finish before the scene is closed
     click(chosen.ui.applyButton)
     run(chosen, until=lambda: chosen.panel.job.fraction > 0.1)
     application.clear()

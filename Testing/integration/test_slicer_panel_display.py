@@ -87,26 +87,26 @@ def test_flicker_alternates_and_gives_the_fade_back(done):
     click(ui.flickerButton)
     seen = set()
     for _ in range(3):
-        done.panel.onFlickerTick()
+        done.panel.display.onFlickerTimer()
         seen.add(composite().GetForegroundOpacity())
     assert seen == {0.0, 1.0}
-    assert done.panel._flicker.isActive()
+    assert done.panel.display.flickerTimer.isActive()
     click(ui.flickerButton)
-    assert not done.panel._flicker.isActive()
+    assert not done.panel.display.flickerTimer.isActive()
     assert composite().GetForegroundOpacity() == pytest.approx(0.4)
 
 
 def test_the_checkerboard_is_a_hidden_node_that_goes_away(done):
     ui = done.ui
     choose(ui.overlayComboBox, "Checkerboard of fixed and warped")
-    node = done.panel._checkerboard
+    node = done.panel.display.checkerboard
     assert composite().GetForegroundVolumeID() == node.GetID()
     assert composite().GetForegroundOpacity() == 1.0
     assert node.GetHideFromEditors()
     assert not node.GetSaveWithScene()
-    from LightweightRegistrationLib import views
+    from LightweightRegistrationLib import slice_display
 
-    fixed, warped = (views._grey(v) for v in (done.p.fixedVolume, done.p.warpedVolume))
+    fixed, warped = (slice_display._displayed_grey(v) for v in (done.p.fixedVolume, done.p.warpedVolume))
     values = slicer.util.arrayFromVolume(node)
     assert np.array_equal(values[:8, :8, :8], fixed[:8, :8, :8])  # the first cube of 25 mm
     assert np.array_equal(values[:8, :8, 9:16], warped[:8, :8, 9:16])
@@ -115,12 +115,12 @@ def test_the_checkerboard_is_a_hidden_node_that_goes_away(done):
 
 
 def test_opening_the_panel_does_not_touch_the_views(done):
-    from LightweightRegistrationLib import views
+    from LightweightRegistrationLib import slice_display
 
-    views.show(done.moving, None, 0.1)
+    slice_display.show_layers(done.moving, None, 0.1)
     done.widget.exit()
     done.widget.enter()
-    done.panel.update()
+    done.panel.updateGUIFromParameterNode()
     assert composite().GetBackgroundVolumeID() == done.moving.GetID()
 
 

@@ -75,7 +75,7 @@ def no_torch(slicer_module, monkeypatch, tmp_path):
 
 
 def test_without_the_extension_it_is_named(no_torch, logic, scene):
-    from LightweightRegistrationLib.core import InputError
+    from LightweightRegistrationLib.module_errors import InputError
 
     fixed, moving = blobs()
     before = snapshot()
@@ -117,7 +117,7 @@ def test_torch_is_installed_through_the_extension_after_asking(no_torch):
     ],
 )
 def test_every_way_that_setting_up_torch_fails_is_one_sentence(no_torch, version, answer, message):
-    from LightweightRegistrationLib.core import InputError
+    from LightweightRegistrationLib.module_errors import InputError
 
     no_torch.extension()
     no_torch.version, no_torch.answer = version, answer

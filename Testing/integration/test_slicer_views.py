@@ -12,7 +12,7 @@ slicer = pytest.importorskip("slicer", reason="needs slicer-core (make test inst
 from Testing.standin import sliceview
 
 pytestmark = pytest.mark.skipif(
-    bool(sliceview.can_render()), reason=f"{sliceview.can_render()} (README, 'Tests', names the packages)"
+    bool(sliceview.can_render()), reason=f"{sliceview.can_render()} (README, 'In 3D Slicer', names the packages)"
 )
 GRID, FOLDING = (255, 217, 51), (255, 0, 255)
 
@@ -29,7 +29,7 @@ def view(scene):
 @pytest.fixture
 def shifted(scene):
     """Two discs of which the second lies 12 mm to the right, and the transform that brings it back, made by hand."""
-    from LightweightRegistrationLib import outputs, transforms
+    from LightweightRegistrationLib import outputs, transform_nodes
 
     _, j, i = np.meshgrid(*[np.arange(n) for n in (12, 60, 60)], indexing="ij")
     to_local = np.diag([2.0, 2.0, 4.0, 1.0])
@@ -42,9 +42,9 @@ def shifted(scene):
         node.GetDisplayNode().SetAutoWindowLevel(False)
         node.GetDisplayNode().SetWindowLevelMinMax(0, 250)
     # the second disc lies at greater x in RAS, which is smaller x in LPS
-    field = transforms.Field(np.broadcast_to([-12.0, 0.0, 0.0], (12, 60, 60, 3)), LPS @ local(fixed))
+    field = transform_nodes.Field(np.broadcast_to([-12.0, 0.0, 0.0], (12, 60, 60, 3)), LPS @ local(fixed))
     transform = scene.AddNewNodeByClass("vtkMRMLTransformNode", "back")
-    transforms.write_field(transform, field)
+    transform_nodes.write_field(transform, field)
     outputs.record_roles(transform, fixed, moving)
     return fixed, moving, transform, field
 
@@ -58,16 +58,16 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_fading_goes_from_the_fixed_to_the_other_volume(view, shifted):
-    from LightweightRegistrationLib import views
+    from LightweightRegistrationLib import slice_display
 
     fixed, moving, _transform, _field = shifted
-    views.show(fixed, moving, 0.0)
+    slice_display.show_layers(fixed, moving, 0.0)
     only_fixed = view.picture()
     assert only_fixed.max() > 150
     assert np.ptp(only_fixed, axis=-1).max() == 0  # grey
-    views.set_opacity(1.0)
+    slice_display.set_opacity(1.0)
     only_moving = view.picture()
-    views.set_opacity(0.5)
+    slice_display.set_opacity(0.5)
     both = view.picture()
     assert difference(only_fixed, only_moving) > 5
     assert difference(both, (only_fixed.astype(int) + only_moving) // 2) < 2
@@ -77,29 +77,29 @@ def test_fading_goes_from_the_fixed_to_the_other_volume(view, shifted):
 
 
 def test_a_view_that_shows_the_fixed_volume_stays_where_the_user_is_looking(view, shifted):
-    from LightweightRegistrationLib import views
+    from LightweightRegistrationLib import slice_display
 
     fixed, moving, _transform, _field = shifted
-    views.show(fixed, moving, 0.5)
+    slice_display.show_layers(fixed, moving, 0.5)
     view.logic.SetSliceOffset(6.0)
     offset, width = view.logic.GetSliceOffset(), view.node.GetFieldOfView()[0]
     view.node.SetFieldOfView(width / 2, width / 2, 4)
-    views.show(fixed, None, 0.5)
+    slice_display.show_layers(fixed, None, 0.5)
     assert view.logic.GetSliceOffset() == offset
     assert view.node.GetFieldOfView()[0] == pytest.approx(width / 2)
-    views.show(moving, None, 0.5)
+    slice_display.show_layers(moving, None, 0.5)
     assert view.node.GetFieldOfView()[0] == pytest.approx(width)
 
 
 def test_the_early_view_shows_the_moving_volume_where_the_transform_puts_it(view, shifted):
-    from LightweightRegistrationLib import views
+    from LightweightRegistrationLib import slice_display
 
     fixed, moving, _transform, field = shifted
-    views.show(fixed, moving, 0.0)
+    slice_display.show_layers(fixed, moving, 0.0)
     target = view.picture()
-    views.set_opacity(1.0)
+    slice_display.set_opacity(1.0)
     before = view.picture()
-    early = views.EarlyView(fixed, moving, field, 1.0)
+    early = slice_display.EarlyView(fixed, moving, field, 1.0)
     shown = view.picture()
     assert difference(before, target) > 5
     assert difference(shown, target) < 0.5
@@ -110,65 +110,65 @@ def test_the_early_view_shows_the_moving_volume_where_the_transform_puts_it(view
 
 
 def test_the_grid_is_drawn_bent_and_goes_away(view, shifted, scene):
-    from LightweightRegistrationLib import transforms, views
+    from LightweightRegistrationLib import slice_display, transform_nodes
 
     fixed, _moving, transform, field = shifted
-    views.show(fixed, None, 0.0)
+    slice_display.show_layers(fixed, None, 0.0)
     assert count(view.picture(), GRID) == 0
-    views.show_grid(transform, fixed, True, 20.0)
+    slice_display.show_grid(transform, fixed, True, 20.0)
     wide = count(view.picture(), GRID)
     assert wide > 500
-    views.show_grid(transform, fixed, True, 10.0)
+    slice_display.show_grid(transform, fixed, True, 10.0)
     straight = view.picture()
     assert count(straight, GRID) > 1.5 * wide
     x = np.arange(60) * 2.0 - 59
     vectors = field.vectors.copy()
     vectors[..., 1] += 6 * np.sin(x / 9)[None, None, :]
-    transforms.write_field(transform, transforms.Field(vectors, field.to_lps))
+    transform_nodes.write_field(transform, transform_nodes.Field(vectors, field.to_lps))
     bent = view.picture()
     assert count(bent, GRID) > 500
     rows = [(np.abs(p.astype(int) - GRID).max(-1) < 30).sum(1).max() for p in (straight, bent)]
     assert rows[1] < 0.7 * rows[0]  # the straight grid has rows full of yellow, the bent one has not
-    views.show_grid(transform, fixed, False, 10.0)
+    slice_display.show_grid(transform, fixed, False, 10.0)
     assert count(view.picture(), GRID) == 0
 
 
 def test_the_jacobian_is_blue_where_it_shrinks_and_red_where_it_grows_with_a_legend(view, shifted):
-    from LightweightRegistrationLib import views
+    from LightweightRegistrationLib import slice_display
 
     fixed, _moving, _transform, _field = shifted
     values = np.ones((12, 60, 60), np.float32)
     values[:, :, 40:], values[:, :, :20] = 0.5, 1.5  # greater x is left in the picture
     jacobian = add_volume("Jacobian", values, local(fixed))
-    views.paint_jacobian(jacobian, 0.5)
-    views.show(fixed, jacobian, 1.0)
+    slice_display.color_jacobian(jacobian, 0.5)
+    slice_display.show_layers(fixed, jacobian, 1.0)
     plain = view.picture()
     middle = plain[150]
     assert middle[50][2] > middle[50][0] + 60
     assert middle[150].min() > 220
     assert middle[250][0] > middle[250][2] + 60
-    views.show_legend(jacobian, True)
+    slice_display.show_legend(jacobian, True)
     legend = view.picture()
     changed = np.nonzero(np.abs(legend.astype(int) - plain).max(-1) > 40)
     assert len(changed[0]) > 300
     assert np.median(changed[1]) > 200  # on the right
-    views.show_legend(jacobian, False)
+    slice_display.show_legend(jacobian, False)
     assert difference(view.picture(), plain) == 0
-    views.paint_jacobian(jacobian, 1.0)  # a wider range is paler
+    slice_display.color_jacobian(jacobian, 1.0)  # a wider range is paler
     assert np.ptp(view.picture()[150][50].astype(int)) < np.ptp(middle[50].astype(int))
 
 
 def test_folding_is_outlined_where_it_is(view, shifted):
-    from LightweightRegistrationLib import views
+    from LightweightRegistrationLib import slice_display
 
     fixed, _moving, _transform, _field = shifted
     values = np.ones((12, 60, 60), np.float32)
     jacobian = add_volume("Jacobian", values, local(fixed))
-    views.show(fixed, jacobian, 0.0)
-    assert views.folding_contours(jacobian, True) is None
+    slice_display.show_layers(fixed, jacobian, 0.0)
+    assert slice_display.folding_contours(jacobian, True) is None
     assert count(view.picture(), FOLDING, 60) == 0
     slicer.util.arrayFromVolume(jacobian)[:, 10:20, 10:20] = -0.1
-    node = views.folding_contours(jacobian, True)
+    node = slice_display.folding_contours(jacobian, True)
     picture = view.picture()
     assert count(picture, FOLDING, 60) > 50
     rows, columns = np.nonzero(np.abs(picture.astype(int) - FOLDING).max(-1) < 60)
@@ -176,13 +176,13 @@ def test_folding_is_outlined_where_it_is(view, shifted):
     assert rows.min() > 150  # and at small y, below
     inside = picture[int(rows.mean()), int(columns.mean())]
     assert np.abs(inside.astype(int) - FOLDING).max() > 60  # an outline, not an area
-    views.folding_contours(jacobian, False)
+    slice_display.folding_contours(jacobian, False)
     assert count(view.picture(), FOLDING, 60) == 0
     assert not node.GetDisplayNode().GetVisibility()
 
 
 def test_the_checkerboard_shows_both(view, shifted, scene):
-    from LightweightRegistrationLib import views
+    from LightweightRegistrationLib import slice_display
 
     fixed, _moving, _transform, _field = shifted
     bright = add_volume("bright", np.full((12, 60, 60), 240, np.float32) + np.eye(60, dtype=np.float32), local(fixed))
@@ -190,8 +190,8 @@ def test_the_checkerboard_shows_both(view, shifted, scene):
     for node in (bright, dark):
         node.GetDisplayNode().SetAutoWindowLevel(False)
         node.GetDisplayNode().SetWindowLevelMinMax(0, 255)
-    board = views.checkerboard(bright, dark, None)
-    views.show(bright, board, 1.0)
+    board = slice_display.checkerboard(bright, dark, None)
+    slice_display.show_layers(bright, board, 1.0)
     picture = view.picture()[..., 0]
     assert 0.3 < (picture > 200).mean() < 0.7
     assert (picture < 40).mean() > 0.3

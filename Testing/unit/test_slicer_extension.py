@@ -136,7 +136,7 @@ def test_files_import_and_run_only_what_slicer_allows_when_it_starts(path):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
-def test_the_module_holds_no_tensor_code_and_only_the_worker_and_core_reach_the_library(path):
+def test_the_module_holds_no_tensor_code_and_only_the_worker_imports_the_library(path):
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -147,6 +147,13 @@ def test_the_module_holds_no_tensor_code_and_only_the_worker_and_core_reach_the_
         assert not names & {"LDRCore", "torch", "SimpleITK"}
     assert "light_the_torch" not in names
     assert "pip_install" not in path.read_text(encoding="utf-8")
+
+
+def test_no_file_of_the_module_has_the_name_of_a_file_of_the_library_or_of_training():
+    """A reader who looks for a file by its name finds one."""
+    theirs = {p.stem for folder in ("LDRCore", "Training") for p in (ROOT / folder).rglob("*.py")} - {"__init__"}
+    assert theirs
+    assert not theirs & {p.stem for p in SOURCES}
 
 
 @pytest.fixture(scope="module")
@@ -186,29 +193,44 @@ set(Slicer_EXTENSION_CPACK ${CMAKE_CURRENT_LIST_DIR}/Nothing.cmake)
 set(Slicer_QTSCRIPTEDMODULES_LIB_DIR lib/qt-scripted-modules)
 set(Slicer_INSTALL_QTSCRIPTEDMODULES_LIB_DIR lib/qt-scripted-modules)
 """
+# CTK's macro copies each file to DESTINATION_DIR under its relative path and installs that folder as a whole: under its
+# own name in INSTALL_DIR, or its contents alone with NO_INSTALL_SUBDIR. Slicer's macro hands its files to it.
 USE_SLICER = """
-function(install_all folder)
-  foreach(file ${ARGN})
-    if(NOT EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/${file})
-      message(FATAL_ERROR "given nonexistent file '${file}'")
-    endif()
-    get_filename_component(place ${file} DIRECTORY)
-    install(FILES ${file} DESTINATION ${folder}/${place})
-  endforeach()
-endfunction()
 function(ctkMacroCompilePythonScript)
   cmake_parse_arguments(MY "NO_INSTALL_SUBDIR" "TARGET_NAME;DESTINATION_DIR;INSTALL_DIR" "SCRIPTS;RESOURCES" ${ARGN})
   if(MY_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "unknown: ${MY_UNPARSED_ARGUMENTS}")
   endif()
-  install_all(${MY_INSTALL_DIR} ${MY_SCRIPTS} ${MY_RESOURCES})
+  foreach(name TARGET_NAME SCRIPTS DESTINATION_DIR INSTALL_DIR)
+    if(NOT MY_${name})
+      message(FATAL_ERROR "${name} is mandatory")
+    endif()
+  endforeach()
+  foreach(file ${MY_SCRIPTS} ${MY_RESOURCES})
+    if(NOT EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/${file})
+      message(FATAL_ERROR "given nonexistent file '${file}'")
+    endif()
+    configure_file(${CMAKE_CURRENT_SOURCE_DIR}/${file} ${MY_DESTINATION_DIR}/${file} COPYONLY)
+  endforeach()
+  set(folder ${MY_DESTINATION_DIR})
+  if(MY_NO_INSTALL_SUBDIR)
+    set(folder ${MY_DESTINATION_DIR}/)
+  endif()
+  install(DIRECTORY ${folder} DESTINATION ${MY_INSTALL_DIR})
 endfunction()
 function(slicerMacroBuildScriptedModule)
   cmake_parse_arguments(MY "WITH_GENERIC_TESTS" "NAME" "SCRIPTS;RESOURCES" ${ARGN})
   if(MY_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "unknown: ${MY_UNPARSED_ARGUMENTS}")
   endif()
-  install_all(${Slicer_INSTALL_QTSCRIPTEDMODULES_LIB_DIR} ${MY_SCRIPTS} ${MY_RESOURCES})
+  ctkMacroCompilePythonScript(
+    TARGET_NAME ${MY_NAME}
+    SCRIPTS "${MY_SCRIPTS}"
+    RESOURCES "${MY_RESOURCES}"
+    DESTINATION_DIR ${CMAKE_BINARY_DIR}/${Slicer_QTSCRIPTEDMODULES_LIB_DIR}
+    INSTALL_DIR ${Slicer_INSTALL_QTSCRIPTEDMODULES_LIB_DIR}
+    NO_INSTALL_SUBDIR
+    )
   if(MY_WITH_GENERIC_TESTS)
     message(STATUS "generic tests of ${MY_NAME}")
   endif()
@@ -229,11 +251,17 @@ assert Path(module.__file__).parent == application.MODULE, module.__file__
 from Testing.slicer_scene import blobs
 logic = module.LightweightRegistrationLogic()
 outputs = logic.register(*blobs(), 1)
-assert logic.worker._core == application.MODULE, logic.worker._core
+assert logic.worker._library_folder == application.MODULE, logic.worker._library_folder
 from LightweightRegistrationLib import sample
 sample.load_pair()
 print(outputs.report["model"], outputs.warped.GetName())
 """
+
+
+def test_every_file_is_installed_in_its_own_folder(installed):
+    library, module = (sorted(in_tree(f, scripts=True) + in_tree(f, scripts=False)) for f in (ROOT / "LDRCore", MODULE))
+    there = {p.relative_to(installed).as_posix() for p in installed.rglob("*") if p.is_file()}
+    assert there == {*module, *(f"LDRCore/{file}" for file in library)}
 
 
 def test_the_installed_extension_registers_with_its_own_library_and_weights(installed):

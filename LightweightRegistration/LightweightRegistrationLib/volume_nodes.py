@@ -1,4 +1,4 @@
-"""Volume and mask nodes as arrays in world coordinates, and one sentence for each that cannot be registered."""
+"""Reads volume and mask nodes as arrays in world coordinates, and checks that they can be registered."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 import slicer
 import vtk
 
-from .core import InputError
+from .module_errors import InputError
 
 MIN_VOXELS = 4  # along each axis, as LDRCore
 
 
 @dataclass(frozen=True)
-class Picture:
-    """What a volume node shows, independent of the node.
+class WorldImage:
+    """The voxels of a volume node and where they lie in world coordinates.
 
     Attributes:
         values: (k, j, i), a view of the node's voxels.
@@ -27,23 +27,23 @@ class Picture:
 
     @property
     def spacing_mm(self) -> np.ndarray:
-        """Voxel edge along i, j, k."""
+        """Return the voxel spacing along i, j, k in mm."""
         return np.linalg.norm(self.to_world[:3, :3], axis=0)
 
     def corners(self) -> np.ndarray:
-        """(8, 3) world RAS mm of the corner voxels."""
+        """Return the centres of the corner voxels, (8, 3) world RAS mm."""
         last = np.array(self.values.shape[::-1]) - 1
-        picks = np.array([[last[axis] * (n >> axis & 1) for axis in range(3)] for n in range(8)])
-        return picks @ self.to_world[:3, :3].T + self.to_world[:3, 3]
+        indices = np.array([[last[axis] * (n >> axis & 1) for axis in range(3)] for n in range(8)])
+        return indices @ self.to_world[:3, :3].T + self.to_world[:3, 3]
 
 
 def array_of(matrix: vtk.vtkMatrix4x4) -> np.ndarray:
-    """A VTK matrix as (4, 4)."""
+    """Convert a VTK matrix to an array (4, 4)."""
     return np.array([[matrix.GetElement(r, c) for c in range(4)] for r in range(4)])
 
 
 def matrix_of(values: np.ndarray) -> vtk.vtkMatrix4x4:
-    """(4, 4) as a VTK matrix."""
+    """Convert an array (4, 4) to a VTK matrix."""
     matrix = vtk.vtkMatrix4x4()
     for r in range(4):
         for c in range(4):
@@ -52,7 +52,7 @@ def matrix_of(values: np.ndarray) -> vtk.vtkMatrix4x4:
 
 
 def parent_to_world(node: slicer.vtkMRMLTransformableNode, role: str) -> np.ndarray:
-    """The 4x4 of all parent transforms of a node, the identity without one.
+    """Return the 4x4 (RAS mm, node's own frame -> world) of all parent transforms of a node.
 
     Raises:
         InputError: one of them is not linear.
@@ -63,23 +63,25 @@ def parent_to_world(node: slicer.vtkMRMLTransformableNode, role: str) -> np.ndar
     if not parent.IsTransformToWorldLinear():
         raise InputError(
             f"the {role} must not be under a non-linear transform, got '{node.GetName()}' under '{parent.GetName()}': "
-            "harden that transform or take the volume out of it first"
+            "harden that transform, or take the node out of it first"
         )
     matrix = vtk.vtkMatrix4x4()
     parent.GetMatrixTransformToWorld(matrix)
     return array_of(matrix)
 
 
-def picture(node: slicer.vtkMRMLVolumeNode, role: str, ignored: slicer.vtkMRMLTransformNode | None = None) -> Picture:
-    """A volume in world coordinates.
+def read_volume(
+    node: slicer.vtkMRMLVolumeNode, role: str, ignored: slicer.vtkMRMLTransformNode | None = None
+) -> WorldImage:
+    """Read a volume in world coordinates.
 
     Args:
         node: a scalar volume.
-        role: what the volume is to the user ("fixed volume"), for messages.
+        role: the name of the input in messages ("fixed volume").
         ignored: a parent transform that counts as absent: the output of an earlier run, which the volume was put under.
 
     Raises:
-        InputError: missing, not a scalar volume, empty, too small, constant, or under a non-linear transform.
+        InputError: the volume is missing, not scalar, empty, too small, constant, or under a non-linear transform.
     """
     if node is None:
         raise InputError(f"a {role} must be chosen, got none")
@@ -105,12 +107,12 @@ def picture(node: slicer.vtkMRMLVolumeNode, role: str, ignored: slicer.vtkMRMLTr
         raise InputError(f"the {role} must show something, got {name}, where every voxel is {low:g}")
     values = slicer.util.arrayFromVolume(node)
     if ignored is not None and node.GetParentTransformNode() is ignored:
-        return Picture(values, voxel_to_local(node))
-    return Picture(values, parent_to_world(node, role) @ voxel_to_local(node))
+        return WorldImage(values, voxel_to_local(node))
+    return WorldImage(values, parent_to_world(node, role) @ voxel_to_local(node))
 
 
 def voxel_to_local(node: slicer.vtkMRMLVolumeNode) -> np.ndarray:
-    """4x4 voxel (i, j, k) -> RAS mm of a volume without its parent transforms."""
+    """Return the 4x4 voxel (i, j, k) -> RAS mm of a volume without its parent transforms."""
     matrix = vtk.vtkMatrix4x4()
     node.GetIJKToRASMatrix(matrix)
     return array_of(matrix)
@@ -120,19 +122,23 @@ def check_pair(
     fixed: slicer.vtkMRMLVolumeNode,
     moving: slicer.vtkMRMLVolumeNode,
     ignored: slicer.vtkMRMLTransformNode | None = None,
-) -> dict[str, Picture]:
-    """Both volumes as {"fixed": picture, "moving": picture}.
+) -> dict[str, WorldImage]:
+    """Read both volumes as {"fixed": image, "moving": image}.
 
     Raises:
-        InputError: what `picture` refuses, and the same volume twice.
+        InputError: as `read_volume`, or both are the same volume.
     """
     if fixed is not None and fixed is moving:
         raise InputError(f"fixed and moving must be two different volumes, got '{fixed.GetName()}' twice")
-    return {"fixed": picture(fixed, "fixed volume"), "moving": picture(moving, "moving volume", ignored)}
+    return {"fixed": read_volume(fixed, "fixed volume"), "moving": read_volume(moving, "moving volume", ignored)}
 
 
-def check_overlap(fixed: Picture, moving: Picture, moving_to_fixed: np.ndarray) -> None:
-    """Refuse boxes that do not touch where no centring will bring them together.
+def check_overlap(fixed: WorldImage, moving: WorldImage, moving_to_fixed: np.ndarray) -> None:
+    """Check that the bounding boxes of two volumes overlap, as they must when they are not centred first.
+
+    Args:
+        fixed, moving: the volumes.
+        moving_to_fixed: 4x4 in RAS mm, the initial transform of the moving volume.
 
     Raises:
         InputError: there is a gap between the two boxes along a world axis.
@@ -149,22 +155,22 @@ def check_overlap(fixed: Picture, moving: Picture, moving_to_fixed: np.ndarray) 
 
 
 def mask(
-    node: slicer.vtkMRMLDisplayableNode, volume: slicer.vtkMRMLVolumeNode, reference: Picture, role: str
+    node: slicer.vtkMRMLDisplayableNode, volume: slicer.vtkMRMLVolumeNode, reference: WorldImage, role: str
 ) -> np.ndarray:
-    """A segmentation or labelmap as (k, j, i) uint8 on the grid of its volume, 1 inside.
+    """Read a segmentation or labelmap as (k, j, i) uint8 on the grid of its volume, 1 inside.
 
     A segmentation is resampled onto that grid (all its segments together); a labelmap must lie on it.
 
     Args:
         node: segmentation or labelmap.
-        volume, reference: the volume that the mask belongs to, and its picture.
+        volume, reference: the volume that the mask belongs to, and its voxels.
         role: "fixed mask" or "moving mask".
 
     Raises:
-        InputError: another kind of node, another grid, or nothing inside.
+        InputError: another kind of node, another grid, a non-linear parent transform, or nothing inside.
     """
     if node.IsA("vtkMRMLSegmentationNode"):
-        inside = _segmentation_on(node, volume, role)
+        inside = _segmentation_on(node, reference, volume.GetName(), role)
     elif node.IsA("vtkMRMLLabelMapVolumeNode"):
         inside = _labelmap_on(node, reference, volume.GetName(), role)
     else:
@@ -176,7 +182,7 @@ def mask(
     return inside.astype(np.uint8)
 
 
-def _labelmap_on(node: slicer.vtkMRMLLabelMapVolumeNode, reference: Picture, name: str, role: str) -> np.ndarray:
+def _labelmap_on(node: slicer.vtkMRMLLabelMapVolumeNode, reference: WorldImage, name: str, role: str) -> np.ndarray:
     if node.GetImageData() is None:
         raise InputError(f"the {role} must hold voxels, got '{node.GetName()}', which is empty")
     values = slicer.util.arrayFromVolume(node)
@@ -193,19 +199,22 @@ def _labelmap_on(node: slicer.vtkMRMLLabelMapVolumeNode, reference: Picture, nam
     return values != 0
 
 
-def _segmentation_on(node: slicer.vtkMRMLSegmentationNode, volume: slicer.vtkMRMLVolumeNode, role: str) -> np.ndarray:
+def _segmentation_on(node: slicer.vtkMRMLSegmentationNode, reference: WorldImage, name: str, role: str) -> np.ndarray:
     segmentation = node.GetSegmentation()
     if segmentation.GetNumberOfSegments() == 0:
         raise InputError(f"the {role} must hold a segment, got '{node.GetName()}' without any")
-    reference = slicer.vtkSlicerSegmentationsModuleLogic.CreateOrientedImageDataFromVolumeNode(
-        volume, node.GetParentTransformNode()
+    # The volume's grid in the segmentation's own frame. CreateOrientedImageDataFromVolumeNode gives another grid where
+    # both nodes have parents: it does not see that the transform between them is linear.
+    geometry = slicer.vtkOrientedImageData()
+    geometry.SetDimensions(*reference.values.shape[::-1])
+    geometry.SetGeometryFromImageToWorldMatrix(
+        matrix_of(np.linalg.inv(parent_to_world(node, role)) @ reference.to_world)
     )
     merged = slicer.vtkOrientedImageData()
     ids = vtk.vtkStringArray()
     segmentation.GetSegmentIDs(ids)
-    node.GenerateMergedLabelmapForAllSegments(merged, slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY, reference, ids)
+    node.GenerateMergedLabelmapForAllSegments(merged, slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY, geometry, ids)
     scalars = merged.GetPointData().GetScalars()
-    dimensions = volume.GetImageData().GetDimensions()
-    if scalars is None or merged.GetDimensions() != dimensions:
-        raise InputError(f"the {role} must cover some of '{volume.GetName()}', got '{node.GetName()}', which does not")
-    return vtk.util.numpy_support.vtk_to_numpy(scalars).reshape(dimensions[::-1]) != 0
+    if scalars is None or merged.GetDimensions() != geometry.GetDimensions():
+        raise InputError(f"the {role} must cover some of '{name}', got '{node.GetName()}', which does not")
+    return vtk.util.numpy_support.vtk_to_numpy(scalars).reshape(reference.values.shape) != 0

@@ -1,4 +1,4 @@
-"""A registration's report in words: for the panel, for the clipboard, and the model card beside the model."""
+"""A registration's report in words, for the panel and the clipboard, and a model's card."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ Rows = list[tuple[str, str]]
 
 
 def sentence(text: str) -> str:
-    """A message with a capital letter and a full stop."""
+    """Return a message with a capital letter and a full stop."""
     text = text.strip()
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def counted(count: int, one: str, many: str) -> str:
-    """A number with its noun: 1 voxel, 2 voxels."""
+    """Return a number with its noun: 1 voxel, 2 voxels."""
     return f"{count} {one if count == 1 else many}"
 
 
 def rows(report: dict[str, Any]) -> Rows:
-    """What the panel shows of a report, empty for an empty one."""
+    """Return the rows (name, value) of a report, none for an empty one."""
     if not report:
         return []
     similarity, jacobian = report["similarity"], report["jacobian_determinant"]
@@ -63,7 +63,7 @@ def _model(report: dict[str, Any]) -> str:
 
 
 def as_html(shown: Rows) -> str:
-    """A table to look at."""
+    """Format rows as an HTML table."""
     lines = []
     for name, value in shown:
         style = ' style="color:#b45309"' if name == _("Warning") else ""
@@ -75,12 +75,12 @@ def as_html(shown: Rows) -> str:
 
 
 def as_text(shown: Rows) -> str:
-    """The same to paste into a spreadsheet or a note: one line a row, a tab between."""
+    """Format rows as plain text: a line for each row, a tab between name and value."""
     return "\n".join(f"{name}\t{value}" for name, value in shown)
 
 
 def card_text(card: dict[str, Any]) -> str:
-    """What a user should know of a model before using it."""
+    """Summarise a model card: purpose, training data, licence."""
     parts = [
         card.get("summary", card["name"]),
         _("Trained on {data}").format(data=card["data"]["name"]) if card.get("data") else "",

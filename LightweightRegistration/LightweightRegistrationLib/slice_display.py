@@ -1,6 +1,6 @@
-"""The slice views: overlay and fade, deformation grid, Jacobian colours and legend, folding contours, early view.
+"""Slice views: layers and opacity, deformation grid, Jacobian colours and legend, folding contours, early view.
 
-Works on MRML nodes alone, so it draws the same with the application and without.
+Needs only MRML nodes, so that it draws the same with the application and without.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import numpy as np
 import slicer
 import vtk
 
-from .outputs import copy_grey_levels, fill_volume, new_node
-from .transforms import Field, write_field
-from .volumes import Picture, matrix_of, picture
+from .outputs import copy_window_level, fill_volume, new_node
+from .transform_nodes import Field, write_field
+from .volume_nodes import matrix_of, read_volume
 
 COLOURS_TAG = "LightweightRegistrationJacobianColours"
 # shrinking blue, unchanged near white, growing red: readable with red-green blindness
@@ -21,25 +21,24 @@ GRID_COLOUR = (1.0, 0.85, 0.2)
 CHECKER_MM = 25.0
 
 
-def composites() -> list[slicer.vtkMRMLSliceCompositeNode]:
-    """What each slice view shows."""
+def slice_composites() -> list[slicer.vtkMRMLSliceCompositeNode]:
+    """Return the composite nodes, which hold the layers of the slice views."""
     return slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
 
 
-def show(
+def show_layers(
     background: slicer.vtkMRMLVolumeNode | None, foreground: slicer.vtkMRMLVolumeNode | None, opacity: float
 ) -> None:
-    """Put two volumes over each other in every slice view.
+    """Show two volumes as background and foreground of every slice view.
 
-    A view that showed another background is moved so that all of the new one is visible; one that showed this one
-    already stays where the user is looking.
+    The views are fitted to the background if one of them showed another volume; otherwise they keep their position.
 
     Args:
         background, foreground: volumes, None for an empty layer.
         opacity: of the foreground, 0 to 1.
     """
-    fit = background is not None and any(c.GetBackgroundVolumeID() != background.GetID() for c in composites())
-    for composite in composites():
+    fit = background is not None and any(c.GetBackgroundVolumeID() != background.GetID() for c in slice_composites())
+    for composite in slice_composites():
         with slicer.util.NodeModify(composite):
             composite.SetBackgroundVolumeID(background.GetID() if background is not None else None)
             composite.SetForegroundVolumeID(foreground.GetID() if foreground is not None else None)
@@ -49,7 +48,7 @@ def show(
 
 
 def fit_views() -> None:
-    """Make all of the background visible in every slice view."""
+    """Fit every slice view to its background."""
     logics = slicer.app.applicationLogic().GetSliceLogics()
     for n in range(logics.GetNumberOfItems() if logics is not None else 0):
         logics.GetItemAsObject(n).FitSliceToBackground()
@@ -57,7 +56,7 @@ def fit_views() -> None:
 
 def set_opacity(opacity: float) -> None:
     """Fade between background (0) and foreground (1) in every slice view."""
-    for composite in composites():
+    for composite in slice_composites():
         composite.SetForegroundOpacity(opacity)
 
 
@@ -70,7 +69,7 @@ def show_grid(
     visible: bool,
     spacing_mm: float,
 ) -> None:
-    """Draw the deformation grid of a transform over the slices of a volume, or stop drawing it."""
+    """Show or hide the deformation grid of a transform on the slices of a volume."""
     if transform is None:
         return
     if visible and transform.GetDisplayNode() is None:
@@ -90,7 +89,7 @@ def show_grid(
 
 
 def _one_colour(colour: tuple[float, float, float]) -> vtk.vtkColorTransferFunction:
-    """The grid's own colours tell the length of the displacement, which is mostly how the patient lay."""
+    """Return a colour map of one colour. Slicer's own shows the length of displacements, most of which is position."""
     function = vtk.vtkColorTransferFunction()
     for length_mm in (0.0, 1000.0):
         function.AddRGBPoint(length_mm, *colour)
@@ -101,7 +100,7 @@ def _one_colour(colour: tuple[float, float, float]) -> vtk.vtkColorTransferFunct
 
 
 def jacobian_colours() -> slicer.vtkMRMLProceduralColorNode:
-    """The diverging colours of the Jacobian map, made once in a scene; `paint_jacobian` sets their range."""
+    """Return the scene's diverging colour node for Jacobian maps; `color_jacobian` sets its range."""
     node = slicer.mrmlScene.GetSingletonNode(COLOURS_TAG, "vtkMRMLProceduralColorNode")
     if node is None:
         node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLProceduralColorNode")
@@ -113,12 +112,12 @@ def jacobian_colours() -> slicer.vtkMRMLProceduralColorNode:
     return node
 
 
-def paint_jacobian(volume: slicer.vtkMRMLScalarVolumeNode, reach: float) -> None:
-    """Colour a Jacobian map from 1 - reach (blue) over 1 (white) to 1 + reach (red)."""
+def color_jacobian(volume: slicer.vtkMRMLScalarVolumeNode, half_range: float) -> None:
+    """Colour a Jacobian map from 1 - half_range (blue) over 1 (white) to 1 + half_range (red)."""
     if volume.GetDisplayNode() is None:
         volume.CreateDefaultDisplayNodes()
     colours, display = jacobian_colours(), volume.GetDisplayNode()
-    low, high = 1.0 - reach, 1.0 + reach
+    low, high = 1.0 - half_range, 1.0 + half_range
     function = vtk.vtkDiscretizableColorTransferFunction()
     for position, colour in zip(np.linspace(low, high, len(DIVERGING)), DIVERGING, strict=True):
         function.AddRGBPoint(position, *colour)
@@ -131,7 +130,7 @@ def paint_jacobian(volume: slicer.vtkMRMLScalarVolumeNode, reach: float) -> None
 
 
 def show_legend(volume: slicer.vtkMRMLScalarVolumeNode | None, visible: bool) -> None:
-    """Draw the colour legend of a Jacobian map in the slice views that show it."""
+    """Show or hide the colour legend of a Jacobian map in the slice views that show the map."""
     if volume is None:
         return
     logic = slicer.vtkSlicerColorLogic
@@ -153,10 +152,10 @@ def show_legend(volume: slicer.vtkMRMLScalarVolumeNode | None, visible: bool) ->
 def folding_contours(
     jacobian: slicer.vtkMRMLScalarVolumeNode | None, visible: bool
 ) -> slicer.vtkMRMLSegmentationNode | None:
-    """Outline the voxels whose Jacobian determinant is 0 or less, or hide the outline.
+    """Show or hide an outline of the voxels whose Jacobian determinant is 0 or less.
 
     Returns:
-        The segmentation that draws it, None where nothing folds or it was never drawn.
+        The segmentation of these voxels, None where nothing folds or it was never shown.
     """
     if jacobian is None:
         return None
@@ -200,19 +199,19 @@ def folding_contours(
 def checkerboard(
     fixed: slicer.vtkMRMLVolumeNode, warped: slicer.vtkMRMLVolumeNode, node: slicer.vtkMRMLScalarVolumeNode | None
 ) -> slicer.vtkMRMLScalarVolumeNode:
-    """Fixed and warped in turn in cubes of 25 mm, each in the grey levels that it is shown with.
+    """Create a checkerboard of two volumes: alternating cubes of 25 mm, each with its own window and level.
 
     Args:
         fixed, warped: volumes on one grid.
         node: an earlier checkerboard to fill again.
     """
-    shown = [_grey(volume) for volume in (fixed, warped)]
+    grey = [_displayed_grey(volume) for volume in (fixed, warped)]
     spacing = np.array(fixed.GetSpacing())[::-1]
-    cubes = [np.floor(np.arange(n) * s / CHECKER_MM).astype(int) for n, s in zip(shown[0].shape, spacing, strict=True)]
-    turn = (cubes[0][:, None, None] + cubes[1][None, :, None] + cubes[2][None, None, :]) % 2 == 1
-    values = np.where(turn, shown[1], shown[0])
+    cubes = [np.floor(np.arange(n) * s / CHECKER_MM).astype(int) for n, s in zip(grey[0].shape, spacing, strict=True)]
+    is_warped = (cubes[0][:, None, None] + cubes[1][None, :, None] + cubes[2][None, None, :]) % 2 == 1
+    values = np.where(is_warped, grey[1], grey[0])
     if node is None:
-        node = temporary("vtkMRMLScalarVolumeNode", "Checkerboard")
+        node = new_temporary_node("vtkMRMLScalarVolumeNode", "Checkerboard")
     fill_volume(node, values, fixed)
     display = node.GetDisplayNode()
     display.SetAutoWindowLevel(False)
@@ -220,15 +219,15 @@ def checkerboard(
     return node
 
 
-def _grey(volume: slicer.vtkMRMLVolumeNode) -> np.ndarray:
+def _displayed_grey(volume: slicer.vtkMRMLVolumeNode) -> np.ndarray:
     display = volume.GetDisplayNode()
     low, high = display.GetWindowLevelMin(), display.GetWindowLevelMax()
     values = slicer.util.arrayFromVolume(volume).astype(np.float32)
     return np.clip((values - low) * (255.0 / max(high - low, 1e-6)), 0, 255).astype(np.uint8)
 
 
-def temporary(class_name: str, name: str) -> slicer.vtkMRMLNode:
-    """A node that is neither listed in selectors nor saved with the scene."""
+def new_temporary_node(class_name: str, name: str) -> slicer.vtkMRMLNode:
+    """Add a node that is neither listed in selectors nor saved with the scene."""
     node = slicer.mrmlScene.CreateNodeByClass(class_name)
     node.UnRegister(None)
     node.SetName(slicer.mrmlScene.GenerateUniqueName(name))
@@ -237,7 +236,7 @@ def temporary(class_name: str, name: str) -> slicer.vtkMRMLNode:
     return slicer.mrmlScene.AddNode(node)
 
 
-def remove(node: slicer.vtkMRMLNode | None) -> None:
+def remove_temporary_node(node: slicer.vtkMRMLNode | None) -> None:
     """Remove a temporary node with its display node, if they are still in the scene."""
     if node is None or not slicer.mrmlScene.IsNodePresent(node):
         return
@@ -251,10 +250,10 @@ def remove(node: slicer.vtkMRMLNode | None) -> None:
 
 
 class EarlyView:
-    """The moving volume under a coarse transform, shown while the outputs are still being computed.
+    """Shows the moving volume under a coarse transform while the outputs are still being computed.
 
-    Slicer then reslices only the slices that are shown. The moving volume's node is not touched: a hidden node that
-    shares its voxels is shown in its place, and `remove` leaves the views as they were.
+    Slicer resamples only the slices on screen. The moving volume's node is not changed: a temporary node that shares
+    its voxels is shown instead, and `remove` restores the views.
     """
 
     def __init__(
@@ -265,23 +264,31 @@ class EarlyView:
         opacity: float,
         ignored: slicer.vtkMRMLTransformNode | None = None,
     ):
-        """Show it. For `ignored` see `volumes.picture`."""
+        """Show it.
+
+        Args:
+            fixed, moving: the inputs of the registration.
+            field: the coarse transform.
+            opacity: of the foreground, 0 to 1.
+            ignored: a parent transform of the moving volume that counts as absent.
+        """
         self._before = [
-            (c, c.GetBackgroundVolumeID(), c.GetForegroundVolumeID(), c.GetForegroundOpacity()) for c in composites()
+            (node, node.GetBackgroundVolumeID(), node.GetForegroundVolumeID(), node.GetForegroundOpacity())
+            for node in slice_composites()
         ]
-        shown: Picture = picture(moving, "moving volume", ignored)
-        self.transform = temporary("vtkMRMLTransformNode", "Early transform")
+        image = read_volume(moving, "moving volume", ignored)
+        self.transform = new_temporary_node("vtkMRMLTransformNode", "Early transform")
         write_field(self.transform, field)
-        self.volume = temporary("vtkMRMLScalarVolumeNode", f"{moving.GetName()} (early view)")
-        self.volume.SetIJKToRASMatrix(matrix_of(shown.to_world))
+        self.volume = new_temporary_node("vtkMRMLScalarVolumeNode", f"{moving.GetName()} (early view)")
+        self.volume.SetIJKToRASMatrix(matrix_of(image.to_world))
         self.volume.SetAndObserveImageData(moving.GetImageData())
         self.volume.CreateDefaultDisplayNodes()
-        copy_grey_levels(moving, self.volume)
+        copy_window_level(moving, self.volume)
         self.volume.SetAndObserveTransformNodeID(self.transform.GetID())
-        show(fixed, self.volume, opacity)
+        show_layers(fixed, self.volume, opacity)
 
     def remove(self) -> None:
-        """Remove the hidden nodes and show what was shown before. Also when the scene was closed meanwhile."""
+        """Remove the temporary nodes and restore the views; the scene may have been closed meanwhile."""
         scene = slicer.mrmlScene
         for composite, background, foreground, opacity in self._before:
             if not scene.IsNodePresent(composite):
@@ -292,5 +299,5 @@ class EarlyView:
                 composite.SetForegroundOpacity(opacity)
         self._before = []
         for node in (self.volume, self.transform):
-            remove(node)
+            remove_temporary_node(node)
         self.volume = self.transform = None

@@ -1,8 +1,8 @@
-"""Transform nodes <-> displacement fields.
+"""Converts transform nodes to displacement fields and back.
 
-A field here is what SimpleITK calls a displacement field: vectors in mm LPS that take a point of the fixed volume to
-its point of the moving volume, on a grid with an LPS origin, a spacing and a direction. A transform node holds the same
-as an oriented grid in RAS, from parent.
+A field is a displacement field as in SimpleITK: vectors in mm LPS from points of the fixed volume to points of the
+moving volume, on a grid with an LPS origin, a spacing and a direction. A transform node holds the same field as an
+oriented grid in RAS, from parent.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import slicer
 import vtk
 from vtk.util import numpy_support
 
-from .volumes import Picture, array_of, matrix_of
+from .volume_nodes import WorldImage, array_of, matrix_of
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS <-> LPS
 
@@ -33,7 +33,7 @@ class Field:
 
 
 def write_field(node: slicer.vtkMRMLTransformNode, field: Field) -> None:
-    """Make a transform node hold a field: general transform, from parent, oriented grid."""
+    """Write a field to a transform node as an oriented grid transform, from parent."""
     to_ras = LPS @ field.to_lps
     spacing = np.linalg.norm(to_ras[:3, :3], axis=0)
     direction = np.eye(4)
@@ -50,8 +50,8 @@ def write_field(node: slicer.vtkMRMLTransformNode, field: Field) -> None:
     node.SetAndObserveTransformFromParent(transform)
 
 
-def linear_from_world(node: slicer.vtkMRMLTransformNode) -> np.ndarray | None:
-    """The 4x4 (RAS mm, world -> node's own side: fixed -> moving points) of a linear transform node, None otherwise."""
+def read_linear(node: slicer.vtkMRMLTransformNode) -> np.ndarray | None:
+    """Return the 4x4 of a linear transform node (RAS mm, from world: fixed points -> moving points), else None."""
     if not node.IsTransformToWorldLinear():
         return None
     matrix = vtk.vtkMatrix4x4()
@@ -59,10 +59,10 @@ def linear_from_world(node: slicer.vtkMRMLTransformNode) -> np.ndarray | None:
     return array_of(matrix)
 
 
-def sampled(node: slicer.vtkMRMLTransformNode, fixed: Picture) -> Field:
-    """A transform node as a field on the fixed volume's own grid, exact at its voxels.
+def sample_on_grid(node: slicer.vtkMRMLTransformNode, fixed: WorldImage) -> Field:
+    """Sample a transform node as a field on the fixed volume's grid, exact at its voxels.
 
-    Works for every kind of transform (grids, B-splines, thin plates, composites, hardened chains).
+    Works for every kind of transform: grids, B-splines, thin plates, composites.
     """
     general = vtk.vtkGeneralTransform()
     slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(None, node, general)  # from world
@@ -74,13 +74,17 @@ def sampled(node: slicer.vtkMRMLTransformNode, fixed: Picture) -> Field:
     target = vtk.vtkPoints()
     target.SetDataTypeToDouble()
     general.TransformPoints(source, target)
-    moved = numpy_support.vtk_to_numpy(target.GetData())
-    vectors = (moved - points) * LPS.diagonal()[:3]
+    transformed = numpy_support.vtk_to_numpy(target.GetData())
+    vectors = (transformed - points) * LPS.diagonal()[:3]
     return Field(vectors.reshape(k, j, i, 3), LPS @ fixed.to_world)
 
 
-def own_grid(node: slicer.vtkMRMLTransformNode) -> Field | None:
-    """The field of a node that holds one linearly interpolated grid from parent (as `write_field` makes), else None."""
+def read_displacement_grid(node: slicer.vtkMRMLTransformNode) -> Field | None:
+    """Return the field of a node that holds one linearly interpolated grid from parent, as `write_field` makes it.
+
+    Returns:
+        None for every other node.
+    """
     if node.GetParentTransformNode() is not None:
         return None
     transform = node.GetTransformFromParentAs("vtkOrientedGridTransform", False, True)
@@ -99,9 +103,9 @@ def own_grid(node: slicer.vtkMRMLTransformNode) -> Field | None:
     return Field(vectors.reshape(*grid.GetDimensions()[::-1], 3), LPS @ to_ras)
 
 
-def for_worker(node: slicer.vtkMRMLTransformNode, fixed: Picture) -> np.ndarray | Field:
-    """A transform node (fixed -> moving points) as the worker takes it: 4x4 in LPS if it is linear, a field if not."""
-    matrix = linear_from_world(node)
+def read_transform(node: slicer.vtkMRMLTransformNode, fixed: WorldImage) -> np.ndarray | Field:
+    """Read a transform node (fixed points -> moving points): a 4x4 in LPS if it is linear, else a field."""
+    matrix = read_linear(node)
     if matrix is not None:
         return LPS @ matrix @ LPS
-    return own_grid(node) or sampled(node, fixed)
+    return read_displacement_grid(node) or sample_on_grid(node, fixed)

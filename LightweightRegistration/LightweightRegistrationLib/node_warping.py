@@ -1,7 +1,7 @@
-"""Bringing along what belongs to one of the two scans: other volumes, labelmaps, segmentations, markups, models.
+"""Warps other nodes through a registration transform: volumes, labelmaps, segmentations, markups and models.
 
-"to fixed" takes what belongs to the moving scan onto the fixed one, "to moving" the other way. Images are resampled in
-the other process (labels by nearest neighbour) onto the grid of the scan they go to; points are moved at once.
+The direction "to fixed" warps what belongs to the moving scan onto the fixed one, "to moving" the other way. The worker
+process resamples images onto the grid of the target volume (labels by nearest neighbour); points are transformed here.
 """
 
 from __future__ import annotations
@@ -15,44 +15,46 @@ import vtk
 from vtk.util import numpy_support
 
 from .background import Worker
-from .core import InputError
-from .jobs import Job, described, transform_request
-from .outputs import copy_grey_levels, fill_volume, new_node
-from .transforms import for_worker
-from .volumes import Picture, array_of, matrix_of, parent_to_world, picture, voxel_to_local
+from .jobs import Job, transform_request, volume_request
+from .module_errors import InputError
+from .outputs import copy_window_level, fill_volume, new_node
+from .transform_nodes import read_transform
+from .volume_nodes import MIN_VOXELS, WorldImage, array_of, matrix_of, parent_to_world, read_volume, voxel_to_local
 
 DIRECTIONS = ("to fixed", "to moving")
 BINARY = "Binary labelmap"
 
 
-def ends_of(transform: slicer.vtkMRMLTransformNode) -> tuple[slicer.vtkMRMLVolumeNode, slicer.vtkMRMLVolumeNode]:
-    """The fixed and the moving volume that a transform was computed from.
+def registered_volumes(
+    transform: slicer.vtkMRMLTransformNode,
+) -> tuple[slicer.vtkMRMLVolumeNode, slicer.vtkMRMLVolumeNode]:
+    """Return the fixed and the moving volume that a transform was computed from.
 
     Raises:
-        InputError: no transform, or it does not know them or they were removed.
+        InputError: there is no transform, or one of its volumes is not recorded or not in the scene.
     """
     if transform is None:
         raise InputError("a transform must be chosen, got none: register two volumes first")
-    found = [
+    nodes = [
         transform.GetNodeReference(role)
         for role in (transform.GetFixedNodeReferenceRole(), transform.GetMovingNodeReferenceRole())
     ]
-    for node, role in zip(found, ("fixed", "moving"), strict=True):
+    for node, role in zip(nodes, ("fixed", "moving"), strict=True):
         if node is None:
             raise InputError(
                 f"the transform must know its {role} volume, got '{transform.GetName()}', whose {role} volume is not "
                 "in the scene"
             )
-    return found[0], found[1]
+    return nodes[0], nodes[1]
 
 
-class OtherJob(Job):
-    """One node brought along through a transform."""
+class WarpNodeJob(Job):
+    """Warps one node through a transform."""
 
     def __init__(
         self, worker: Worker, node: slicer.vtkMRMLNode, transform: slicer.vtkMRMLTransformNode, direction: str
     ):
-        """Nothing is started yet.
+        """Store the arguments; `start` reads the nodes.
 
         Args:
             worker: the process.
@@ -66,65 +68,65 @@ class OtherJob(Job):
         self._layers: list[Layer] = []
 
     def start(self) -> None:
-        """Check, and start; points and surfaces are done at once.
+        """Check and read the node, and send the request; points and surfaces are transformed at once.
 
         Raises:
-            InputError: a node that cannot be brought along.
+            InputError: the node cannot be warped.
         """
         if self._direction not in DIRECTIONS:
             raise InputError(f"direction must be one of {DIRECTIONS}, got {self._direction!r}")
-        fixed, moving = ends_of(self._transform)
+        fixed, moving = registered_volumes(self._transform)
         self._target = fixed if self._direction == "to fixed" else moving
         node = self._node
         if node is None:
             raise InputError("something to bring along must be chosen, got none")
         if node.IsA("vtkMRMLVolumeNode"):
             nearest = node.IsA("vtkMRMLLabelMapVolumeNode")
-            item = (_label_picture(node) if nearest else picture(node, "volume", self._transform)), nearest
+            item = (_read_labelmap(node) if nearest else read_volume(node, "volume", self._transform)), nearest
             self._send([item], fixed)
         elif node.IsA("vtkMRMLSegmentationNode"):
-            self._layers = layers_of(node)
-            self._send([(layer.picture, True) for layer in self._layers], fixed)
+            self._layers = read_layers(node)
+            self._send([(layer.image, True) for layer in self._layers], fixed)
         else:
-            self.outputs = moved_points(node, self._transform, self._direction, self._name())
+            self.outputs = warp_points(node, self._transform, self._direction, self._name())
             self.finished = True
 
-    def done(self, event: dict[str, Any]) -> None:
-        """Create the new node."""
+    def on_done(self, event: dict[str, Any]) -> None:
+        """Create the warped node."""
         arrays = [self._array(name) for name in event["items"]]
-        self._end()
+        self._finish()
         if self._layers:
-            self.outputs = self._segmentation(arrays)
+            self.outputs = self._create_segmentation(arrays)
             return
         new = new_node(self._node.GetClassName(), self._name())
         fill_volume(new, arrays[0], self._target)
-        copy_grey_levels(self._node, new)
+        copy_window_level(self._node, new)
         self.outputs = new
 
     def _name(self) -> str:
         return f"{self._node.GetName()} on {self._target.GetName()}"
 
-    def _send(self, items: list[tuple[Picture, bool]], fixed: slicer.vtkMRMLVolumeNode) -> None:
-        target = picture(self._target, "volume to resample to", self._transform)
-        fixed_picture = picture(fixed, "fixed volume", self._transform)
+    def _send(self, items: list[tuple[WorldImage, bool]], fixed: slicer.vtkMRMLVolumeNode) -> None:
+        target = read_volume(self._target, "volume to resample to", self._transform)
+        fixed_image = read_volume(fixed, "fixed volume", self._transform)
         self._inputs = [self._node, self._target]
-        transform, arrays = transform_request(for_worker(self._transform, fixed_picture), "transform.npy")
-        described_items = []
-        for n, (shown, nearest) in enumerate(items):
-            arrays[f"item{n}.npy"] = shown.values
-            how = {"interpolation": "nearest" if nearest else "linear"}
-            described_items.append({**described(shown, f"item{n}.npy"), **how})
+        transform, arrays = transform_request(read_transform(self._transform, fixed_image), "transform.npy")
+        item_requests = []
+        for n, (image, nearest) in enumerate(items):
+            arrays[f"item{n}.npy"] = image.values
+            interpolation = "nearest" if nearest else "linear"
+            item_requests.append({**volume_request(image, f"item{n}.npy"), "interpolation": interpolation})
         request = {
             "do": "warp",
             "transform": transform,
             "inverse": self._direction == "to moving",
-            "fixed": described(fixed_picture, ""),
-            "reference": described(target, ""),
-            "items": described_items,
+            "fixed": volume_request(fixed_image, ""),
+            "reference": volume_request(target, ""),
+            "items": item_requests,
         }
         self.send(request, arrays)
 
-    def _segmentation(self, arrays: list[np.ndarray]) -> slicer.vtkMRMLSegmentationNode:
+    def _create_segmentation(self, arrays: list[np.ndarray]) -> slicer.vtkMRMLSegmentationNode:
         new = new_node("vtkMRMLSegmentationNode", self._name())
         new.SetAndObserveTransformNodeID(self._target.GetTransformNodeID())
         new.SetReferenceImageGeometryParameterFromVolumeNode(self._target)
@@ -157,21 +159,21 @@ class Layer:
     """Segments that share one labelmap.
 
     Attributes:
-        picture: the labelmap in world coordinates.
+        image: the labelmap in world coordinates.
         segments: label value by segment id.
     """
 
-    picture: Picture
+    image: WorldImage
     segments: dict[str, int]
 
 
-def layers_of(node: slicer.vtkMRMLSegmentationNode) -> list[Layer]:
-    """The labelmaps of a segmentation; surfaces are converted in a copy.
+def read_layers(node: slicer.vtkMRMLSegmentationNode) -> list[Layer]:
+    """Read the labelmaps of a segmentation in world coordinates; surfaces are converted in a copy.
 
     Raises:
-        InputError: nothing segmented, or a non-linear parent transform.
+        InputError: no segment has voxels, or a parent transform is not linear.
     """
-    world = parent_to_world(node, "segmentation")
+    world_from_local = parent_to_world(node, "segmentation")
     segmentation = node.GetSegmentation()
     if segmentation.GetNumberOfSegments() and not segmentation.ContainsRepresentation(BINARY):
         copy = slicer.vtkSegmentation()
@@ -185,35 +187,44 @@ def layers_of(node: slicer.vtkMRMLSegmentationNode) -> list[Layer]:
             continue
         matrix = vtk.vtkMatrix4x4()
         data.GetImageToWorldMatrix(matrix)
-        start = np.eye(4)
-        start[:3, 3] = data.GetExtent()[::2]
+        image_from_array = np.eye(4)  # indices: the extent need not start at 0
+        image_from_array[:3, 3] = data.GetExtent()[::2]
         values = numpy_support.vtk_to_numpy(data.GetPointData().GetScalars()).reshape(data.GetDimensions()[::-1])
-        values, start = _at_least(values, start)
+        values, image_from_array = _pad_to(values, image_from_array)
         ids = segmentation.GetSegmentIDsForLayer(n, BINARY)
         segments = {name: segmentation.GetSegment(name).GetLabelValue() for name in ids}
-        layers.append(Layer(Picture(values, world @ array_of(matrix) @ start), segments))
+        to_world = world_from_local @ array_of(matrix) @ image_from_array
+        layers.append(Layer(WorldImage(values, to_world), segments))
     if not layers:
         raise InputError(f"the segmentation must hold a segment, got '{node.GetName()}' without any voxel")
     return layers
 
 
-def _at_least(values: np.ndarray, start: np.ndarray, count: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    """Room around a small labelmap: resampling takes no image of fewer than `count` voxels along an axis."""
-    room = [max(0, count - n) for n in values.shape]
+def _pad_to(
+    values: np.ndarray, image_from_array: np.ndarray, minimum: int = MIN_VOXELS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pad a small labelmap with zeros: resampling needs `minimum` voxels along every axis.
+
+    Args:
+        values: (k, j, i) labels.
+        image_from_array: 4x4, index (i, j, k) of the array -> index of the image.
+        minimum: voxels along each axis.
+    """
+    padding = [max(0, minimum - n) for n in values.shape]
     shift = np.eye(4)
-    shift[:3, 3] = [-(r // 2) for r in room[::-1]]
-    return np.pad(values, [(r // 2, r - r // 2) for r in room]), start @ shift
+    shift[:3, 3] = [-(p // 2) for p in padding[::-1]]
+    return np.pad(values, [(p // 2, p - p // 2) for p in padding]), image_from_array @ shift
 
 
-def _label_picture(node: slicer.vtkMRMLLabelMapVolumeNode) -> Picture:
+def _read_labelmap(node: slicer.vtkMRMLLabelMapVolumeNode) -> WorldImage:
     if node.GetImageData() is None or min(node.GetImageData().GetDimensions()) < 1:
         raise InputError(f"the labelmap must hold voxels, got '{node.GetName()}', which is empty")
-    values, start = _at_least(slicer.util.arrayFromVolume(node), np.eye(4))
-    return Picture(values, parent_to_world(node, "labelmap") @ voxel_to_local(node) @ start)
+    values, image_from_array = _pad_to(slicer.util.arrayFromVolume(node), np.eye(4))
+    return WorldImage(values, parent_to_world(node, "labelmap") @ voxel_to_local(node) @ image_from_array)
 
 
 def oriented_image(values: np.ndarray, to_local: np.ndarray) -> slicer.vtkOrientedImageData:
-    """(k, j, i) labels as what segments hold."""
+    """Build the image that a segment holds from (k, j, i) labels and a 4x4 voxel (i, j, k) -> RAS mm."""
     data = slicer.vtkOrientedImageData()
     data.SetDimensions(*values.shape[::-1])
     scalars = numpy_support.numpy_to_vtk(np.ascontiguousarray(values).ravel(), deep=True)
@@ -222,13 +233,13 @@ def oriented_image(values: np.ndarray, to_local: np.ndarray) -> slicer.vtkOrient
     return data
 
 
-def moved_points(
+def warp_points(
     node: slicer.vtkMRMLTransformableNode, transform: slicer.vtkMRMLTransformNode, direction: str, name: str
 ) -> slicer.vtkMRMLTransformableNode:
-    """A copy of markups or of a model, moved through a transform.
+    """Copy markups or a model and transform the copy's points.
 
     Raises:
-        InputError: a node that cannot be bent.
+        InputError: the node cannot be put through a non-linear transform.
     """
     if not node.IsA("vtkMRMLTransformableNode") or not node.CanApplyNonLinearTransforms():
         raise InputError(

@@ -1,0 +1,23 @@
+"""The errors of the module: what a user can do something about, and a cancelled run."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """Input that cannot be used. The message is one sentence: what is required, and what was given."""
+
+
+class CancelledError(Exception):
+    """The user cancelled, or the scene was closed during the run. Nothing was changed."""
+
+
+class MemoryNeededError(InputError):
+    """There is not enough memory for a registration.
+
+    Attributes:
+        fewer_cascades: a smaller number of cascades to offer, or None.
+    """
+
+    def __init__(self, message: str, fewer_cascades: int | None = None):
+        super().__init__(message)
+        self.fewer_cascades = fewer_cascades

@@ -1,0 +1,164 @@
+"""The panel's section Display: draws what is chosen there in the slice views, and the early view during a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from . import slice_display
+from .parameters import LightweightRegistrationParameterNode, Overlay
+from .transform_nodes import Field
+
+FLICKER_MS = 500
+
+
+class ViewState(NamedTuple):
+    """The parameters that the slice views are drawn from, under their names in the parameter node."""
+
+    overlay: Overlay
+    fade: float
+    showGrid: bool
+    gridSpacing: float
+    jacobianRange: float
+    showFolding: bool
+    fixedVolume: slicer.vtkMRMLVolumeNode | None
+    movingVolume: slicer.vtkMRMLVolumeNode | None
+    warpedVolume: slicer.vtkMRMLVolumeNode | None
+    transform: slicer.vtkMRMLTransformNode | None
+    jacobianMap: slicer.vtkMRMLVolumeNode | None
+
+    @classmethod
+    def fromParameterNode(cls, parameterNode: LightweightRegistrationParameterNode) -> ViewState:
+        """Read the current values."""
+        return cls(*(getattr(parameterNode, name) for name in cls._fields))
+
+    def hasNodesOf(self, other: ViewState) -> bool:
+        """Whether both show the same nodes, so that only display choices may differ."""
+        names = ("fixedVolume", "movingVolume", "warpedVolume", "transform", "jacobianMap")
+        return all(getattr(self, name) is getattr(other, name) for name in names)
+
+    def differsOnlyInFade(self, other: ViewState) -> bool:
+        """Whether setting the opacity is enough to go from one to the other."""
+        return self._replace(fade=other.fade) == other
+
+
+class PanelDisplay:
+    """Behaviour of the widgets under Display.
+
+    Attributes:
+        checkerboard: the temporary volume of the checkerboard while it is shown.
+        earlyView: the preview of a run, or None.
+        flickerTimer: alternates the layers while it runs.
+    """
+
+    def __init__(self, ui: Any, showStatus: Callable[[str], None]):
+        """Connect the widgets; `setParameterNode` makes them act.
+
+        Args:
+            ui: the widgets of LightweightRegistration.ui by name.
+            showStatus: shows one sentence in the panel.
+        """
+        self.ui, self.showStatus = ui, showStatus
+        self.checkerboard: slicer.vtkMRMLScalarVolumeNode | None = None
+        self.earlyView: slice_display.EarlyView | None = None
+        self._parameterNode: LightweightRegistrationParameterNode | None = None
+        self._drawn: ViewState | None = None
+        self.flickerTimer = qt.QTimer()
+        self.flickerTimer.setInterval(FLICKER_MS)
+        self.flickerTimer.timeout.connect(self.onFlickerTimer)
+        ui.flickerButton.toggled.connect(self.onFlickerToggled)
+
+    def setParameterNode(self, parameterNode: LightweightRegistrationParameterNode | None) -> None:
+        """Follow another parameter node, or none while the scene is being closed. The views stay as they are."""
+        self._parameterNode = parameterNode
+        if parameterNode is None:
+            self.ui.flickerButton.checked = False
+            self.checkerboard = None
+        else:
+            self._drawn = ViewState.fromParameterNode(parameterNode)
+
+    def updateFromParameterNode(self, *, running: bool) -> None:
+        """Draw again where a display choice was changed; opening the panel or choosing a node draws nothing.
+
+        Args:
+            running: a job is under way: the views belong to it.
+        """
+        self.ui.flickerButton.enabled = self.overlayVolume() is not None
+        state = ViewState.fromParameterNode(self._parameterNode)
+        if state == self._drawn or running:
+            return
+        before, self._drawn = self._drawn, state
+        if not state.hasNodesOf(before):
+            return
+        if state.differsOnlyInFade(before):
+            slice_display.set_opacity(state.fade)
+        else:
+            self.updateSliceViews()
+
+    def overlayVolume(self) -> slicer.vtkMRMLVolumeNode | None:
+        """The volume that is shown over the fixed one."""
+        p = self._parameterNode
+        if p.overlay is Overlay.moving or (p.overlay is Overlay.warped and p.warpedVolume is None):
+            return p.movingVolume
+        return {
+            Overlay.warped: p.warpedVolume,
+            Overlay.jacobian: p.jacobianMap,
+            Overlay.checkerboard: self.checkerboard or p.warpedVolume,
+        }.get(p.overlay)
+
+    def updateSliceViews(self) -> None:
+        """Show the chosen overlay, grid, colours and contours in the slice views."""
+        p = self._parameterNode
+        self._drawn = ViewState.fromParameterNode(p)
+        if p.overlay is Overlay.checkerboard and p.warpedVolume is not None and p.fixedVolume is not None:
+            self.checkerboard = slice_display.checkerboard(p.fixedVolume, p.warpedVolume, self.checkerboard)
+        elif self.checkerboard is not None:
+            slice_display.remove_temporary_node(self.checkerboard)
+            self.checkerboard = None
+        opacity = 1.0 if self.checkerboard is not None else p.fade
+        slice_display.show_layers(p.fixedVolume, self.overlayVolume(), opacity)
+        slice_display.show_grid(p.transform, p.fixedVolume, p.showGrid, p.gridSpacing)
+        if p.jacobianMap is not None:
+            slice_display.color_jacobian(p.jacobianMap, p.jacobianRange)
+        slice_display.show_legend(p.jacobianMap, p.overlay is Overlay.jacobian)
+        folding = slice_display.folding_contours(p.jacobianMap, p.showFolding)
+        if p.showFolding and p.jacobianMap is not None and folding is None:
+            self.showStatus(_("Nothing folds: there is no voxel to outline."))
+
+    def onFlickerToggled(self, on: bool) -> None:
+        """Start or stop alternating between the fixed volume and the overlay."""
+        if on:
+            self.flickerTimer.start()
+        else:
+            self.flickerTimer.stop()
+            if self._parameterNode is not None:
+                slice_display.set_opacity(self._parameterNode.fade)
+
+    def onFlickerTimer(self) -> None:
+        """Show the other layer."""
+        opacities = [composite.GetForegroundOpacity() for composite in slice_display.slice_composites()]
+        slice_display.set_opacity(0.0 if opacities and opacities[0] > 0.5 else 1.0)
+
+    def showEarlyView(
+        self,
+        fixed: slicer.vtkMRMLVolumeNode,
+        moving: slicer.vtkMRMLVolumeNode,
+        field: Field,
+        ignored: slicer.vtkMRMLTransformNode | None,
+    ) -> None:
+        """Show the moving volume under a coarse field until `removeEarlyView`; see `slice_display.EarlyView`."""
+        self.earlyView = slice_display.EarlyView(fixed, moving, field, self._parameterNode.fade, ignored=ignored)
+
+    def removeEarlyView(self) -> None:
+        """Show what was shown before the early view, if there is one."""
+        early, self.earlyView = self.earlyView, None
+        if early is not None:
+            early.remove()
+
+    def close(self) -> None:
+        """Stop the timer."""
+        self.flickerTimer.stop()

@@ -1,0 +1,230 @@
+"""The process that registers: cancelled, left alone, broken or out of memory, the scene is as before."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from Testing.slicer_scene import GUARD_S, add_volume, blobs, pause, snapshot, spin, wait_until
+
+slicer = pytest.importorskip("slicer", reason="needs slicer-core (make test installs it)")
+
+from Testing.standin import application
+
+ENDLESS = 1_000_000  # refinement steps: the run cannot finish before it is cancelled
+
+
+# cancel, close, remove, break
+
+
+def test_cancel_ends_the_process_in_the_middle_of_its_work_and_leaves_nothing(logic, pair):
+    early = []
+    before = snapshot()
+    job = logic.startRegistration(
+        pair["fixed"],
+        pair["moving"],
+        refinementSteps=ENDLESS,
+        onField=early.append,
+        onEnd=lambda: early.append("end"),
+    )
+    spin(job, until=lambda: job.fraction > 0.2)
+    folder, process = job._run.folder, logic.worker._process
+    job.cancel()
+    assert process.returncode not in (None, 0)  # killed, it did not come to an end by itself
+    assert job.finished
+    assert job.outputs is None
+    assert early == ["end"]
+    assert not folder.exists()
+    assert snapshot() == before
+    assert logic.register(*blobs(), 1, jacobian=False).warped is not None  # and the next run works
+
+
+def test_a_scene_closed_during_the_run_is_survived(logic, scene):
+    from LightweightRegistrationLib.module_errors import InputError
+
+    job = logic.startRegistration(*blobs(), 1)
+    application.clear()
+    before = snapshot()
+    with pytest.raises(InputError, match="must stay in the scene during the run, got one that was removed"):
+        spin(job)
+    assert snapshot() == before
+
+
+def test_an_output_removed_during_the_run_is_created_anew(logic, scene):
+    fixed, moving = blobs()
+    warped = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "mine")
+    job = logic.startRegistration(fixed, moving, 1, warped=warped, jacobian=False)
+    scene.RemoveNode(warped)
+    spin(job)
+    assert job.outputs.warped.GetName() == "blob 1 warped to blob 0"
+
+
+def test_a_process_that_breaks_is_reported_and_the_next_run_has_a_new_one(slicer_module, scene, monkeypatch, tmp_path):
+    from LightweightRegistrationLib import background, library, module_errors
+
+    fixed, moving = blobs()
+    broken = tmp_path / "broken.py"
+    broken.write_text("import sys\nsys.stdin.readline()\nraise RuntimeError('boom')\n")
+    worker = background.Worker(library.library_folder())
+    logic = slicer_module.LightweightRegistrationLogic(worker)
+    before = snapshot()
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(background, "WORKER", broken)
+            with pytest.raises(module_errors.InputError, match="must run to its end, got: RuntimeError: boom"):
+                logic.register(fixed, moving, 1)
+        assert snapshot() == before
+        assert logic.register(fixed, moving, 1, jacobian=False).warped is not None
+    finally:
+        worker.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads processes as Linux lists them")
+def test_cancel_reaches_the_interpreter_behind_a_launcher(slicer_module, scene, tmp_path):
+    """Slicer puts a launcher before its Python; here one in a group of its own, so that only the watch can reach it."""
+    from LightweightRegistrationLib import background, library
+
+    note = tmp_path / "pid"
+    launcher = [sys.executable, "-c", LAUNCHER, str(note), sys.executable]
+    worker = background.Worker(library.library_folder(), command=launcher)
+    job = slicer_module.LightweightRegistrationLogic(worker).startRegistration(*blobs(), 3, refinementSteps=ENDLESS)
+    spin(job, until=lambda: job.message == "refining")
+    interpreter = int(note.read_text(encoding="utf-8"))
+    assert _runs(interpreter)
+    job.cancel()
+    wait_until(lambda: not _runs(interpreter), lambda: f"process {interpreter} is still there")
+
+
+LAUNCHER = """
+import subprocess, sys
+process = subprocess.Popen(sys.argv[2:], start_new_session=True)
+open(sys.argv[1], "w").write(str(process.pid))
+sys.exit(process.wait())
+"""
+
+
+def _runs(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_process_that_is_no_longer_wanted_ends_whatever_it_is_doing(slicer_module):
+    """Its stdin stays open, and no event fails to be written: only the file in its session folder is gone."""
+    from LightweightRegistrationLib import background, library
+
+    worker = background.Worker(library.library_folder())
+    try:
+        worker.warm_up({"model": "brain-t1-small", "device": "cpu", "threads": 1})
+        session, process = worker._session, worker._process
+        (session / "wanted").unlink()
+        assert process.wait(timeout=GUARD_S) == 0
+        assert not session.exists()
+    finally:
+        worker.close()
+
+
+def test_a_killed_process_is_taken_for_lack_of_memory(logic, scene):
+    from LightweightRegistrationLib.module_errors import MemoryNeededError
+
+    fixed, moving = blobs()
+    logic.warmUp()
+    pause(logic.worker._process)
+    job = logic.startRegistration(fixed, moving, 2)
+    logic.worker._process.kill()  # as Linux does when memory runs out
+    with pytest.raises(
+        MemoryNeededError, match=r"needs about 0\.\d GB of memory, .* use fewer cascades than 2"
+    ) as caught:
+        spin(job)
+    assert caught.value.fewer_cascades == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory with ulimit")
+def test_running_out_of_memory_says_how_much_is_needed(slicer_module, scene):
+    from LightweightRegistrationLib import background, library, module_errors
+
+    fixed, moving = blobs()
+    free = background.Worker(library.library_folder())
+    try:
+        slicer_module.LightweightRegistrationLogic(free).register(fixed, moving, 1)
+        with open(f"/proc/{free._process.pid}/status") as status:
+            peak_kb = int(next(line for line in status if line.startswith("VmPeak")).split()[1])
+    finally:
+        free.close()
+    k, j, i = np.meshgrid(*[np.arange(200)] * 3, indexing="ij", sparse=True)
+    ball = (((k - 100) ** 2 + (j - 100) ** 2 + (i - 100) ** 2 < 70**2) * (50 + i // 4)).astype(np.uint8)
+    fixed, moving = add_volume("large", ball), add_volume("also large", ball[::-1])
+    command = ["bash", "-c", f'ulimit -v {peak_kb + 40_000}; exec "$0" "$@"', sys.executable]
+    tight = background.Worker(library.library_folder(), command=command)
+    before = snapshot()
+    try:
+        with pytest.raises(
+            module_errors.MemoryNeededError, match=r"needs about \d\.\d GB of memory, more than could be had here"
+        ):
+            slicer_module.LightweightRegistrationLogic(tight).register(fixed, moving, 1)
+    finally:
+        tight.close()
+    assert snapshot() == before
+
+
+def test_no_room_in_the_temporary_folder_is_said(slicer_module, scene, tmp_path):
+    from LightweightRegistrationLib import background, library, module_errors
+
+    worker = background.Worker(library.library_folder(), temporary=str(tmp_path / "missing"))
+    with pytest.raises(module_errors.InputError, match=r"keep its images in the temporary folder, got: .*missing"):
+        slicer_module.LightweightRegistrationLogic(worker).register(*blobs(), 1)
+
+
+def test_the_process_ends_when_slicer_does(slicer_module, scene):
+    from LightweightRegistrationLib import background, library
+
+    worker = background.Worker(library.library_folder())
+    slicer_module.LightweightRegistrationLogic(worker).register(*blobs(), 1, jacobian=False)
+    session, process = worker._session, worker._process
+    assert session.exists()
+    process.stdin.close()  # what happens when Slicer is gone, however it went
+    assert process.wait(timeout=GUARD_S) == 0
+    assert not session.exists()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_are_as_many_as_asked_for(logic, scene, threads):
+    assert logic.register(*blobs(), 1, threads=threads, jacobian=False).report["threads"] == threads
+
+
+def test_importing_the_module_brings_neither_torch_nor_simpleitk_nor_qt():
+    code = (
+        "import sys; from Testing.standin import application; application.module();"
+        "from LightweightRegistrationLib import slice_display, torch_setup;"
+        "print([m for m in ('torch', 'SimpleITK', 'LDRCore', 'qt', 'PySide6') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=application.ROOT
+    )
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch uses GNU OpenMP on Linux")
+@pytest.mark.parametrize("policy", [None, "active"])
+def test_idle_threads_of_the_process_sleep_early_unless_the_user_chose_a_policy(
+    slicer_module, scene, monkeypatch, policy
+):
+    from LightweightRegistrationLib import background, library
+
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "verbose")  # GNU OpenMP prints what it read when it is loaded
+    if policy:
+        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    worker = background.Worker(library.library_folder())
+    try:
+        slicer_module.LightweightRegistrationLogic(worker).register(*blobs(), 1, jacobian=False)
+        printed = (worker._session / "log.txt").read_text(encoding="utf-8")
+    finally:
+        worker.close()
+    (count,) = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", printed)
+    assert (count == "10000") == (policy is None)
