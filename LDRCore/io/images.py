@@ -6,9 +6,7 @@ constant.
 
 from __future__ import annotations
 
-import gzip
 import os
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Union
@@ -17,6 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from LDRCore.errors import RegistrationError
+from LDRCore.io import nifti
 
 ImageLike = Union[str, "os.PathLike[str]", sitk.Image, tuple[np.ndarray, np.ndarray]]
 """A path (file, or a folder with one DICOM series), a SimpleITK image, or (array[i, j, k], 4x4 voxel -> RAS mm)."""
@@ -47,9 +46,8 @@ def read(source: ImageLike, name: str) -> sitk.Image:
         raise RegistrationError(f"{name} must be an existing file, got {path} (not found)")
     if path.is_dir():
         return _read_dicom(path, name)
-    _check_whole(path, name)
     try:
-        return sitk.ReadImage(str(path))
+        return read_file(path, name)
     except RuntimeError as error:
         raise RegistrationError(
             f"{name} must be an image that SimpleITK can read (NIfTI, NRRD, MetaImage, DICOM ...), "
@@ -57,33 +55,23 @@ def read(source: ImageLike, name: str) -> sitk.Image:
         ) from None
 
 
-def _check_whole(path: Path, name: str) -> None:
-    """Refuse a NIfTI file that was cut off, which ITK reads without a word, zeros in place of what is missing."""
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
-        return
-    header = sitk.ImageFileReader()
-    header.SetFileName(str(path))
-    try:
-        header.ReadImageInformation()
-        voxels = int(np.prod(header.GetSize())) * header.GetNumberOfComponents()
-        wanted = int(float(header.GetMetaData("vox_offset"))) + voxels * int(header.GetMetaData("bitpix")) // 8
-    except RuntimeError:
-        return  # reading it will say why it cannot be read
-    found = path.stat().st_size
-    if path.suffix.lower() == ".gz":
-        with path.open("rb") as file:
-            file.seek(-min(4, found), os.SEEK_END)
-            found = int.from_bytes(file.read(), "little")  # what gzip says at the end of a whole file: size modulo 2^32
-        if found != wanted % 2**32:
-            try:
-                with gzip.open(path) as stream:
-                    found = sum(len(chunk) for chunk in iter(lambda: stream.read(1 << 20), b""))
-            except (EOFError, OSError, zlib.error):
-                found = 0
-        else:
-            found = wanted
-    if found < wanted:
-        raise RegistrationError(f"{name} must be a whole file, got {path} (cut off or damaged)")
+def read_file(path: Path, name: str) -> sitk.Image:
+    """Read one image file of any format that SimpleITK knows, with NaN and infinity as they are stored.
+
+    Args:
+        path: an existing file.
+        name: what the image is to the user ("fixed image"), for messages.
+
+    Raises:
+        RegistrationError: a NIfTI file that is cut off or damaged.
+        RuntimeError: SimpleITK cannot read it.
+    """
+    header = nifti.read_header(path, name)
+    if header is not None:
+        if header.stored_type is not None:
+            return nifti.read_values(header, name)
+        nifti.check_complete(header, name)
+    return sitk.ReadImage(str(path))
 
 
 def _reason(error: RuntimeError) -> str:
@@ -145,11 +133,7 @@ def load(source: ImageLike, name: str) -> sitk.Image:
     """
     image = three_dimensional(read(source, name), name)
     values = sitk.GetArrayViewFromImage(image)
-    count = 0
-    if np.issubdtype(values.dtype, np.floating):
-        count = count_non_finite(values)
-        if not count and isinstance(source, (str, os.PathLike)):
-            count = count_non_finite_in_nifti(Path(source))
+    count = count_non_finite(values)
     if count:
         raise RegistrationError(f"{name} must hold only finite values, got {count} voxels that are NaN or infinite")
     if values.min() == values.max():
@@ -158,26 +142,11 @@ def load(source: ImageLike, name: str) -> sitk.Image:
 
 
 def count_non_finite(values: np.ndarray) -> int:
-    """How many values are NaN or infinite."""
+    """Count the values that are NaN or infinite."""
+    if not np.issubdtype(values.dtype, np.inexact):
+        return 0
     finite = np.isfinite(values)
     return 0 if finite.all() else int(finite.size - np.count_nonzero(finite))
-
-
-def count_non_finite_in_nifti(path: Path) -> int:
-    """NaN and infinite voxels of a NIfTI file, which ITK's reader silently turns into zeros (0 for other files)."""
-    name = path.name.lower()
-    if not name.endswith((".nii", ".nii.gz")):
-        return 0
-    with gzip.open(path, "rb") if name.endswith(".gz") else path.open("rb") as stream:
-        content = stream.read()
-    order = "<" if content[:4] in (b"\x5c\x01\x00\x00", b"\x1c\x02\x00\x00") else ">"
-    second = int(np.frombuffer(content, order + "i4", 1)[0]) == 540  # NIfTI-2; otherwise NIfTI-1
-    kind = int(np.frombuffer(content, order + "i2", 1, 12 if second else 70)[0])
-    if kind not in (16, 64):  # only float32 and float64 can hold them
-        return 0
-    start = np.frombuffer(content, order + ("i8" if second else "f4"), 1, 168 if second else 108)[0]
-    values = np.frombuffer(content[int(start) :], order + ("f4" if kind == 16 else "f8"))
-    return count_non_finite(values)
 
 
 def three_dimensional(image: sitk.Image, name: str) -> sitk.Image:

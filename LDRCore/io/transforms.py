@@ -28,7 +28,7 @@ def read_transform(path: str) -> sitk.Transform:
         except RuntimeError:
             raise RegistrationError(f"the transform must be a file that SimpleITK can read, got {path}") from None
     try:
-        field = sitk.ReadImage(path, sitk.sitkVectorFloat64)
+        field = images.read_file(Path(path), "the displacement field")
     except RuntimeError:
         raise RegistrationError(
             f"the transform must be a transform file or a displacement field image, got {path}"
@@ -38,11 +38,10 @@ def read_transform(path: str) -> sitk.Transform:
             "a displacement field must be 3D with 3 components a voxel, "
             f"got {field.GetDimension()}D with {field.GetNumberOfComponentsPerPixel()}"
         )
-    values = sitk.GetArrayViewFromImage(field)
-    wrong = images.count_non_finite(values) or images.count_non_finite_in_nifti(Path(path))
+    wrong = images.count_non_finite(sitk.GetArrayViewFromImage(field))
     if wrong:
         raise RegistrationError(f"a displacement field must hold only finite values, got {wrong} others in {path}")
-    return sitk.DisplacementFieldTransform(field)
+    return sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64))
 
 
 def transform_lattice(
