@@ -8,6 +8,7 @@ their header only. Files of integers, which have no NaN, are left to SimpleITK.
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import struct
 import sys
@@ -75,6 +76,7 @@ class Header:
 
     @property
     def _has_vectors(self) -> bool:
+        """Whether a voxel is a vector along x, y, z (not a colour or a tensor)."""
         known = self.intent in (_INTENT_DISPLACEMENT, _INTENT_VECTOR)
         return known and self.grid.GetNumberOfComponents() == 3
 
@@ -102,16 +104,22 @@ def read_header(path: Path, name: str) -> Header | None:
             raw = stream.read(_HEADER_BYTES)
     except _READ_ERRORS:
         raise _damaged(path, name) from None
-    sizes = {order: struct.unpack_from(order + "i", raw)[0] for order in "<>"}
-    if _HEADER_BYTES not in sizes.values() or len(raw) < _HEADER_BYTES:
+    order = next((o for o in "<>" if raw[:4] == struct.pack(o + "i", _HEADER_BYTES)), None)
+    if order is None or len(raw) < _HEADER_BYTES:
         return None
-    order = "<" if sizes["<"] == _HEADER_BYTES else ">"
+    dimensions, *sizes = struct.unpack_from(order + "8h", raw, 40)
     intent, datatype, bits = struct.unpack_from(order + "3h", raw, 68)
     offset, slope, intercept = np.nan_to_num(struct.unpack_from(order + "3f", raw, 108), posinf=0, neginf=0).tolist()
-    values = int(np.prod(grid.GetSize())) * grid.GetNumberOfComponents()
-    data_offset = max(int(offset), _HEADER_BYTES)
     return Header(
-        path, grid, order, datatype, intent, data_offset, values * bits // 8, slope if slope else 1.0, intercept
+        path,
+        grid,
+        order,
+        datatype,
+        intent,
+        data_offset=max(int(offset), _HEADER_BYTES),
+        data_bytes=math.prod(sizes[:dimensions]) * bits // 8,
+        slope=slope if slope else 1.0,
+        intercept=intercept,
     )
 
 

@@ -85,6 +85,20 @@ def test_a_series_of_volumes_is_refused_for_its_dimension(tmp_path):
         images.load(path, "fixed image")
 
 
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (sitk.GetImageFromArray(np.ones((*SHAPE, 3), np.uint8), isVector=True), "one value a voxel, got 3"),
+        (sitk.Cast(sitk.GetImageFromArray(VALUES), sitk.sitkComplexFloat32), "must be real-valued, got complex"),
+    ],
+)
+def test_colour_and_complex_files_are_refused_for_what_they_are(tmp_path, pixels, message):
+    """Not as cut off: their header counts the bits of a whole voxel."""
+    sitk.WriteImage(pixels, str(tmp_path / "scan.nii.gz"))
+    with pytest.raises(RegistrationError, match=message):
+        images.load(tmp_path / "scan.nii.gz", "fixed image")
+
+
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("kind", ["f4", "f8"])
