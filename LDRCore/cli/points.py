@@ -17,8 +17,8 @@ def run(options: argparse.Namespace) -> Outcome:
     """Map landmarks."""
     check_output_file(options.out, options.overwrite)
     points = read_points(options.points)
-    flip = np.array([-1.0, -1.0, 1.0]) if options.ras else np.ones(3)
-    mapped = geometry.transform_points(points * flip, read_transform(options.transform)) * flip
+    lps_from_file = geometry.RAS_TO_LPS[:3, :3] if options.ras else np.eye(3)  # its own inverse
+    mapped = geometry.transform_points(points @ lps_from_file, read_transform(options.transform)) @ lps_from_file
 
     def write(name: str) -> None:
         with open(name, "w", newline="", encoding="utf-8") as stream:

@@ -1,7 +1,7 @@
-"""The door: reads images, masks and DICOM folders, and refuses what cannot be registered, in one clear sentence.
+"""Reads images, masks and DICOM folders, and refuses what cannot be registered, in one clear sentence.
 
-SimpleITK and numpy only. Everything behind this file may rely on: three dimensions, one finite value a voxel, not
-constant.
+SimpleITK and numpy only. Every later stage may rely on three dimensions, one finite value a voxel, and an image that is
+not constant.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from LDRCore.errors import RegistrationError
+from LDRCore.geometry import RAS_TO_LPS
 from LDRCore.io import nifti
 
 ImageLike = Union[str, "os.PathLike[str]", sitk.Image, tuple[np.ndarray, np.ndarray]]
@@ -24,7 +25,7 @@ MIN_VOXELS = 4  # along each axis
 
 
 def read(source: ImageLike, name: str) -> sitk.Image:
-    """Any accepted form of an image as a SimpleITK image, unchecked beyond being readable.
+    """Read any accepted form of an image, unchecked beyond being readable.
 
     Args:
         source: see `ImageLike`.
@@ -75,12 +76,13 @@ def read_file(path: Path, name: str) -> sitk.Image:
 
 
 def _reason(error: RuntimeError) -> str:
-    """The last line of an ITK message, where the reason stands."""
+    """Return the last line of an ITK message, which gives the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:160] if lines else "unreadable"
 
 
 def _read_dicom(folder: Path, name: str) -> sitk.Image:
+    """Read the one DICOM series of a folder."""
     reader = sitk.ImageSeriesReader()
     series = reader.GetGDCMSeriesIDs(str(folder))
     if not series:
@@ -98,6 +100,7 @@ def _read_dicom(folder: Path, name: str) -> sitk.Image:
 
 
 def _from_array(source: tuple[Any, Any], name: str) -> sitk.Image:
+    """Make an image of (array[i, j, k], 4x4 voxel -> RAS mm)."""
     if len(source) != 2:
         raise RegistrationError(f"{name} as a tuple must be (array, affine), got {len(source)} items")
     array, affine = np.asarray(source[0]), np.asarray(source[1], dtype=float)
@@ -105,9 +108,9 @@ def _from_array(source: tuple[Any, Any], name: str) -> sitk.Image:
         raise RegistrationError(f"the affine of {name} must be 4x4, got {affine.shape}")
     if array.ndim != 3:
         raise RegistrationError(f"{name} must be 3D, got an array of shape {array.shape}")
-    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    if np.any(spacing == 0) or abs(np.linalg.det(lps[:3, :3] / np.where(spacing == 0, 1, spacing))) < 1e-6:
+    lps_from_index = RAS_TO_LPS @ affine  # index in the order i, j, k
+    spacing = np.linalg.norm(lps_from_index[:3, :3], axis=0)
+    if np.any(spacing == 0) or abs(np.linalg.det(lps_from_index[:3, :3] / np.where(spacing == 0, 1, spacing))) < 1e-6:
         raise RegistrationError(f"the affine of {name} must be invertible, got {affine.tolist()}")
     if array.dtype == bool:
         array = array.astype(np.uint8)
@@ -115,13 +118,13 @@ def _from_array(source: tuple[Any, Any], name: str) -> sitk.Image:
         array = array.astype(np.float32)
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
     image.SetSpacing(spacing.tolist())
-    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetDirection((lps_from_index[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(lps_from_index[:3, 3].tolist())
     return image
 
 
 def load(source: ImageLike, name: str) -> sitk.Image:
-    """Read an image and hold it to the rules.
+    """Read an image and check that it can be registered.
 
     Args:
         source: see `ImageLike`.
@@ -150,7 +153,15 @@ def count_non_finite(values: np.ndarray) -> int:
 
 
 def three_dimensional(image: sitk.Image, name: str) -> sitk.Image:
-    """The image if it is a three-dimensional scalar image of a useful size, RegistrationError otherwise."""
+    """Return the image if it is a three-dimensional scalar image of a useful size.
+
+    Args:
+        image: of any kind; a series of one volume counts as three-dimensional.
+        name: what the image is to the user ("fixed image"), for messages.
+
+    Raises:
+        RegistrationError: not 3D, several values a voxel, complex, or fewer than 4 voxels along an axis.
+    """
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:  # one volume stored as a series of one
         image = image[:, :, :, 0]
     if image.GetDimension() != 3:
@@ -169,7 +180,12 @@ def three_dimensional(image: sitk.Image, name: str) -> sitk.Image:
 
 
 def load_mask(source: ImageLike | None, reference: sitk.Image, name: str) -> np.ndarray | None:
-    """A mask as a boolean array (z, y, x), true inside, or None where none is given.
+    """Read a mask as a boolean array (z, y, x), true inside; None where none is given.
+
+    Args:
+        source: see `ImageLike`; voxels above 0 are inside.
+        reference: the image of the mask.
+        name: what the mask is to the user ("fixed mask"), for messages.
 
     Raises:
         RegistrationError: unreadable, on another grid than its image, or empty.
@@ -201,7 +217,7 @@ def _rounded(values: Iterable[float]) -> tuple[float, ...]:
 
 
 def describe(image: sitk.Image) -> dict[str, Any]:
-    """Size, spacing and type of an image, for reports."""
+    """Return size, spacing and type of an image, for reports."""
     return {
         "size": list(image.GetSize()),
         "spacing_mm": list(_rounded(image.GetSpacing())),

@@ -34,7 +34,7 @@ _READ_ERRORS = (EOFError, OSError, zlib.error)
 
 @dataclass(frozen=True)
 class Header:
-    """What is needed of a NIfTI-1 header.
+    """The part of a NIfTI-1 header that is needed to read the values.
 
     Attributes:
         path: of the file.

@@ -15,7 +15,7 @@ from LDRCore.io import images
 
 
 def read_transform(path: str) -> sitk.Transform:
-    """A transform file (.h5, .tfm, .mat, .xfm) or a displacement field image (.nii.gz, .nrrd, .mha) as a transform.
+    """Read a transform file (.h5, .tfm, .mat, .xfm) or a displacement field image (.nii.gz, .nrrd, .mha).
 
     Raises:
         RegistrationError: missing, unreadable, or a field without 3 components or with NaN or infinite values.
@@ -47,11 +47,11 @@ def read_transform(path: str) -> sitk.Transform:
 def transform_lattice(
     transform_or_path: sitk.Transform | str | os.PathLike[str], to_lps: np.ndarray, shape: Sequence[int]
 ) -> np.ndarray:
-    """Where any transform, or the file of one, takes the points of a lattice: a teacher can come from any program.
+    """Map the points of a lattice through any transform, or the file of one.
 
-    Takes what ITK reads: transforms (.h5, .tfm, .mat, .xfm) and displacement field images in mm LPS (ANTs' Warp.nii.gz,
-    the deformationField of elastix, SimpleITK, Slicer), on any grid. ITK's rule holds outside a field's own grid:
-    nothing moves there, so a field should cover the lattice.
+    So a teacher can come from any program. Accepts what ITK reads: transforms (.h5, .tfm, .mat, .xfm) and displacement
+    field images in mm LPS (ANTs' Warp.nii.gz, the deformationField of elastix, SimpleITK, Slicer), on any grid. Outside
+    a field's own grid nothing moves, as in ITK, so a field should cover the lattice.
 
     Args:
         transform_or_path: fixed -> moving, LPS mm.

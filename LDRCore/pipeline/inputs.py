@@ -1,4 +1,4 @@
-"""The two scans and their masks as they are registered; a non-linear initial transform is settled here."""
+"""Reads the two scans and their masks and prepares them, behind a non-linear initial transform if there is one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from LDRCore.transforms.volume import Volume
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What came from the user, read and checked.
+    """The images and masks of the user, read and checked.
 
     Attributes:
         fixed, moving: three-dimensional scalar images.
@@ -52,7 +52,7 @@ class Pair:
 
     Attributes:
         fixed, moving: prepared; `moving` is seen through a non-linear initial transform where there is one.
-        moving_as_scanned: the moving image's coarse copy where the scanner put it.
+        moving_as_scanned: the moving image's coarse copy in scanner coordinates, before any initial transform.
     """
 
     fixed: PreparedImage
