@@ -187,9 +187,11 @@ def test_learn2reg_counts_voxels_of_the_moving_array(dense):
     fixed, moving = (lattice.image(np.zeros(lattice.size[::-1])) for lattice in (FIXED, MOVING))
     points = FIXED.points()
     expected = MOVING.index_of(known_map.map_points(points)) - np.rint(FIXED.index_of(points))
-    found = learn2reg.displacement_in_voxels(dense.transform(), fixed, moving)
-    assert found.shape == (*FIXED.size, 3)
-    assert np.abs(found.transpose(2, 1, 0, 3) - expected).max() < BETWEEN_VOXELS_MM / min(MOVING.spacing_mm) * 2
+    displacement_vox = learn2reg.displacement_in_voxels(dense.transform(), fixed, moving)
+    assert displacement_vox.shape == (*FIXED.size, 3)
+    assert (
+        np.abs(displacement_vox.transpose(2, 1, 0, 3) - expected).max() < BETWEEN_VOXELS_MM / min(MOVING.spacing_mm) * 2
+    )
 
 
 @pytest.fixture(scope="module")

@@ -65,13 +65,13 @@ def prepared(target_from_image: np.ndarray) -> PreparedImage:
 
 
 def test_later_steps_are_applied_to_fixed_points_first():
-    """moving(R x) is what the second pass sees; a step S found there makes it moving(R S x): the map is R S."""
+    """moving(R x) is what the second pass sees; a step S affine_lps there makes it moving(R S x): the map is R S."""
     expected = ROTATION_LPS @ TRANSLATION_LPS
     assert np.abs(expected - TRANSLATION_LPS @ ROTATION_LPS).max() > 2  # mm: the order matters
     stem = StubStem()
     moving = prepared(np.eye(4))
-    found = estimate_affine(model(stem, 2), prepared(expected), moving, [np.eye(4)])
-    assert np.abs(found - expected).max() < 1e-4
+    affine_lps = estimate_affine(model(stem, 2), prepared(expected), moving, [np.eye(4)])
+    assert np.abs(affine_lps - expected).max() < 1e-4
     grid = Grid.centred(CENTRE.tolist(), SPACING_MM, SHAPE)
     assert torch.allclose(stem.shown[0], moving.coarse.on(grid))
     assert torch.allclose(stem.shown[1], moving.coarse.on(grid, ROTATION_LPS), atol=1e-4)
@@ -82,8 +82,8 @@ def test_a_step_follows_the_initial_transform():
     initial = np.eye(4)
     initial[:3, 3] = 20.0, 10.0, -15.0
     expected = initial @ ROTATION_LPS
-    found = estimate_affine(model(StubStem(), 1), prepared(expected), prepared(np.eye(4)), [initial])
-    assert np.abs(found - expected).max() < 1e-4
+    affine_lps = estimate_affine(model(StubStem(), 1), prepared(expected), prepared(np.eye(4)), [initial])
+    assert np.abs(affine_lps - expected).max() < 1e-4
 
 
 def test_the_best_correlated_of_all_candidates_and_passes_is_kept():
@@ -91,14 +91,14 @@ def test_the_best_correlated_of_all_candidates_and_passes_is_kept():
     wrong = np.eye(4)
     wrong[:3, 3] = 30.0, 0.0, 0.0
     candidates = [wrong, TRANSLATION_LPS]
-    found = estimate_affine(model(StubStem(), 3), prepared(TRANSLATION_LPS), prepared(np.eye(4)), candidates)
-    assert np.array_equal(found, TRANSLATION_LPS)
+    affine_lps = estimate_affine(model(StubStem(), 3), prepared(TRANSLATION_LPS), prepared(np.eye(4)), candidates)
+    assert np.array_equal(affine_lps, TRANSLATION_LPS)
     assert candidates[0] is wrong  # and the list is the caller's
 
 
 def test_without_a_stem_the_first_candidate_holds():
-    found = estimate_affine(model(None, 2), prepared(np.eye(4)), prepared(np.eye(4)), [TRANSLATION_LPS, np.eye(4)])
-    assert found is TRANSLATION_LPS
+    affine_lps = estimate_affine(model(None, 2), prepared(np.eye(4)), prepared(np.eye(4)), [TRANSLATION_LPS, np.eye(4)])
+    assert affine_lps is TRANSLATION_LPS
 
 
 def test_only_the_best_candidate_goes_on_after_the_first_pass():
