@@ -141,7 +141,7 @@ def warp_image(
         raise RegistrationError(f"interpolation must be one of {sorted(kinds)}, got {interpolation!r}")
     source = images.three_dimensional(images.read(image, "image"), "image")
     target = images.three_dimensional(images.read(reference, "reference"), "reference")
-    outside = 0.0 if interpolation == "nearest" else float(sitk.GetArrayViewFromImage(source).min())
+    outside = 0.0 if interpolation == "nearest" else float(np.nanmin(sitk.GetArrayViewFromImage(source)))
     return sitk.Resample(source, target, transform, kinds[interpolation], outside)
 
 

@@ -1,4 +1,4 @@
-"""`RegistrationResult`: what a registration found, and its folder of files. SimpleITK and numpy only."""
+"""`RegistrationResult`: the outputs of a registration, and its folder of files. SimpleITK and numpy only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RESULT_FILES = (
 
 @dataclasses.dataclass
 class RegistrationResult:
-    """What a registration found.
+    """The outputs of a registration.
 
     Attributes:
         warped: the moving image on the fixed image's grid, in the moving image's pixel type, sampled once.
@@ -125,9 +125,9 @@ def check_output_folder(folder: Path, *, overwrite: bool = False) -> None:
     existing = folder.resolve()
     while not existing.exists():
         existing = existing.parent
-    for place in {existing, folder.resolve().parent} if folder.exists() else {existing}:
+    for parent in {existing, folder.resolve().parent} if folder.exists() else {existing}:
         try:
-            with tempfile.TemporaryFile(dir=place):
+            with tempfile.TemporaryFile(dir=parent):
                 pass
         except OSError as error:
             raise RegistrationError(f"the output folder must be writable, got {folder} ({error.strerror})") from None

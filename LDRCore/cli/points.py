@@ -17,9 +17,9 @@ from LDRCore.io.transforms import read_transform
 def run(options: argparse.Namespace) -> CommandOutput:
     """Map landmarks."""
     check_output_file(options.out, options.overwrite)
-    lps_from_points = np.array([-1.0, -1.0, 1.0]) if options.ras else np.ones(3)  # its own inverse
-    points_lps = read_points(options.points) * lps_from_points
-    mapped = geometry.transform_points(points_lps, read_transform(options.transform)) * lps_from_points
+    lps_from_points = geometry.RAS_TO_LPS[:3, :3] if options.ras else np.eye(3)  # its own inverse
+    points_lps = read_points(options.points) @ lps_from_points
+    mapped = geometry.transform_points(points_lps, read_transform(options.transform)) @ lps_from_points
     write_file(options.out, lambda name: write_points(name, mapped))
     frame = "RAS" if options.ras else "LPS"
     return CommandOutput(

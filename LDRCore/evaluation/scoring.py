@@ -111,7 +111,7 @@ def landmarks_lps(points: np.ndarray, frame: str, image: sitk.Image, name: str) 
         lps_from_index = geometry.index_to_lps(image)
         points = points[:, ::-1] @ lps_from_index[:3, :3].T + lps_from_index[:3, 3]
     elif frame == "ras":
-        points = points * np.array([-1.0, -1.0, 1.0])
+        points = points @ geometry.RAS_TO_LPS[:3, :3]
     check_landmarks(points, image, name)
     return points
 

@@ -7,7 +7,7 @@ convention).
 
 from __future__ import annotations
 
-from LDRCore.geometry.affine import affine_transform, fit_affine, linear_matrix, tensor_affine_to_lps
+from LDRCore.geometry.affine import RAS_TO_LPS, affine_transform, fit_affine, linear_matrix, tensor_affine_to_lps
 from LDRCore.geometry.fields import (
     affine_then_dense,
     compose_transforms,
@@ -24,6 +24,7 @@ from LDRCore.geometry.jacobian import jacobian_determinant_image
 from LDRCore.geometry.points import transform_points
 
 __all__ = [
+    "RAS_TO_LPS",
     "Grid",
     "affine_then_dense",
     "affine_transform",

@@ -7,9 +7,18 @@ import SimpleITK as sitk
 
 from LDRCore.geometry.grids import Grid
 
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""4x4 from RAS to LPS mm, and back: the same flip of x and y."""
+
 
 def tensor_affine_to_lps(matrix: np.ndarray, translation_vox: np.ndarray, grid: Grid) -> np.ndarray:
-    """``x -> c + A (x - c) + b`` of an isotropic grid (A in tensor-axis order, b in voxels) as a 4x4 in LPS mm."""
+    """Return ``x -> c + A (x - c) + b`` of an isotropic grid, c its centre, as a 4x4 in LPS mm.
+
+    Args:
+        matrix: A, (3, 3), in tensor-axis order.
+        translation_vox: b, (3,), voxels along the tensor axes.
+        grid: isotropic.
+    """
     out = np.eye(4)
     out[:3, :3] = np.asarray(matrix, dtype=float)[::-1, ::-1]
     shift = np.asarray(translation_vox, dtype=float)[::-1] * np.array(grid.spacing_mm)[::-1]
@@ -18,7 +27,7 @@ def tensor_affine_to_lps(matrix: np.ndarray, translation_vox: np.ndarray, grid: 
 
 
 def affine_transform(matrix_lps: np.ndarray) -> sitk.AffineTransform:
-    """A 4x4 in LPS mm as a SimpleITK transform."""
+    """Make a SimpleITK transform of a 4x4 in LPS mm."""
     transform = sitk.AffineTransform(3)
     transform.SetMatrix(np.asarray(matrix_lps)[:3, :3].ravel().tolist())
     transform.SetTranslation(np.asarray(matrix_lps)[:3, 3].tolist())
@@ -26,7 +35,7 @@ def affine_transform(matrix_lps: np.ndarray) -> sitk.AffineTransform:
 
 
 def linear_matrix(transform: sitk.Transform) -> np.ndarray | None:
-    """The 4x4 in LPS mm of a linear SimpleITK transform, None if the transform is not linear."""
+    """Return the 4x4 in LPS mm of a linear SimpleITK transform, None if the transform is not linear."""
     if not transform.IsLinear():
         return None
     origin = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
@@ -40,14 +49,21 @@ def linear_matrix(transform: sitk.Transform) -> np.ndarray | None:
 
 
 def fit_affine(points: np.ndarray, moved: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """The affine map (4x4) that takes points (N, 3) nearest to their images (N, 3), by (weighted) least squares.
+    """Fit the affine map that takes points nearest to their images, by (weighted) least squares.
 
-    More than some 20,000 points are subsampled regularly. `weights` (N,) multiply the residuals.
+    More than some 20,000 points are subsampled regularly.
+
+    Args:
+        points, moved: (N, 3), any unit.
+        weights: (N,), multiply the residuals; all 1 if None.
+
+    Returns:
+        4x4.
     """
-    every = max(1, len(points) // 20_000)
+    stride = max(1, len(points) // 20_000)
     factor = np.ones((len(points), 1)) if weights is None else weights[:, None]
     design = np.concatenate([points, np.ones((len(points), 1))], axis=1) * factor
-    solution, *_ = np.linalg.lstsq(design[::every], (moved * factor)[::every], rcond=None)
+    solution, *_ = np.linalg.lstsq(design[::stride], (moved * factor)[::stride], rcond=None)
     out = np.eye(4)
     out[:3] = solution.T
     return out

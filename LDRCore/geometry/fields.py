@@ -13,19 +13,21 @@ COVERING_VOXELS = 16_000_000  # of a covering field; larger fixed images are sam
 
 
 def displacement_to_lps(displacement_vox: np.ndarray, grid: Grid) -> np.ndarray:
-    """(3, D, H, W) voxels along tensor axes -> (D, H, W, 3) mm along (x, y, z)."""
+    """Convert (3, D, H, W) in voxels along tensor axes to (D, H, W, 3) in mm along (x, y, z)."""
     scaled = displacement_vox * np.array(grid.spacing_mm, dtype=displacement_vox.dtype)[:, None, None, None]
     return np.ascontiguousarray(np.moveaxis(scaled[::-1], 0, -1))
 
 
 def lps_to_displacement(displacement_mm: np.ndarray, grid: Grid) -> np.ndarray:
-    """(D, H, W, 3) mm along (x, y, z) -> (3, D, H, W) voxels along tensor axes."""
-    moved = np.moveaxis(displacement_mm, -1, 0)[::-1]
-    return np.ascontiguousarray(moved / np.array(grid.spacing_mm, dtype=displacement_mm.dtype)[:, None, None, None])
+    """Convert (D, H, W, 3) in mm along (x, y, z) to (3, D, H, W) in voxels along tensor axes."""
+    by_tensor_axis = np.moveaxis(displacement_mm, -1, 0)[::-1]
+    return np.ascontiguousarray(
+        by_tensor_axis / np.array(grid.spacing_mm, dtype=displacement_mm.dtype)[:, None, None, None]
+    )
 
 
 def field_image(displacement_mm: np.ndarray, grid: Grid) -> sitk.Image:
-    """(D, H, W, 3) mm LPS vectors on a grid as a vector image of doubles."""
+    """Make a vector image of doubles of (D, H, W, 3) mm LPS on a grid."""
     image = sitk.GetImageFromArray(displacement_mm.astype(np.float64), isVector=True)
     image.SetOrigin(grid.origin_lps)
     image.SetSpacing(grid.spacing_mm[::-1])
@@ -33,7 +35,13 @@ def field_image(displacement_mm: np.ndarray, grid: Grid) -> sitk.Image:
 
 
 def dense_then_affine(displacement_mm: np.ndarray, grid: Grid, affine_lps: np.ndarray) -> sitk.CompositeTransform:
-    """``x -> A (x + u(x))`` as one transform: outside the field's grid u is 0 and the affine part still holds."""
+    """Make one transform ``x -> A (x + u(x))``; outside the field's grid u is 0 and the affine part still holds.
+
+    Args:
+        displacement_mm: u, (D, H, W, 3) mm LPS.
+        grid: where u lives.
+        affine_lps: A, 4x4.
+    """
     composite = sitk.CompositeTransform(3)
     composite.AddTransform(affine_transform(affine_lps))
     composite.AddTransform(sitk.DisplacementFieldTransform(field_image(displacement_mm, grid)))  # applied first
@@ -41,7 +49,7 @@ def dense_then_affine(displacement_mm: np.ndarray, grid: Grid, affine_lps: np.nd
 
 
 def affine_then_dense(displacement_mm: np.ndarray, grid: Grid, affine_lps: np.ndarray) -> sitk.CompositeTransform:
-    """``y -> A y + v(A y)`` as one transform (the inverse of `dense_then_affine` has this form)."""
+    """Make one transform ``y -> A y + v(A y)``: the form of the inverse of `dense_then_affine`; arguments as there."""
     composite = sitk.CompositeTransform(3)
     composite.AddTransform(sitk.DisplacementFieldTransform(field_image(displacement_mm, grid)))
     composite.AddTransform(affine_transform(affine_lps))  # applied first
@@ -62,7 +70,7 @@ def compose_transforms(last: sitk.Transform, first: sitk.Transform) -> sitk.Comp
 
 
 def displacement_field_image(transform: sitk.Transform, reference: sitk.Image) -> sitk.Image:
-    """A transform sampled on a reference grid: ``T(x) - x`` in mm LPS, float32 vectors."""
+    """Sample a transform on the grid of a reference image: ``T(x) - x`` in mm LPS, float32 vectors."""
     return sitk.TransformToDisplacementField(
         transform,
         sitk.sitkVectorFloat32,
@@ -74,19 +82,26 @@ def displacement_field_image(transform: sitk.Transform, reference: sitk.Image) -
 
 
 def field_in_voxels(field: sitk.Image) -> np.ndarray:
-    """A displacement field image (mm LPS) as (3, D, H, W) float32: along tensor axes, in voxels of its grid."""
-    to_index = np.linalg.inv(index_to_lps(field)[:3, :3]).astype(np.float32)
-    return np.einsum("ac,dhwc->adhw", to_index, sitk.GetArrayViewFromImage(field).astype(np.float32), optimize=True)
+    """Convert a displacement field image (mm LPS) to (3, D, H, W) float32, in voxels of its grid along tensor axes."""
+    index_from_lps = np.linalg.inv(index_to_lps(field)[:3, :3]).astype(np.float32)
+    return np.einsum(
+        "ac,dhwc->adhw", index_from_lps, sitk.GetArrayViewFromImage(field).astype(np.float32), optimize=True
+    )
 
 
 def covering_field_image(
     transform: sitk.Transform, fixed: sitk.Image, moving: sitk.Image, spacing_mm: float = 0.0
 ) -> sitk.Image:
-    """A transform as one displacement field for programs that know no composites: ``T(x) - x``, mm LPS, float32.
+    """Sample a transform as one displacement field, for programs without composites: ``T(x) - x``, mm LPS, float32.
 
     Its voxels are voxels of the fixed image, so it is exact there whatever interpolation its reader uses: every voxel,
     or every n-th along axes that are finer than `spacing_mm`. The lattice is grown in whole cells to hold what T takes
     into the moving image, unless that needs more than `COVERING_VOXELS`.
+
+    Args:
+        transform: T, fixed -> moving.
+        fixed, moving: only their grids matter.
+        spacing_mm: voxels need not be closer.
     """
     while True:
         stride = np.array([max(1, int(spacing_mm / s + 1e-6)) for s in fixed.GetSpacing()])
@@ -95,21 +110,22 @@ def covering_field_image(
             break
         spacing_mm = max(1.2 * spacing_mm, min(fixed.GetSpacing()))
     low = np.zeros(3, dtype=int)
-    to_lps = index_to_lps(fixed)[:, [2, 1, 0, 3]] @ np.diag([*stride, 1])  # from (i, j, k) of the lattice
-    far = corners_lps(fixed)
-    far = far.mean(0) + 20 * (far - far.mean(0))  # beyond any dense field, where only the affine part is left
-    affine = fit_affine(far, transform_points(far, transform))
-    if abs(np.linalg.det(affine[:3, :3])) > 1e-6:
-        back = np.linalg.inv(affine @ to_lps)
-        reach = corners_lps(moving) @ back[:3, :3].T + back[:3, 3]
-        wide = np.minimum(low, np.floor(reach.min(0)).astype(int)), np.maximum(high, np.ceil(reach.max(0)).astype(int))
-        if np.prod(wide[1] - wide[0] + 1.0) <= COVERING_VOXELS:
-            low, high = wide
+    lps_from_index = index_to_lps(fixed)[:, [2, 1, 0, 3]] @ np.diag([*stride, 1])  # index (i, j, k) of the lattice
+    corners = corners_lps(fixed)
+    far = corners.mean(0) + 20 * (corners - corners.mean(0))  # beyond any dense field, only the affine part is left
+    affine_lps = fit_affine(far, transform_points(far, transform))
+    if abs(np.linalg.det(affine_lps[:3, :3])) > 1e-6:
+        index_from_moving_lps = np.linalg.inv(affine_lps @ lps_from_index)
+        reach = corners_lps(moving) @ index_from_moving_lps[:3, :3].T + index_from_moving_lps[:3, 3]
+        grown_low = np.minimum(low, np.floor(reach.min(0)).astype(int))
+        grown_high = np.maximum(high, np.ceil(reach.max(0)).astype(int))
+        if np.prod(grown_high - grown_low + 1.0) <= COVERING_VOXELS:
+            low, high = grown_low, grown_high
     return sitk.TransformToDisplacementField(
         transform,
         sitk.sitkVectorFloat32,
         (high - low + 1).tolist(),
-        (to_lps[:3, :3] @ low + to_lps[:3, 3]).tolist(),
+        (lps_from_index[:3, :3] @ low + lps_from_index[:3, 3]).tolist(),
         (np.array(fixed.GetSpacing()) * stride).tolist(),
         fixed.GetDirection(),
     )

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 
 def index_to_lps(image: sitk.Image) -> np.ndarray:
-    """4x4 from tensor index (k, j, i) to LPS mm (x, y, z) of a SimpleITK image."""
+    """Return the 4x4 from tensor index (k, j, i) to LPS mm (x, y, z) of a SimpleITK image."""
     direction = np.array(image.GetDirection()).reshape(3, 3)
     out = np.eye(4)
     out[:3, :3] = (direction * np.array(image.GetSpacing()))[:, ::-1]
@@ -20,17 +20,17 @@ def index_to_lps(image: sitk.Image) -> np.ndarray:
 
 
 def corners_lps(image: sitk.Image) -> np.ndarray:
-    """(8, 3): LPS mm of an image's corner voxels."""
+    """Return the corner voxels of an image, (8, 3) LPS mm."""
     size = image.GetSize()
-    picks = [[(size[a] - 1) * ((k >> a) & 1) for a in range(3)] for k in range(8)]
-    return np.array([image.TransformIndexToPhysicalPoint(p) for p in picks])
+    corners = [[(size[a] - 1) * ((k >> a) & 1) for a in range(3)] for k in range(8)]
+    return np.array([image.TransformIndexToPhysicalPoint(index) for index in corners])
 
 
 def points_lps(image: sitk.Image) -> np.ndarray:
-    """(D, H, W, 3): LPS mm of every voxel of an image."""
+    """Return every voxel of an image, (D, H, W, 3) LPS mm."""
     index = np.stack(np.meshgrid(*[np.arange(n) for n in image.GetSize()[::-1]], indexing="ij"), -1)
-    matrix = index_to_lps(image)
-    return index @ matrix[:3, :3].T + matrix[:3, 3]
+    lps_from_index = index_to_lps(image)
+    return index @ lps_from_index[:3, :3].T + lps_from_index[:3, 3]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Grid:
 
     @classmethod
     def centred(cls, centre_lps: Sequence[float], spacing_mm: float, shape: Sequence[int]) -> Grid:
-        """An isotropic grid about a point."""
+        """Make an isotropic grid about a point (x, y, z) mm; `shape` is (D, H, W)."""
         half = (np.array(shape)[::-1] - 1) / 2 * spacing_mm
         x, y, z = (np.asarray(centre_lps, dtype=float) - half).tolist()
         d, h, w = (int(n) for n in shape)
@@ -85,9 +85,16 @@ class Grid:
         multiple: int,
         max_voxels: int,
     ) -> Grid:
-        """The isotropic grid that covers a box, sizes rounded up to `multiple`.
+        """Make the isotropic grid that covers a box, sizes rounded up to `multiple`.
 
-        The spacing grows where the box would need more than `max_voxels`.
+        The spacing grows if the box would need more than `max_voxels`.
+
+        Args:
+            low_lps, high_lps: corners of the box, (3,) mm.
+            spacing_mm: at least.
+            margin_mm: more on every side of the box.
+            multiple: of every size.
+            max_voxels: in total.
         """
         extent = np.asarray(high_lps) - np.asarray(low_lps) + 2 * margin_mm
         while True:
@@ -98,7 +105,7 @@ class Grid:
         return cls.centred((np.asarray(low_lps) + np.asarray(high_lps)) / 2, spacing_mm, shape)
 
     def coarser(self, stride: int) -> Grid:
-        """The grid with the same corners and `stride` times fewer voxels along each axis."""
+        """Return the grid with the same corners and `stride` times fewer voxels along each axis."""
         if stride == 1:
             return self
         d, h, w = (n // stride for n in self.shape)
@@ -106,14 +113,14 @@ class Grid:
         return Grid(self.origin_lps, (a, b, c), (d, h, w))
 
     def reference_image(self) -> sitk.Image:
-        """An empty image that lies on the grid."""
+        """Return an empty image that lies on the grid."""
         image = sitk.Image(self.shape[::-1], sitk.sitkUInt8)
         image.SetOrigin(self.origin_lps)
         image.SetSpacing(self.spacing_mm[::-1])
         return image
 
     def padded(self, cells: int) -> Grid:
-        """The grid grown by `cells` voxels on every side."""
+        """Return the grid grown by `cells` voxels on every side."""
         x, y, z = (o - cells * s for o, s in zip(self.origin_lps, self.spacing_mm[::-1], strict=True))
         d, h, w = (n + 2 * cells for n in self.shape)
         return Grid((x, y, z), self.spacing_mm, (d, h, w))

@@ -11,7 +11,7 @@ SLAB_VOXELS = 2_000_000  # of a Jacobian map made at once
 
 
 def jacobian_determinant_image(field: sitk.Image) -> sitk.Image:
-    """det(I + du/dx) of a displacement field image, right on any direction, spacing and flip.
+    """Compute det(I + du/dx) of a displacement field image, right on any direction, spacing and flip.
 
     Central differences of the vectors along the grid's axes (one-sided at the borders) are turned into derivatives
     along x, y, z by the inverse of the index -> LPS matrix. (SimpleITK's own filter ignores the direction.) Works in
@@ -24,7 +24,7 @@ def jacobian_determinant_image(field: sitk.Image) -> sitk.Image:
         float32 image on the same grid; below 1 shrinking, 0 or less folding.
     """
     vectors = sitk.GetArrayViewFromImage(field)
-    to_index = np.linalg.inv(index_to_lps(field)[:3, :3]).astype(np.float32)  # d index / d lps
+    index_from_lps = np.linalg.inv(index_to_lps(field)[:3, :3]).astype(np.float32)
     depth = vectors.shape[0]
     result = np.empty(vectors.shape[:3], dtype=np.float32)
     slab = max(2, SLAB_VOXELS // int(np.prod(vectors.shape[1:3])))
@@ -35,10 +35,10 @@ def jacobian_determinant_image(field: sitk.Image) -> sitk.Image:
             low = max(high - 2, 0)
         part = np.asarray(vectors[low:high], dtype=np.float32)
         by_index = np.gradient(part, axis=(0, 1, 2))  # each (..., 3): d u / d index
-        jac = [[sum(by_index[a][..., r] * to_index[a, c] for a in range(3)) for c in range(3)] for r in range(3)]
+        rows = [[sum(by_index[a][..., r] * index_from_lps[a, c] for a in range(3)) for c in range(3)] for r in range(3)]
         for r in range(3):
-            jac[r][r] = jac[r][r] + 1.0
-        (a, b, c), (d, e, f), (g, h, i) = jac
+            rows[r][r] = rows[r][r] + 1.0
+        (a, b, c), (d, e, f), (g, h, i) = rows
         det = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
         result[start:stop] = det[start - low : stop - low]
     image = sitk.GetImageFromArray(result)

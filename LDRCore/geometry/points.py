@@ -1,4 +1,4 @@
-"""Landmarks through a transform."""
+"""Maps landmarks through a transform."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from LDRCore.errors import RegistrationError
 
 
 def transform_points(points_lps: np.ndarray, transform: sitk.Transform) -> np.ndarray:
-    """Map points (N, 3), LPS mm, through a transform."""
+    """Map points (N, 3), LPS mm, through a transform.
+
+    Raises:
+        RegistrationError: another shape, or coordinates that are NaN or infinite.
+    """
     points = np.asarray(points_lps, dtype=float)
     if points.ndim != 2 or points.shape[1] != 3:
         raise RegistrationError(f"points must have shape (N, 3), got {points.shape}")

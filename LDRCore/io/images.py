@@ -1,14 +1,12 @@
-"""The door: reads images, masks and DICOM folders, and refuses what cannot be registered, in one clear sentence.
+"""Reads images, masks and DICOM folders, and refuses what cannot be registered, in one clear sentence.
 
-SimpleITK and numpy only. Everything behind this file may rely on: three dimensions, one finite value a voxel, not
-constant.
+SimpleITK and numpy only. Every later stage may rely on three dimensions, one finite value a voxel, and an image that is
+not constant.
 """
 
 from __future__ import annotations
 
-import gzip
 import os
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Union
@@ -17,6 +15,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from LDRCore.errors import RegistrationError
+from LDRCore.geometry import RAS_TO_LPS
+from LDRCore.io import nifti
 
 ImageLike = Union[str, "os.PathLike[str]", sitk.Image, tuple[np.ndarray, np.ndarray]]
 """A path (file, or a folder with one DICOM series), a SimpleITK image, or (array[i, j, k], 4x4 voxel -> RAS mm)."""
@@ -25,7 +25,7 @@ MIN_VOXELS = 4  # along each axis
 
 
 def read(source: ImageLike, name: str) -> sitk.Image:
-    """Any accepted form of an image as a SimpleITK image, unchecked beyond being readable.
+    """Read any accepted form of an image, unchecked beyond being readable.
 
     Args:
         source: see `ImageLike`.
@@ -47,9 +47,8 @@ def read(source: ImageLike, name: str) -> sitk.Image:
         raise RegistrationError(f"{name} must be an existing file, got {path} (not found)")
     if path.is_dir():
         return _read_dicom(path, name)
-    _check_whole(path, name)
     try:
-        return sitk.ReadImage(str(path))
+        return read_file(path, name)
     except RuntimeError as error:
         raise RegistrationError(
             f"{name} must be an image that SimpleITK can read (NIfTI, NRRD, MetaImage, DICOM ...), "
@@ -57,42 +56,33 @@ def read(source: ImageLike, name: str) -> sitk.Image:
         ) from None
 
 
-def _check_whole(path: Path, name: str) -> None:
-    """Refuse a NIfTI file that was cut off, which ITK reads without a word, zeros in place of what is missing."""
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
-        return
-    header = sitk.ImageFileReader()
-    header.SetFileName(str(path))
-    try:
-        header.ReadImageInformation()
-        voxels = int(np.prod(header.GetSize())) * header.GetNumberOfComponents()
-        wanted = int(float(header.GetMetaData("vox_offset"))) + voxels * int(header.GetMetaData("bitpix")) // 8
-    except RuntimeError:
-        return  # reading it will say why it cannot be read
-    found = path.stat().st_size
-    if path.suffix.lower() == ".gz":
-        with path.open("rb") as file:
-            file.seek(-min(4, found), os.SEEK_END)
-            found = int.from_bytes(file.read(), "little")  # what gzip says at the end of a whole file: size modulo 2^32
-        if found != wanted % 2**32:
-            try:
-                with gzip.open(path) as stream:
-                    found = sum(len(chunk) for chunk in iter(lambda: stream.read(1 << 20), b""))
-            except (EOFError, OSError, zlib.error):
-                found = 0
-        else:
-            found = wanted
-    if found < wanted:
-        raise RegistrationError(f"{name} must be a whole file, got {path} (cut off or damaged)")
+def read_file(path: Path, name: str) -> sitk.Image:
+    """Read one image file of any format that SimpleITK knows, with NaN and infinity as they are stored.
+
+    Args:
+        path: an existing file.
+        name: what the image is to the user ("fixed image"), for messages.
+
+    Raises:
+        RegistrationError: a NIfTI file that is cut off or damaged.
+        RuntimeError: SimpleITK cannot read it.
+    """
+    header = nifti.read_header(path, name)
+    if header is not None:
+        if header.stored_type is not None:
+            return nifti.read_values(header, name)
+        nifti.check_complete(header, name)
+    return sitk.ReadImage(str(path))
 
 
 def _reason(error: RuntimeError) -> str:
-    """The last line of an ITK message, where the reason stands."""
+    """Return the last line of an ITK message, which gives the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:160] if lines else "unreadable"
 
 
 def _read_dicom(folder: Path, name: str) -> sitk.Image:
+    """Read the one DICOM series of a folder."""
     reader = sitk.ImageSeriesReader()
     series = reader.GetGDCMSeriesIDs(str(folder))
     if not series:
@@ -110,6 +100,7 @@ def _read_dicom(folder: Path, name: str) -> sitk.Image:
 
 
 def _from_array(source: tuple[Any, Any], name: str) -> sitk.Image:
+    """Make an image of (array[i, j, k], 4x4 voxel -> RAS mm)."""
     if len(source) != 2:
         raise RegistrationError(f"{name} as a tuple must be (array, affine), got {len(source)} items")
     array, affine = np.asarray(source[0]), np.asarray(source[1], dtype=float)
@@ -117,9 +108,9 @@ def _from_array(source: tuple[Any, Any], name: str) -> sitk.Image:
         raise RegistrationError(f"the affine of {name} must be 4x4, got {affine.shape}")
     if array.ndim != 3:
         raise RegistrationError(f"{name} must be 3D, got an array of shape {array.shape}")
-    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    if np.any(spacing == 0) or abs(np.linalg.det(lps[:3, :3] / np.where(spacing == 0, 1, spacing))) < 1e-6:
+    lps_from_index = RAS_TO_LPS @ affine  # index in the order i, j, k
+    spacing = np.linalg.norm(lps_from_index[:3, :3], axis=0)
+    if np.any(spacing == 0) or abs(np.linalg.det(lps_from_index[:3, :3] / np.where(spacing == 0, 1, spacing))) < 1e-6:
         raise RegistrationError(f"the affine of {name} must be invertible, got {affine.tolist()}")
     if array.dtype == bool:
         array = array.astype(np.uint8)
@@ -127,13 +118,13 @@ def _from_array(source: tuple[Any, Any], name: str) -> sitk.Image:
         array = array.astype(np.float32)
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
     image.SetSpacing(spacing.tolist())
-    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetDirection((lps_from_index[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(lps_from_index[:3, 3].tolist())
     return image
 
 
 def load(source: ImageLike, name: str) -> sitk.Image:
-    """Read an image and hold it to the rules.
+    """Read an image and check that it can be registered.
 
     Args:
         source: see `ImageLike`.
@@ -145,11 +136,7 @@ def load(source: ImageLike, name: str) -> sitk.Image:
     """
     image = three_dimensional(read(source, name), name)
     values = sitk.GetArrayViewFromImage(image)
-    count = 0
-    if np.issubdtype(values.dtype, np.floating):
-        count = count_non_finite(values)
-        if not count and isinstance(source, (str, os.PathLike)):
-            count = count_non_finite_in_nifti(Path(source))
+    count = count_non_finite(values)
     if count:
         raise RegistrationError(f"{name} must hold only finite values, got {count} voxels that are NaN or infinite")
     if values.min() == values.max():
@@ -158,30 +145,23 @@ def load(source: ImageLike, name: str) -> sitk.Image:
 
 
 def count_non_finite(values: np.ndarray) -> int:
-    """How many values are NaN or infinite."""
+    """Count the values that are NaN or infinite."""
+    if not np.issubdtype(values.dtype, np.inexact):
+        return 0
     finite = np.isfinite(values)
     return 0 if finite.all() else int(finite.size - np.count_nonzero(finite))
 
 
-def count_non_finite_in_nifti(path: Path) -> int:
-    """NaN and infinite voxels of a NIfTI file, which ITK's reader silently turns into zeros (0 for other files)."""
-    name = path.name.lower()
-    if not name.endswith((".nii", ".nii.gz")):
-        return 0
-    with gzip.open(path, "rb") if name.endswith(".gz") else path.open("rb") as stream:
-        content = stream.read()
-    order = "<" if content[:4] in (b"\x5c\x01\x00\x00", b"\x1c\x02\x00\x00") else ">"
-    second = int(np.frombuffer(content, order + "i4", 1)[0]) == 540  # NIfTI-2; otherwise NIfTI-1
-    kind = int(np.frombuffer(content, order + "i2", 1, 12 if second else 70)[0])
-    if kind not in (16, 64):  # only float32 and float64 can hold them
-        return 0
-    start = np.frombuffer(content, order + ("i8" if second else "f4"), 1, 168 if second else 108)[0]
-    values = np.frombuffer(content[int(start) :], order + ("f4" if kind == 16 else "f8"))
-    return count_non_finite(values)
-
-
 def three_dimensional(image: sitk.Image, name: str) -> sitk.Image:
-    """The image if it is a three-dimensional scalar image of a useful size, RegistrationError otherwise."""
+    """Return the image if it is a three-dimensional scalar image of a useful size.
+
+    Args:
+        image: of any kind; a series of one volume counts as three-dimensional.
+        name: what the image is to the user ("fixed image"), for messages.
+
+    Raises:
+        RegistrationError: not 3D, several values a voxel, complex, or fewer than 4 voxels along an axis.
+    """
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:  # one volume stored as a series of one
         image = image[:, :, :, 0]
     if image.GetDimension() != 3:
@@ -200,7 +180,12 @@ def three_dimensional(image: sitk.Image, name: str) -> sitk.Image:
 
 
 def load_mask(source: ImageLike | None, reference: sitk.Image, name: str) -> np.ndarray | None:
-    """A mask as a boolean array (z, y, x), true inside, or None where none is given.
+    """Read a mask as a boolean array (z, y, x), true inside; None where none is given.
+
+    Args:
+        source: see `ImageLike`; voxels above 0 are inside.
+        reference: the image of the mask.
+        name: what the mask is to the user ("fixed mask"), for messages.
 
     Raises:
         RegistrationError: unreadable, on another grid than its image, or empty.
@@ -232,7 +217,7 @@ def _rounded(values: Iterable[float]) -> tuple[float, ...]:
 
 
 def describe(image: sitk.Image) -> dict[str, Any]:
-    """Size, spacing and type of an image, for reports."""
+    """Return size, spacing and type of an image, for reports."""
     return {
         "size": list(image.GetSize()),
         "spacing_mm": list(_rounded(image.GetSpacing())),

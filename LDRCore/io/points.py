@@ -11,7 +11,9 @@ from LDRCore.errors import RegistrationError
 
 
 def read_points(path: Path) -> np.ndarray:
-    """Points of a CSV with three columns x,y,z (a header line and lines starting with # are passed over): (N, 3).
+    """Read points from a CSV file with three columns x,y,z: (N, 3).
+
+    A header line and lines that start with # are passed over.
 
     Raises:
         RegistrationError: missing file, no point, or a line without three numbers.

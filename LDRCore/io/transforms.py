@@ -15,7 +15,7 @@ from LDRCore.io import images
 
 
 def read_transform(path: str) -> sitk.Transform:
-    """A transform file (.h5, .tfm, .mat, .xfm) or a displacement field image (.nii.gz, .nrrd, .mha) as a transform.
+    """Read a transform file (.h5, .tfm, .mat, .xfm) or a displacement field image (.nii.gz, .nrrd, .mha).
 
     Raises:
         RegistrationError: missing, unreadable, or a field without 3 components or with NaN or infinite values.
@@ -28,7 +28,7 @@ def read_transform(path: str) -> sitk.Transform:
         except RuntimeError:
             raise RegistrationError(f"the transform must be a file that SimpleITK can read, got {path}") from None
     try:
-        field = sitk.ReadImage(path, sitk.sitkVectorFloat64)
+        field = images.read_file(Path(path), "the displacement field")
     except RuntimeError:
         raise RegistrationError(
             f"the transform must be a transform file or a displacement field image, got {path}"
@@ -38,21 +38,20 @@ def read_transform(path: str) -> sitk.Transform:
             "a displacement field must be 3D with 3 components a voxel, "
             f"got {field.GetDimension()}D with {field.GetNumberOfComponentsPerPixel()}"
         )
-    values = sitk.GetArrayViewFromImage(field)
-    wrong = images.count_non_finite(values) or images.count_non_finite_in_nifti(Path(path))
+    wrong = images.count_non_finite(sitk.GetArrayViewFromImage(field))
     if wrong:
         raise RegistrationError(f"a displacement field must hold only finite values, got {wrong} others in {path}")
-    return sitk.DisplacementFieldTransform(field)
+    return sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64))
 
 
 def transform_lattice(
     transform_or_path: sitk.Transform | str | os.PathLike[str], to_lps: np.ndarray, shape: Sequence[int]
 ) -> np.ndarray:
-    """Where any transform, or the file of one, takes the points of a lattice: a teacher can come from any program.
+    """Map the points of a lattice through any transform, or the file of one.
 
-    Takes what ITK reads: transforms (.h5, .tfm, .mat, .xfm) and displacement field images in mm LPS (ANTs' Warp.nii.gz,
-    the deformationField of elastix, SimpleITK, Slicer), on any grid. ITK's rule holds outside a field's own grid:
-    nothing moves there, so a field should cover the lattice.
+    So a teacher can come from any program. Accepts what ITK reads: transforms (.h5, .tfm, .mat, .xfm) and displacement
+    field images in mm LPS (ANTs' Warp.nii.gz, the deformationField of elastix, SimpleITK, Slicer), on any grid. Outside
+    a field's own grid nothing moves, as in ITK, so a field should cover the lattice.
 
     Args:
         transform_or_path: fixed -> moving, LPS mm.

@@ -1,6 +1,6 @@
-"""Stage 1, affine: the stem looks at 4 mm images on a cube about the fixed image's centre, several times.
+"""Stage 1, affine: the stem aligns 4 mm images on a cube about the fixed image's centre, in several passes.
 
-Each time it sees what is left over. Torch, no files.
+Each pass sees the moving image aligned by the passes before it. Torch, no files.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from LDRCore.pipeline.preprocess import PreparedImage
 
 
 def centring_candidates(fixed: PreparedImage, moving: PreparedImage) -> list[np.ndarray]:
-    """Translations (4x4, LPS mm) that bring the contents together, in the order in which they are preferred.
+    """Return translations (4x4, LPS mm) that bring the contents together, in the order in which they are preferred.
 
-    Foreground centroid onto centroid; and, because fields of view often end at different heights of the neck, the
-    centroid in plane with the tops of the foregrounds aligned; and the scanner coordinates as they are.
+    They are: foreground centroid onto centroid; because fields of view often end at different heights of the neck, the
+    centroid in plane with the tops of the foregrounds aligned; the scanner coordinates as they are.
     """
     by_centroid = np.eye(4)
     by_centroid[:3, 3] = moving.centroid_lps - fixed.centroid_lps
@@ -32,11 +32,19 @@ def centring_candidates(fixed: PreparedImage, moving: PreparedImage) -> list[np.
 def estimate_affine(
     model: Model, fixed: PreparedImage, moving: PreparedImage, candidates: list[np.ndarray]
 ) -> np.ndarray:
-    """The affine map fixed -> moving (4x4, LPS mm) that the stem finds from the best of several starts.
+    """Estimate the affine map fixed -> moving from the best of several initial maps.
 
-    All starts run as one batch through the first pass; the one that then correlates best goes on alone. Of all starts
-    and all passes the best correlated wins, so a stem that was made for other images cannot make the alignment worse
-    than where it began.
+    All candidates run as one batch through the first pass; the one that then correlates best goes on alone. Of all
+    candidates and all passes the best correlated wins, so a stem that was made for other images cannot make the
+    alignment worse than it was.
+
+    Args:
+        model: its stem; without one the first candidate is returned.
+        fixed, moving: prepared.
+        candidates: 4x4, LPS mm, fixed -> moving.
+
+    Returns:
+        4x4, LPS mm.
     """
     stem = model.cascade.stem
     if stem is None:

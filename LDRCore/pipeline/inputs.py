@@ -1,4 +1,4 @@
-"""The two scans and their masks as they are registered; a non-linear initial transform is settled here."""
+"""Reads the two scans and their masks and prepares them, behind a non-linear initial transform if there is one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from LDRCore.transforms.volume import Volume
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What came from the user, read and checked.
+    """The images and masks of the user, read and checked.
 
     Attributes:
         fixed, moving: three-dimensional scalar images.
@@ -52,7 +52,7 @@ class Pair:
 
     Attributes:
         fixed, moving: prepared; `moving` is seen through a non-linear initial transform where there is one.
-        moving_as_scanned: the moving image's coarse copy where the scanner put it.
+        moving_as_scanned: the moving image's coarse copy in scanner coordinates, before any initial transform.
     """
 
     fixed: PreparedImage
@@ -65,7 +65,7 @@ def prepare_pair(inputs: Inputs, nonlinear: sitk.Transform | None, card: dict[st
 
     Args:
         inputs: see `read_inputs`.
-        nonlinear: fixed -> moving. The moving image and its mask are resampled through it onto the fixed grid, and
+        nonlinear: fixed -> moving. The moving image, masked, is resampled through it onto the fixed grid, and
             registered from there.
         card: of the model: its working spacings.
         device: where the tensors live.
@@ -76,19 +76,32 @@ def prepare_pair(inputs: Inputs, nonlinear: sitk.Transform | None, card: dict[st
     moving = prepare(inputs.moving, inputs.moving_mask, **spacings)
     if nonlinear is None:
         return Pair(fixed, moving, moving.coarse)
-    image, mask = resample_through(inputs.moving, inputs.moving_mask, inputs.fixed, nonlinear)
-    return Pair(fixed, prepare(image, mask, **spacings), moving.coarse)
+    resampled = resample_through(inputs.moving, inputs.moving_mask, inputs.fixed, nonlinear)
+    return Pair(fixed, prepare(resampled, None, **spacings), moving.coarse)
 
 
 def resample_through(
     image: sitk.Image, mask: np.ndarray | None, reference: sitk.Image, transform: sitk.Transform
-) -> tuple[sitk.Image, np.ndarray | None]:
-    """Resample an image (linearly) and its mask (nearest) through a transform onto a reference grid."""
-    low = float(sitk.GetArrayViewFromImage(image).min())
-    resampled = sitk.Resample(image, reference, transform, sitk.sitkLinear, low, sitk.sitkFloat32)
+) -> sitk.Image:
+    """Resample an image linearly through a transform onto a reference grid, masked.
+
+    The mask is applied first: interpolation would mix in what lies outside it.
+
+    Args:
+        image: three-dimensional scalar image.
+        mask: (D, H, W) boolean on the image's grid; what lies outside becomes the smallest value inside. Or None.
+        reference: image on whose grid the result lies.
+        transform: points of `reference` -> points of `image`.
+
+    Returns:
+        float32, the smallest value outside the image.
+    """
+    values = sitk.GetArrayViewFromImage(image)
     if mask is None:
-        return resampled, None
-    mask_image = sitk.GetImageFromArray(mask.astype(np.uint8))
-    mask_image.CopyInformation(image)
-    inside = sitk.Resample(mask_image, reference, transform, sitk.sitkNearestNeighbor, 0)
-    return resampled, sitk.GetArrayFromImage(inside) > 0
+        minimum = values.min()
+    else:
+        minimum = values[mask].min()
+        masked = sitk.GetImageFromArray(np.where(mask, values, minimum))
+        masked.CopyInformation(image)
+        image = masked
+    return sitk.Resample(image, reference, transform, sitk.sitkLinear, float(minimum), sitk.sitkFloat32)

@@ -1,4 +1,4 @@
-"""What a registration makes of its dense field: transform, warped image, Jacobian determinant, inverse."""
+"""Computes the outputs of a registration from its dense field: transform, warped image, Jacobian, inverse."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from LDRCore.transforms.volume import Volume
 
 
 class Output(Protocol):
-    """A registration's transform and what is computed from it.
+    """The transform of a registration, and the images computed from it.
 
     Attributes:
         transform: fixed -> moving.
@@ -28,13 +28,13 @@ class Output(Protocol):
 
     @property
     def jacobian(self) -> Callable[[], np.ndarray] | None:
-        """Computes the determinant on the fixed grid, (D, H, W) float32; None: only the displacement field tells."""
+        """Function that computes the determinant on the fixed grid, (D, H, W) float32; None if there is no fast one."""
 
     def warp(self, progress: Callable[[float], None] | None = None) -> sitk.Image:
-        """The moving image on the fixed grid, in its own pixel type, sampled once."""
+        """Warp the moving image onto the fixed grid, in its own pixel type, sampled once."""
 
     def invert(self) -> tuple[sitk.Transform, float]:
-        """(moving -> fixed, largest residual in mm)."""
+        """Return (inverse transform moving -> fixed, largest residual in mm)."""
 
 
 class DenseOutput:
@@ -79,8 +79,8 @@ class ComposedOutput:
 
     def warp(self, progress: Callable[[float], None] | None = None) -> sitk.Image:
         """See `Output`."""
-        low = float(sitk.GetArrayViewFromImage(self._moving).min())
-        return sitk.Resample(self._moving, self._fixed, self.transform, sitk.sitkLinear, low)
+        minimum = float(sitk.GetArrayViewFromImage(self._moving).min())
+        return sitk.Resample(self._moving, self._fixed, self.transform, sitk.sitkLinear, minimum)
 
     def invert(self) -> tuple[sitk.Transform, float]:
         """See `Output`."""

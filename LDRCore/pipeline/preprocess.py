@@ -1,6 +1,6 @@
-"""From a scan of any scanner and any grid to what a network sees, with the geometry kept exactly.
+"""Turns a scan of any scanner and any grid into what a network sees, with the geometry kept exactly.
 
-Intensities: a robust range, mapped to 0..1. Training and inference use the same functions. Statistics
+Intensities: a robust range is mapped to 0..1. Training and inference use the same functions. Statistics
 come from a regular subsample: a percentile over every voxel of a large scan costs more than the registration itself.
 """
 
@@ -20,7 +20,7 @@ FOREGROUND_LEVEL = 0.15  # of the normalised range; below it lies air or a remov
 
 
 def intensity_range(volume: torch.Tensor) -> tuple[float, float]:
-    """Background level and upper level of a scan, insensitive to a few extreme voxels.
+    """Measure background level and upper level of a scan, insensitive to a few extreme voxels.
 
     Args:
         volume: any shape, any numeric type.
@@ -49,14 +49,14 @@ def normalise(volume: torch.Tensor, low: float, high: float) -> torch.Tensor:
 
 
 def foreground_index(normalised: torch.Tensor) -> np.ndarray:
-    """(N, 3) voxel indices of what is not air in a normalised (D, H, W) volume; of every voxel if all is air."""
-    where = (normalised > FOREGROUND_LEVEL).nonzero().cpu().numpy()
-    return where if len(where) else np.argwhere(np.ones(normalised.shape, dtype=bool))
+    """Return the indices (N, 3) of what is not air in a normalised (D, H, W) volume; of every voxel if all is air."""
+    index = (normalised > FOREGROUND_LEVEL).nonzero().cpu().numpy()
+    return index if len(index) else np.argwhere(np.ones(normalised.shape, dtype=bool))
 
 
 @dataclass
 class PreparedImage:
-    """A scan made ready: the original to warp, two normalised copies to look at, and where its content lies.
+    """A prepared scan: the original to warp, two normalised copies for the networks, and the box of its content.
 
     Attributes:
         native: original intensities at full resolution (masked-out voxels untouched).
@@ -76,7 +76,7 @@ class PreparedImage:
 
 
 def to_tensor(image: sitk.Image, device: torch.device | str = "cpu") -> torch.Tensor:
-    """(1, 1, D, H, W) float32 copy of a SimpleITK image."""
+    """Copy a SimpleITK image to a tensor (1, 1, D, H, W), float32."""
     array = sitk.GetArrayViewFromImage(image)
     return torch.from_numpy(array.astype(np.float32))[None, None].to(device)
 
@@ -89,7 +89,7 @@ def prepare(
     coarse_mm: float,
     device: torch.device | str = "cpu",
 ) -> PreparedImage:
-    """Make a scan ready for registration.
+    """Prepare a scan for registration.
 
     Args:
         image: three-dimensional scalar image (checked by `images.load`).
@@ -99,12 +99,12 @@ def prepare(
         device: where the tensors live.
     """
     native = Volume(to_tensor(image, device), geometry.index_to_lps(image))
-    seen = native.data
+    masked = native.data
     if mask is not None:
         inside = torch.from_numpy(mask).to(device)[None, None]
-        seen = torch.where(inside, seen, seen[inside].min())
-    low, high = intensity_range(seen)
-    fine = Volume(seen, native.to_lps).averaged(fine_mm)
+        masked = torch.where(inside, masked, masked[inside].min())
+    low, high = intensity_range(masked)
+    fine = Volume(masked, native.to_lps).averaged(fine_mm)
     fine = Volume(normalise(fine.data, low, high), fine.to_lps)
     coarse = fine.averaged(coarse_mm)
     points = foreground_index(coarse.data[0, 0]) @ coarse.to_lps[:3, :3].T + coarse.to_lps[:3, 3]

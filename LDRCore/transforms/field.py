@@ -42,7 +42,7 @@ class DenseField:
 
 
 def fade_out(displacement: torch.Tensor, voxels: int) -> torch.Tensor:
-    """Continue a displacement (B, 3, D, H, W) by some voxels on each side, from its edge value to exactly zero."""
+    """Pad a displacement (B, 3, D, H, W) by some voxels on each side, falling from its edge value to exactly zero."""
     padded = F.pad(displacement, (voxels,) * 6, mode="replicate")
     ramp = torch.arange(voxels, device=padded.device, dtype=padded.dtype) / voxels
     for axis in (2, 3, 4):

@@ -1,4 +1,4 @@
-"""Inverting any transform that has a displacement: split off the affine part, invert the rest by fixed point."""
+"""Inverts any transform: splits off its affine part, inverts the rest by a fixed-point iteration."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MARGIN_MM = 24.0
 
 @own_torch_context()
 def invert_transform(transform: sitk.Transform, reference: sitk.Image) -> tuple[sitk.Transform, float]:
-    """The inverse (moving -> fixed) of a transform fixed -> moving.
+    """Invert a transform fixed -> moving.
 
     A linear transform is inverted exactly. Of any other, the affine map that fits it best over the reference image is
     split off and inverted exactly; what remains is inverted by fixed point on a grid of about 3 mm that covers the
@@ -31,8 +31,9 @@ def invert_transform(transform: sitk.Transform, reference: sitk.Image) -> tuple[
         reference: the fixed image; the inverse is good for the points that its content goes to.
 
     Returns:
-        (inverse, residual): residual is the largest distance in mm between x and T(T^-1(x)) on that grid (of the
-        grid's representation of T; where T folds there is no inverse and the residual is large).
+        (inverse, residual): inverse maps moving -> fixed; residual is the largest distance in mm between x and
+        T(T^-1(x)) on that grid (of the grid's representation of T; where T folds there is no inverse and the residual
+        is large).
 
     Raises:
         RegistrationError: the linear part cannot be inverted.
@@ -41,50 +42,52 @@ def invert_transform(transform: sitk.Transform, reference: sitk.Image) -> tuple[
     if matrix is not None:
         _check_invertible(matrix)
         return geometry.affine_transform(np.linalg.inv(matrix)), 0.0
-    own = _own_field(transform)
-    if own is not None:
-        _check_invertible(own.affine_lps)
-        inverse, residual_mm = invert_field(own)
+    field = _own_field(transform)
+    if field is not None:
+        _check_invertible(field.affine_lps)
+        inverse, residual_mm = invert_field(field)
     else:
-        dense = _sampled_field(transform, reference)
-        v, residual_vox = spatial.invert(dense.displacement_vox)
-        inverse = DenseField(v, dense.grid, np.linalg.inv(dense.affine_lps))
-        residual_mm = residual_vox * max(dense.grid.spacing_mm)
+        field = _sampled_field(transform, reference)
+        v, residual_vox = spatial.invert(field.displacement_vox)
+        inverse = DenseField(v, field.grid, np.linalg.inv(field.affine_lps))
+        residual_mm = residual_vox * max(field.grid.spacing_mm)
     return geometry.affine_then_dense(inverse.displacement_mm(), inverse.grid, inverse.affine_lps), residual_mm
 
 
 def _check_invertible(affine_lps: np.ndarray) -> None:
+    """Refuse a singular 4x4."""
     if abs(np.linalg.det(affine_lps[:3, :3])) < 1e-9:
         raise RegistrationError("the transform must be invertible, got a singular affine part")
 
 
 def _field(displacement_mm: np.ndarray, grid: Grid, affine_lps: np.ndarray) -> DenseField:
+    """Make a dense field of (D, H, W, 3) mm LPS."""
     displacement = geometry.lps_to_displacement(displacement_mm.astype(np.float32), grid)
     return DenseField(torch.from_numpy(displacement)[None], grid, affine_lps)
 
 
 def _own_field(transform: sitk.Transform) -> DenseField | None:
-    """The dense field and affine map of a transform written by this package, None for any other."""
+    """Return the dense field and affine map of a transform written by this package, None for any other."""
     if transform.GetName() != "CompositeTransform":
         return None
     composite = sitk.CompositeTransform(transform)
     if composite.GetNumberOfTransforms() != 2:
         return None
-    affine = geometry.linear_matrix(composite.GetNthTransform(0))
-    last = composite.GetNthTransform(1)
-    if affine is None or last.GetName() != "DisplacementFieldTransform":
+    affine_lps = geometry.linear_matrix(composite.GetNthTransform(0))
+    dense = composite.GetNthTransform(1)
+    if affine_lps is None or dense.GetName() != "DisplacementFieldTransform":
         return None
-    image = sitk.DisplacementFieldTransform(last).GetDisplacementField()
+    image = sitk.DisplacementFieldTransform(dense).GetDisplacementField()
     if not np.allclose(image.GetDirection(), np.eye(3).ravel()):
         return None
     x, y, z = image.GetOrigin()
     a, b, c = image.GetSpacing()[::-1]
     d, h, w = image.GetSize()[::-1]
-    return _field(sitk.GetArrayFromImage(image), Grid((x, y, z), (a, b, c), (d, h, w)), affine)
+    return _field(sitk.GetArrayFromImage(image), Grid((x, y, z), (a, b, c), (d, h, w)), affine_lps)
 
 
 def _sampled_field(transform: sitk.Transform, reference: sitk.Image) -> DenseField:
-    """Any transform on a grid around an image, split into the affine map that fits best and the rest."""
+    """Sample any transform on a grid around an image; split it into the affine map that fits best and the rest."""
     corners = geometry.corners_lps(reference)
     grid = Grid.around(
         corners.min(0),
@@ -97,7 +100,7 @@ def _sampled_field(transform: sitk.Transform, reference: sitk.Image) -> DenseFie
     empty = grid.reference_image()
     points = geometry.points_lps(empty)
     mapped = points + sitk.GetArrayFromImage(geometry.displacement_field_image(transform, empty))
-    affine = geometry.fit_affine(points.reshape(-1, 3), mapped.reshape(-1, 3))
-    _check_invertible(affine)
-    back = np.linalg.inv(affine)
-    return _field(mapped @ back[:3, :3].T + back[:3, 3] - points, grid, affine)
+    affine_lps = geometry.fit_affine(points.reshape(-1, 3), mapped.reshape(-1, 3))
+    _check_invertible(affine_lps)
+    inverse = np.linalg.inv(affine_lps)
+    return _field(mapped @ inverse[:3, :3].T + inverse[:3, 3] - points, grid, affine_lps)

@@ -1,4 +1,4 @@
-"""A dense field on the fixed image's own grid: the warped image and the Jacobian determinant.
+"""Resamples on the fixed image's own grid by a dense field: the warped image and the Jacobian determinant.
 
 Native grids are large (512 x 512 x 300), so everything goes slab by slab: beside the inputs and the result only some
 slices are in memory. `geometry` does the same for transforms of any kind, by ITK.
@@ -43,14 +43,14 @@ def warp(
     Returns:
         (D, H, W) of `dtype`.
     """
-    matrix, displacement, to_field = _on_grid(np.linalg.inv(moving.to_lps), to_lps, field)
+    moving_from_fixed, displacement, field_from_fixed = _on_grid(np.linalg.inv(moving.to_lps), to_lps, field)
     result = np.full(shape, moving.minimum, dtype)
     slabs = sampling.slabs_on_lattice(
         moving.data[0, 0],
         shape,
-        matrix,
+        moving_from_fixed,
         displacement,
-        to_field,
+        field_from_fixed,
         padding="half",
         fill=moving.minimum,
         content=moving.content,
@@ -62,27 +62,37 @@ def warp(
     return result
 
 
-def _store(values: torch.Tensor, into: np.ndarray) -> None:
-    """Copy and convert; by torch, on all cores, where it has the type."""
-    if into.dtype.name in ("uint8", "int16", "int32", "float32"):
-        torch.from_numpy(into).copy_(values)
+def _store(values: torch.Tensor, target: np.ndarray) -> None:
+    """Copy values into an array and convert them: by torch, on all cores, if it has the type."""
+    if target.dtype.name in ("uint8", "int16", "int32", "float32"):
+        torch.from_numpy(target).copy_(values)
     else:
-        into[:] = values.cpu().numpy()
+        target[:] = values.cpu().numpy()
 
 
 @torch.no_grad()
 def jacobian_determinant(shape: Sequence[int], to_lps: np.ndarray, field: DenseField) -> np.ndarray:
-    """det(dT/dx) of ``T(x) = A (x + u(x))`` at every voxel of the fixed grid, (D, H, W) float32.
+    """Compute det(dT/dx) of ``T(x) = A (x + u(x))`` at every voxel of the fixed grid.
 
-    Central differences along the grid's axes, one-sided at its borders, as `geometry.jacobian_determinant_image`; the
-    determinant by index over that of the grid itself, so that direction, spacing and flips need no further thought.
+    Takes central differences along the grid's axes, one-sided at its borders, as `geometry.jacobian_determinant_image`.
+    Divides the determinant by index by that of the grid itself, which accounts for direction, spacing and flips.
+
+    Args:
+        shape: (D, H, W) of the fixed grid.
+        to_lps: 4x4, index of the fixed grid -> LPS mm.
+        field: A and u.
+
+    Returns:
+        (D, H, W) float32.
     """
-    matrix, displacement, to_field = _on_grid(np.eye(4), to_lps, field)
-    affine = torch.from_numpy(2 * matrix[:3, :3]).to(displacement)[:, :, None, None, None]
+    lps_from_fixed, displacement, field_from_fixed = _on_grid(np.eye(4), to_lps, field)
+    affine = torch.from_numpy(2 * lps_from_fixed[:3, :3]).to(displacement)[:, :, None, None, None]
     scale = 1 / (8 * float(np.linalg.det(to_lps[:3, :3])))
     result = np.empty(shape, np.float32)
     # of the displacement alone, whose numbers are small; the derivative of the affine part is known
-    for start, stop, part in sampling.points_on_lattice(shape, np.zeros((4, 4)), displacement, to_field, halo=1):
+    for start, stop, part in sampling.points_on_lattice(
+        shape, np.zeros((4, 4)), displacement, field_from_fixed, halo=1
+    ):
         low = max(start - 1, 0)
         a, b, c = (_differences(part, axis + 1).add_(affine[:, axis]) for axis in range(3))
         cross = b.roll(-1, 0) * c.roll(-2, 0) - b.roll(-2, 0) * c.roll(-1, 0)
@@ -94,22 +104,31 @@ def jacobian_determinant(shape: Sequence[int], to_lps: np.ndarray, field: DenseF
 def _on_grid(
     target_from_lps: np.ndarray, to_lps: np.ndarray, field: DenseField
 ) -> tuple[np.ndarray, torch.Tensor, np.ndarray]:
-    """(M, v, F) with ``target_from_lps(A (x + u(x))) = M i + v(F i)`` for index i of a grid: 4x4, (3, d, h, w), 4x4."""
-    target_from_fixed = target_from_lps @ field.affine_lps
-    target_from_field = (target_from_fixed[:3, :3] @ field.grid.to_lps[:3, :3]).tolist()
+    """Rewrite a dense field for the indices i of a grid: ``target_from_lps A (x + u(x)) = M i + v(F i)``.
+
+    Args:
+        target_from_lps: 4x4.
+        to_lps: 4x4, ``x = to_lps i``.
+        field: A and u.
+
+    Returns:
+        (M, v, F): M, 4x4, target <- index; v, (3, d, h, w), in units of the target; F, 4x4, index of v <- index.
+    """
+    target_from_mapped = target_from_lps @ field.affine_lps
+    target_from_field = (target_from_mapped[:3, :3] @ field.grid.to_lps[:3, :3]).tolist()
     u = field.displacement_vox[0]
     displacement = torch.stack([u[0] * r[0] + u[1] * r[1] + u[2] * r[2] for r in target_from_field])
-    return target_from_fixed @ to_lps, displacement, np.linalg.inv(field.grid.to_lps) @ to_lps
+    return target_from_mapped @ to_lps, displacement, np.linalg.inv(field.grid.to_lps) @ to_lps
 
 
 def _differences(values: torch.Tensor, axis: int) -> torch.Tensor:
-    """Twice the derivative along an axis: central differences, one-sided at the two ends."""
+    """Return twice the derivative along an axis: central differences, one-sided at the two ends."""
     result = torch.empty_like(values)
     n = values.shape[axis]
     if n > 2:
         inner = result.narrow(axis, 1, n - 2)
         torch.sub(values.narrow(axis, 2, n - 2), values.narrow(axis, 0, n - 2), out=inner)
-    for end, step in ((0, 0), (n - 1, n - 2)):
-        difference = values.narrow(axis, step + 1, 1) - values.narrow(axis, step, 1)
+    for end, before in ((0, 0), (n - 1, n - 2)):
+        difference = values.narrow(axis, before + 1, 1) - values.narrow(axis, before, 1)
         result.narrow(axis, end, 1).copy_(difference.mul_(2))
     return result

@@ -1,4 +1,4 @@
-"""Grids, warping, composition, inversion and Jacobians of displacement fields, in torch alone.
+"""Warping, composition, inversion and Jacobians of displacement fields, in torch alone.
 
 Every displacement here is a tensor (B, 3, D, H, W): component c points along tensor axis c, in voxels of
 the grid it lives on. Warping pulls, ``warped(x) = moving(x + u(x))``, and corner voxels of two resolutions
@@ -53,7 +53,7 @@ def sample(
         image: (B, C, D, H, W).
         coordinates_vox: (B or 1, 3, d, h, w), in voxels of `image`, component c along its tensor axis c.
         interpolation: "linear" or "nearest".
-        padding: what lies outside the image: "zeros", or "border" (the nearest voxel's value).
+        padding: boundary condition: "zeros", or "border" (the nearest voxel's value).
 
     Returns:
         (B, C, d, h, w).
@@ -69,8 +69,8 @@ def sample(
         raise ValueError(f"image must have shape (B, C, D, H, W), got {tuple(image.shape)}")
     _check_displacement(coordinates_vox, "coordinates_vox")
     if interpolation == "linear" and sampling.can_take(coordinates_vox[0, 0].numel(), image, coordinates_vox):
-        where = coordinates_vox.expand(image.shape[0], -1, -1, -1, -1)
-        return _batch([sampling.at_points(i, w, padding) for i, w in zip(image, where, strict=True)])
+        points = coordinates_vox.expand(image.shape[0], -1, -1, -1, -1)
+        return _batch([sampling.at_points(i, p, padding) for i, p in zip(image, points, strict=True)])
     # grid_sample wants (x, y, z) = (W, H, D) in [-1, 1]
     size = torch.tensor(image.shape[2:], dtype=coordinates_vox.dtype, device=coordinates_vox.device)
     scale = (2.0 / (size - 1).clamp(min=1)).view(1, 3, 1, 1, 1)
@@ -83,7 +83,7 @@ def sample(
 
 
 def affine_coordinates(matrix: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Voxel coordinates of every point of a grid in another grid that is an affine map away.
+    """Map every voxel of a grid into another grid by an affine map.
 
     Args:
         matrix: (B, 3, 4) or (3, 4); maps a voxel index of the output grid (tensor-axis order, homogeneous) to a
@@ -140,13 +140,13 @@ def warp(
 
 
 def _samples_fast(interpolation: str, padding: str, image: torch.Tensor, displacement: torch.Tensor) -> bool:
-    """Whether `sampling` can warp a batch."""
+    """Return whether `sampling` can warp a batch."""
     known = interpolation == "linear" and padding in _PADDINGS and image.shape[0] == displacement.shape[0]
     return known and sampling.can_take(displacement[0, 0].numel(), image, displacement)
 
 
 def _batch(entries: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Tensors as one batch; a single one is not copied."""
+    """Stack tensors to one batch; a single one is not copied."""
     return entries[0][None] if len(entries) == 1 else torch.stack(list(entries))
 
 
@@ -197,7 +197,7 @@ def upsample(displacement: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 
 
 def shrink(image: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """An image on a coarser grid with the same corners, averaged over boxes of the coarser grid's voxels.
+    """Resample an image on a coarser grid with the same corners, averaged over boxes of the coarser grid's voxels.
 
     Args:
         image: (B, C, D, H, W).
@@ -216,7 +216,7 @@ def shrink(image: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 
 @lru_cache(maxsize=32)
 def _box_average(n: int, m: int) -> torch.Tensor:
-    """(m, n): each of m points between the same corners averages a box as wide as their distance, cut at the border."""
+    """Return the weights (m, n) by which m points average boxes as wide as their distance, cut at the border."""
     width = (n - 1) / (m - 1)
     middle = torch.linspace(0, n - 1, m, dtype=torch.float64)[:, None]
     voxel = torch.arange(n, dtype=torch.float64)[None]
@@ -226,9 +226,9 @@ def _box_average(n: int, m: int) -> torch.Tensor:
 
 
 def warp_by_coarse(image: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
-    """Pull an image through a displacement on a coarser grid with the same corners: ``warp(image, upsample(u))``.
+    """Warp an image by a displacement on a coarser grid with the same corners: ``warp(image, upsample(u))``.
 
-    Without gradients on a CPU this is one pass, and the displacement is never whole at the image's size.
+    Without gradients on a CPU this is one pass, and the displacement at the image's size is never whole in memory.
 
     Args:
         image: (B, C, D, H, W).
@@ -242,14 +242,14 @@ def warp_by_coarse(image: torch.Tensor, displacement: torch.Tensor) -> torch.Ten
     if image.shape[1] != 1 or not sampling.can_take(image[0, 0].numel(), image, displacement):
         return warp(image, upsample(displacement, shape))
     ratio = np.array([(n - 1) / max(m - 1, 1) for n, m in zip(shape, displacement.shape[2:], strict=True)])
-    to_field = np.diag([*(1 / r if r else 1.0 for r in ratio), 1.0])
+    coarse_from_fine = np.diag([*(1 / r if r else 1.0 for r in ratio), 1.0])
     scaled = displacement * torch.from_numpy(ratio).to(displacement).view(3, 1, 1, 1)
     pairs = zip(image[:, 0], scaled, strict=True)
-    return _batch([sampling.on_lattice(i, shape, np.eye(4), u, to_field)[None] for i, u in pairs])
+    return _batch([sampling.on_lattice(i, shape, np.eye(4), u, coarse_from_fine)[None] for i, u in pairs])
 
 
 def integrate(velocity: torch.Tensor, steps: int = 7) -> torch.Tensor:
-    """Scaling and squaring: the displacement at time 1 of a stationary velocity field.
+    """Integrate a stationary velocity field to time 1, by scaling and squaring.
 
     Args:
         velocity: (B, 3, D, H, W), voxels per unit time.
@@ -266,15 +266,14 @@ def integrate(velocity: torch.Tensor, steps: int = 7) -> torch.Tensor:
 def invert(
     displacement: torch.Tensor, *, iterations: int = 50, tolerance_vox: float = 1e-3
 ) -> tuple[torch.Tensor, float]:
-    """The inverse displacement v with ``(id + u)(id + v) = id``, by ``v <- v - w (v + u(x + v))``.
+    """Invert a displacement: find v with ``(id + u)(id + v) = id`` by iterating ``v <- v - w (v + u(x + v))``.
 
-    A damped fixed point: w starts at 1 and is halved, voxel by voxel, where a step did not help (which is then taken
-    back). Only voxels that are not there yet are worked on; the few that the fixed point leaves behind, where the
-    field is steep, are finished with Newton steps. Where the field folds no inverse exists: the residual says so. Not
-    differentiable.
+    The damping w starts at 1. It is halved at each voxel where a step did not lower the residual; that step is taken
+    back. Only voxels above the tolerance are iterated; the few left after 20 iterations, where the field is steep, get
+    Newton steps. Where the field folds no inverse exists, and the residual is large. Not differentiable.
 
     Args:
-        displacement: u, (B, 3, D, H, W), voxels. It is continued at its edge value outside the grid.
+        displacement: u, (B, 3, D, H, W), voxels, with border padding.
         iterations: at most so many.
         tolerance_vox: a voxel is done when ``|v(x) + u(x + v(x))|`` is not larger.
 
@@ -291,12 +290,12 @@ def invert(
 _NEWTON_AFTER = 20  # fixed-point iterations of `invert` before Newton steps
 
 
-def _newton_step(displacement: torch.Tensor, where: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
-    """(I + du/dx)^-1 e at points (3, N), du/dx by central differences over half a voxel each way."""
-    offsets = 0.5 * torch.eye(3, device=where.device, dtype=where.dtype)
+def _newton_step(displacement: torch.Tensor, points: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+    """Compute (I + du/dx)^-1 e at points (3, N), du/dx by central differences over half a voxel each way."""
+    offsets = 0.5 * torch.eye(3, device=points.device, dtype=points.dtype)
     columns = []
     for offset in offsets:
-        both = torch.cat((where + offset[:, None], where - offset[:, None]), dim=1).view(1, 3, 1, 1, -1)
+        both = torch.cat((points + offset[:, None], points - offset[:, None]), dim=1).view(1, 3, 1, 1, -1)
         plus, minus = sample(displacement, both, padding="border").view(3, -1).chunk(2, dim=1)
         columns.append(plus - minus + 2 * offset[:, None])
     jacobian = torch.stack(columns).permute(2, 1, 0)  # (N, component, axis)
@@ -305,15 +304,16 @@ def _newton_step(displacement: torch.Tensor, where: torch.Tensor, error: torch.T
 
 
 def _invert_one(displacement: torch.Tensor, iterations: int, tolerance_vox: float) -> tuple[torch.Tensor, float]:
+    """Invert a displacement (1, 3, D, H, W), see `invert`."""
     shape = displacement.shape[2:]
     grid = identity_grid(shape, device=displacement.device, dtype=displacement.dtype).reshape(3, -1)
 
     def residual_vector(points: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        where = (points + v).view(1, 3, 1, 1, -1)
-        return v + sample(displacement, where, padding="border").view(3, -1)
+        mapped = (points + v).view(1, 3, 1, 1, -1)
+        return v + sample(displacement, mapped, padding="border").view(3, -1)
 
-    found = torch.zeros_like(grid)
-    error = residual_vector(grid, found)
+    inverse = torch.zeros_like(grid)
+    error = residual_vector(grid, inverse)
     size = error.norm(dim=0)
     active = (size > tolerance_vox).nonzero()[:, 0]
     damping = torch.ones_like(size)
@@ -324,26 +324,26 @@ def _invert_one(displacement: torch.Tensor, iterations: int, tolerance_vox: floa
         if iteration == _NEWTON_AFTER:
             damping[active] = 1.0
         if iteration >= _NEWTON_AFTER:
-            step = _newton_step(displacement, grid[:, active] + found[:, active], step)
-        tried = found[:, active] - damping[active] * step
+            step = _newton_step(displacement, grid[:, active] + inverse[:, active], step)
+        tried = inverse[:, active] - damping[active] * step
         new_error = residual_vector(grid[:, active], tried)
         new_size = new_error.norm(dim=0)
         better = new_size < size[active]
         helped = active[better]
-        found[:, helped] = tried[:, better]
+        inverse[:, helped] = tried[:, better]
         error[:, helped] = new_error[:, better]
         size[helped] = new_size[better]
         damping[active[~better]] *= 0.5
         active = active[size[active] > tolerance_vox]
     upper = torch.tensor(shape, device=grid.device, dtype=grid.dtype)[:, None] - 1
-    target = grid + found
+    target = grid + inverse
     inside = ((target >= 0) & (target <= upper)).all(dim=0)
     residual = float(size[inside].max()) if bool(inside.any()) else 0.0
-    return found.view(1, 3, *shape), residual
+    return inverse.view(1, 3, *shape), residual
 
 
 def affine_to_displacement(matrix: torch.Tensor, translation: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """The displacement of an affine map about the grid's centre c: ``x + u(x) = c + A (x - c) + b``.
+    """Make the displacement of an affine map about the grid's centre c: ``x + u(x) = c + A (x - c) + b``.
 
     Args:
         matrix: A, (B, 3, 3), in tensor-axis order.
@@ -388,11 +388,11 @@ def jacobian_determinant(displacement: torch.Tensor) -> torch.Tensor:
 
 
 def folding_count(displacement: torch.Tensor) -> int:
-    """Number of voxels with a non-positive Jacobian determinant (paper, Table IV). Not differentiable."""
+    """Count the voxels with a non-positive Jacobian determinant (paper, Table IV). Not differentiable."""
     return int((jacobian_determinant(displacement.detach()) <= 0).sum())
 
 
 def folding_fraction(displacement: torch.Tensor) -> float:
-    """Share of voxels, 0 to 1, with a non-positive Jacobian determinant. Not differentiable."""
+    """Return the share of voxels, 0 to 1, with a non-positive Jacobian determinant. Not differentiable."""
     determinant = jacobian_determinant(displacement.detach())
     return float((determinant <= 0).float().mean())

@@ -1,4 +1,4 @@
-"""A scalar image as a tensor, and where it lies: averaging and sampling carry the matrix along."""
+"""A scalar image as a tensor with its position in space: averaging and sampling keep the two together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from LDRCore.sampling.lattice import Box
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """A scalar image and where it lies.
+    """A scalar image and its position in space.
 
     Attributes:
         data: (1, 1, D, H, W) float32.
@@ -28,7 +28,7 @@ class Volume:
 
     @property
     def spacing_mm(self) -> np.ndarray:
-        """Voxel edge along each tensor axis."""
+        """Distance of voxels along each tensor axis."""
         return np.linalg.norm(self.to_lps[:3, :3], axis=0)
 
     @functools.cached_property
@@ -48,23 +48,31 @@ class Volume:
         ]
         if factors == [1, 1, 1]:
             return self
-        matrix = self.to_lps.copy()
-        matrix[:3, 3] += matrix[:3, :3] @ ((np.array(factors) - 1) / 2)
-        matrix[:3, :3] = matrix[:3, :3] * np.array(factors)
-        return Volume(_block_means(self.data, factors), matrix)
+        lps_from_block = self.to_lps.copy()
+        lps_from_block[:3, 3] += lps_from_block[:3, :3] @ ((np.array(factors) - 1) / 2)
+        lps_from_block[:3, :3] = lps_from_block[:3, :3] * np.array(factors)
+        return Volume(_block_means(self.data, factors), lps_from_block)
 
     def on(self, grid: Grid, transform_lps: np.ndarray | None = None) -> torch.Tensor:
-        """Sample linearly at the grid's points mapped by a 4x4 (LPS -> LPS), 0 outside: (1, 1, *grid.shape)."""
-        mapped = grid.to_lps if transform_lps is None else transform_lps @ grid.to_lps
-        matrix = np.linalg.inv(self.to_lps) @ mapped
+        """Sample linearly at the points of a grid.
+
+        Args:
+            grid: where the result lies.
+            transform_lps: 4x4, LPS mm -> LPS mm, applied to the grid's points first.
+
+        Returns:
+            (1, 1, *grid.shape), 0 outside the image.
+        """
+        lps_from_grid = grid.to_lps if transform_lps is None else transform_lps @ grid.to_lps
+        index_from_grid = np.linalg.inv(self.to_lps) @ lps_from_grid
         content = self.content if self.minimum == 0 else None
-        return sampling.on_lattice(self.data[0, 0], grid.shape, matrix, content=content)[None, None]
+        return sampling.on_lattice(self.data[0, 0], grid.shape, index_from_grid, content=content)[None, None]
 
 
 def _block_means(data: torch.Tensor, factors: list[int]) -> torch.Tensor:
-    """Means over blocks of (B, C, D, H, W); what is left over at the upper ends is dropped.
+    """Average over blocks of (B, C, D, H, W); what is left over at the upper ends is dropped.
 
-    As torch's average pooling, which uses one core for one channel.
+    Does what torch's average pooling does, which uses one core for one channel.
     """
     for axis, factor in enumerate(factors, start=2):
         if factor > 1:

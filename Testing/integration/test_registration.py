@@ -131,6 +131,59 @@ def test_initial_transform_and_none(demo_pair):
     assert np.allclose(plain.report["affine_matrix_lps"], np.eye(4))
 
 
+def moved_blob(blob: sitk.Image) -> sitk.Image:
+    """The blob where another scanner put it."""
+    moved = sitk.Image(blob)
+    moved.SetOrigin((9.0, -6.0, 12.0))
+    return moved
+
+
+SHIFT = sitk.TranslationTransform(3, (9.0, -6.0, 12.0))
+
+
+def bent_shift(blob: sitk.Image) -> sitk.Transform:
+    """The same shift, not linear: at all points alike, but as a displacement field."""
+    wide = sitk.Image([n + 20 for n in blob.GetSize()], sitk.sitkUInt8)
+    wide.SetSpacing(blob.GetSpacing())
+    wide.SetOrigin((-30.0, -30.0, -30.0))
+    field = sitk.TransformToDisplacementField(
+        SHIFT, sitk.sitkVectorFloat64, wide.GetSize(), wide.GetOrigin(), wide.GetSpacing(), wide.GetDirection()
+    )
+    return sitk.DisplacementFieldTransform(field)
+
+
+@pytest.mark.parametrize("kind", ["linear", "nonlinear"])
+def test_before_is_where_the_scanner_put_the_images_and_initial_is_after_the_initial_transform(blob, kind):
+    moving = moved_blob(blob)
+    scanned = LDRCore.register(blob, moving, initial="none", cascades=1).report["similarity"]
+    initial = SHIFT if kind == "linear" else bent_shift(blob)
+    similarity = LDRCore.register(blob, moving, initial=initial, cascades=1).report["similarity"]
+    assert scanned["before"] == scanned["initial"] < 0.9
+    assert similarity["before"] == scanned["before"]
+    assert similarity["initial"] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_linear_composite_is_a_linear_initial_transform(blob):
+    """One matrix, applied in the composite's order, and no second interpolation of the moving image."""
+    turn = sitk.Euler3DTransform((40.0, 45.0, 42.0), 0.0, 0.0, 0.2)
+    composite = sitk.CompositeTransform([SHIFT, turn])  # the turn is applied first
+    expected = np.eye(4)
+    expected[:3, :3] = np.array(turn.GetMatrix()).reshape(3, 3)
+    expected[:3, 3] = SHIFT.TransformPoint(turn.TransformPoint((0.0, 0.0, 0.0)))
+    result = LDRCore.register(blob, moved_blob(blob), initial=composite, affine=False, cascades=1)
+    assert np.allclose(result.report["affine_matrix_lps"], expected, atol=1e-5)
+    assert result.affine.GetName() == "AffineTransform"
+
+
+@pytest.mark.parametrize("initial", [sitk.AffineTransform(2), sitk.CompositeTransform(2)])
+def test_a_two_dimensional_initial_transform_is_refused(blob, initial):
+    with pytest.raises(
+        RegistrationError, match=r'^initial must be "center", "none" or a 3D SimpleITK transform, got'
+    ) as e:
+        LDRCore.register(blob, blob, initial=initial)
+    assert "\n" not in str(e.value)
+
+
 def test_a_bent_initial_transform_is_composed_in(demo_pair, result):
     bent = LDRCore.register(demo_pair["fixed"], demo_pair["moving"], initial=result.transform, inverse=True)
     assert demo.score(demo_pair, bent)["deformable"] > demo.score(demo_pair, result)["affine"]

@@ -91,9 +91,9 @@ def test_their_landmark_error_is_ours(case):
     at = np.stack([map_coordinates(disp[..., c], ours.T, order=1) for c in range(3)], 1)
     expected = np.linalg.norm((ours + at - theirs) * np.array(moving.GetSpacing()), axis=1)
     points = [scoring.landmarks_lps(p, "voxel", i, "points") for p, i in ((ours, fixed), (theirs, moving))]
-    found = scoring.score(case["transform"], scoring.Truth(fixed, None, None, *points), measures=["landmarks"])
-    assert found["tre_mm"] == pytest.approx(expected.mean(), abs=1e-3)
-    assert found["tre_max_mm"] == pytest.approx(expected.max(), abs=1e-3)
+    scores = scoring.score(case["transform"], scoring.Truth(fixed, None, None, *points), measures=["landmarks"])
+    assert scores["tre_mm"] == pytest.approx(expected.mean(), abs=1e-3)
+    assert scores["tre_max_mm"] == pytest.approx(expected.max(), abs=1e-3)
 
 
 def test_the_command_writes_the_submission(case, capsys):

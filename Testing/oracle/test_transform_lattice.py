@@ -14,14 +14,14 @@ from LDRCore.transforms import spatial
 
 GRID = Grid((-31.0, 12.0, 7.5), (3.0, 2.0, 1.5), (9, 12, 14))
 MATRIX = np.array([[1.05, 0.1, -0.02, 3.0], [-0.08, 0.9, 0.05, -2.0], [0.03, 0.01, 1.1, 1.5], [0, 0, 0, 1]])
-TURN = np.array([[0.36, 0.48, -0.8], [-0.8, 0.6, 0.0], [0.48, 0.64, 0.6]])
+ROTATION = np.array([[0.36, 0.48, -0.8], [-0.8, 0.6, 0.0], [0.48, 0.64, 0.6]])
 
 
 def oblique_image() -> sitk.Image:
     """An empty image that is oblique, flipped and anisotropic, and covers the grid with room to spare."""
     image = sitk.Image((60, 40, 50), sitk.sitkUInt8)
     image.SetSpacing((1.2, 2.5, 1.9))
-    direction = TURN @ np.diag([1, -1, 1])
+    direction = ROTATION @ np.diag([1, -1, 1])
     image.SetDirection(direction.ravel().tolist())
     middle = np.array(image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()]))
     image.SetOrigin((GRID.centre_lps - middle).tolist())
@@ -63,17 +63,17 @@ def pointwise(transform: sitk.Transform) -> np.ndarray:
 
 
 def test_an_affine_is_exact():
-    found = transform_on_grid(affine(), GRID)
-    assert found.shape == (3, 9, 12, 14)
+    displacement_vox = transform_on_grid(affine(), GRID)
+    assert displacement_vox.shape == (3, 9, 12, 14)
     expected = in_voxels(points() @ MATRIX[:3, :3].T + MATRIX[:3, 3])
     assert np.abs(expected).max() > 2
-    assert np.abs(found - expected).max() < 2e-6
+    assert np.abs(displacement_vox - expected).max() < 2e-6
 
 
 def test_a_shift_by_hand():
     shift = sitk.TranslationTransform(3, (1.5, -4.0, 9.0))  # x, y, z: one voxel, minus two, three
-    found = transform_on_grid(shift, GRID)
-    assert [np.unique(component).tolist() for component in found] == [[3.0], [-2.0], [1.0]]
+    displacement_vox = transform_on_grid(shift, GRID)
+    assert [np.unique(component).tolist() for component in displacement_vox] == [[3.0], [-2.0], [1.0]]
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".tfm", ".mat"])
@@ -146,11 +146,11 @@ def test_warping_by_it_is_resampling_by_simpleitk():
     picture = sitk.GetImageFromArray(values)
     picture.CopyInformation(GRID.reference_image())
     theirs = sitk.GetArrayFromImage(sitk.Resample(picture, picture, bent(), sitk.sitkLinear, np.nan))
-    found = torch.from_numpy(transform_on_grid(bent(), GRID))[None]
-    ours = spatial.warp(torch.from_numpy(values)[None, None], found, padding="border")[0, 0].numpy()
+    displacement_vox = torch.from_numpy(transform_on_grid(bent(), GRID))[None]
+    ours = spatial.warp(torch.from_numpy(values)[None, None], displacement_vox, padding="border")[0, 0].numpy()
     inside = np.zeros(GRID.shape, bool)
-    where = np.stack(np.meshgrid(*[np.arange(n) for n in GRID.shape], indexing="ij")) + found[0].numpy()
-    inside[:] = ((where > 0) & (where < np.array(GRID.shape).reshape(3, 1, 1, 1) - 1)).all(0)
+    mapped = np.stack(np.meshgrid(*[np.arange(n) for n in GRID.shape], indexing="ij")) + displacement_vox[0].numpy()
+    inside[:] = ((mapped > 0) & (mapped < np.array(GRID.shape).reshape(3, 1, 1, 1) - 1)).all(0)
     assert inside.mean() > 0.3
     assert np.abs(ours - theirs)[inside].max() < 1e-4
 
@@ -159,9 +159,9 @@ def test_a_field_that_does_not_cover_the_grid_moves_nothing_outside():
     small = GRID.padded(-3).reference_image()
     shifted = geometry.displacement_field_image(sitk.TranslationTransform(3, (1.5, 2.0, 3.0)), small)
     field = sitk.DisplacementFieldTransform(sitk.Cast(shifted, sitk.sitkVectorFloat64))
-    found = transform_on_grid(field, GRID)
-    assert np.all(found[:, 3:-3, 3:-3, 3:-3] == 1)
-    assert not found[:, :2].any()
+    displacement_vox = transform_on_grid(field, GRID)
+    assert np.all(displacement_vox[:, 3:-3, 3:-3, 3:-3] == 1)
+    assert not displacement_vox[:, :2].any()
 
 
 def test_a_coarser_grid_has_its_own_voxels():

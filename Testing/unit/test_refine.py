@@ -24,12 +24,12 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
 def test_it_finds_a_shift_and_does_not_fold():
     moving, fixed = pair()
     start = torch.zeros(1, 3, *SHAPE)
-    found = refine.refine(start, moving, fixed, 60)
+    refined = refine.refine(start, moving, fixed, 60)
     before = float(losses.local_ncc(moving, fixed))
-    after = float(losses.local_ncc(spatial.warp(moving, found), fixed))
+    after = float(losses.local_ncc(spatial.warp(moving, refined), fixed))
     assert after < 0.3 * before
-    assert float(found[0, 2, 4:-4, 4:-4, 4:-4].mean()) == pytest.approx(1.0, abs=0.25)
-    assert spatial.folding_count(found) == 0
+    assert float(refined[0, 2, 4:-4, 4:-4, 4:-4].mean()) == pytest.approx(1.0, abs=0.25)
+    assert spatial.folding_count(refined) == 0
     assert not start.any()
 
 
@@ -49,9 +49,9 @@ def test_it_never_ends_worse_than_it_began(monkeypatch):
 def test_it_works_where_gradients_are_off():
     moving, fixed = pair()
     with torch.no_grad():
-        found = refine.refine(torch.zeros(1, 3, *SHAPE), moving, fixed, 3)
-    assert found.any()
-    assert not found.requires_grad
+        refined = refine.refine(torch.zeros(1, 3, *SHAPE), moving, fixed, 3)
+    assert refined.any()
+    assert not refined.requires_grad
 
 
 def test_progress_is_told_and_can_cancel():

@@ -96,11 +96,11 @@ def test_shrink_keeps_corners_and_linear_images(shape):
     """Corners coincide, so a ramp stays a ramp to a fraction of a voxel, except where boxes are cut at the border."""
     k, j, i = torch.meshgrid(*[torch.arange(float(n)) for n in (20, 24, 22)], indexing="ij")
     ramp = (2 * k - j + 0.5 * i)[None, None]
-    found = spatial.shrink(ramp, shape)
+    shrunk = spatial.shrink(ramp, shape)
     ratio = [(n - 1) / (m - 1) for n, m in zip((20, 24, 22), shape, strict=True)]
     d, h, w = torch.meshgrid(*[torch.arange(m) * r for m, r in zip(shape, ratio, strict=True)], indexing="ij")
     inner = (slice(1, -1),) * 3
-    assert torch.allclose(found[0, 0][inner], (2 * d - h + 0.5 * w).float()[inner], atol=0.1)
+    assert torch.allclose(shrunk[0, 0][inner], (2 * d - h + 0.5 * w).float()[inner], atol=0.1)
     assert spatial.shrink(torch.ones(2, 3, 20, 24, 22), shape).sub(1).abs().max() < 1e-5
 
 

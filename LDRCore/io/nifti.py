@@ -1,0 +1,214 @@
+"""Reads NIfTI files so that nothing is lost in silence: cut-off files are refused, NaN and infinity are kept.
+
+ITK 5 fills what a cut-off file lacks with zeros, and replaces every NaN and infinite value of a floating-point file by
+zero (ITK 6 keeps them: ITK pull request 6683). So floating-point files are decompressed here, once, and SimpleITK reads
+their header only. Files of integers, which have no NaN, are left to SimpleITK.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import struct
+import sys
+import zlib
+from dataclasses import dataclass
+from io import BufferedIOBase
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from LDRCore.errors import RegistrationError
+
+_HEADER_BYTES = 348  # of NIfTI-1; NIfTI-2 has 540, and no ITK 5 reads it
+_CHUNK_BYTES = 1 << 20  # decompressed at once
+_TYPES = {  # by the header's `datatype`
+    code: np.dtype(name)
+    for code, name in {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4"}.items()
+}
+_INTENT_DISPLACEMENT, _INTENT_VECTOR = 1006, 1007
+_READ_ERRORS = (EOFError, OSError, zlib.error)
+
+
+@dataclass(frozen=True)
+class Header:
+    """The part of a NIfTI-1 header that is needed to read the values.
+
+    Attributes:
+        path: of the file.
+        grid: SimpleITK's reader of the file, which knows size, spacing, origin and direction.
+        byte_order: "<" or ">".
+        datatype: NIfTI's code of the type of a value.
+        intent: NIfTI's code of what a value means.
+        data_offset: bytes before the first value, uncompressed.
+        data_bytes: of all values, uncompressed.
+        slope, intercept: a value is ``slope * stored + intercept``.
+    """
+
+    path: Path
+    grid: sitk.ImageFileReader
+    byte_order: str
+    datatype: int
+    intent: int
+    data_offset: int
+    data_bytes: int
+    slope: float
+    intercept: float
+
+    @property
+    def scaled(self) -> bool:
+        """Whether stored values are not yet the values."""
+        return (self.slope, self.intercept) != (1, 0)
+
+    @property
+    def stored_type(self) -> np.dtype | None:
+        """The type of the stored values where `read_values` must read them, None where SimpleITK can.
+
+        ITK 5 loses NaN and infinity of floating-point files, scales only a part of a scaled vector image, and crashes
+        if it is of integers.
+        """
+        components, stored_type = self.grid.GetNumberOfComponents(), _TYPES.get(self.datatype)
+        if stored_type is None or (components > 1 and not self._has_vectors):
+            return None
+        return stored_type if stored_type.kind == "f" or (components > 1 and self.scaled) else None
+
+    @property
+    def _has_vectors(self) -> bool:
+        """Whether a voxel is a vector along x, y, z (not a colour or a tensor)."""
+        known = self.intent in (_INTENT_DISPLACEMENT, _INTENT_VECTOR)
+        return known and self.grid.GetNumberOfComponents() == 3
+
+
+def read_header(path: Path, name: str) -> Header | None:
+    """Read the header of a NIfTI-1 file (.nii, .nii.gz); None for any other file and where SimpleITK cannot read it.
+
+    Args:
+        path: an existing file.
+        name: what the image is to the user ("fixed image"), for messages.
+
+    Raises:
+        RegistrationError: SimpleITK reads it, but it is cut off or damaged.
+    """
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        return None
+    grid = sitk.ImageFileReader()
+    grid.SetFileName(str(path))
+    try:
+        grid.ReadImageInformation()
+    except RuntimeError:
+        return None
+    try:
+        with _open(path) as stream:
+            raw = stream.read(_HEADER_BYTES)
+    except _READ_ERRORS:
+        raise _damaged(path, name) from None
+    order = next((o for o in "<>" if raw[:4] == struct.pack(o + "i", _HEADER_BYTES)), None)
+    if order is None or len(raw) < _HEADER_BYTES:
+        return None
+    dimensions, *sizes = struct.unpack_from(order + "8h", raw, 40)
+    intent, datatype, bits = struct.unpack_from(order + "3h", raw, 68)
+    offset, slope, intercept = np.nan_to_num(struct.unpack_from(order + "3f", raw, 108), posinf=0, neginf=0).tolist()
+    return Header(
+        path,
+        grid,
+        order,
+        datatype,
+        intent,
+        data_offset=max(int(offset), _HEADER_BYTES),
+        data_bytes=math.prod(sizes[:dimensions]) * bits // 8,
+        slope=slope if slope else 1.0,
+        intercept=intercept,
+    )
+
+
+def read_values(header: Header, name: str) -> sitk.Image:
+    """Read a file as SimpleITK does, but with NaN and infinity kept; `Header.stored_type` tells whether it can.
+
+    Args:
+        header: see `read_header`.
+        name: what the image is to the user, for messages.
+
+    Returns:
+        A scalar image, or one of 3-component vectors. Displacements, which NIfTI has in RAS, come in LPS.
+
+    Raises:
+        RegistrationError: the file is cut off or damaged.
+    """
+    grid, stored_type = header.grid, header.stored_type
+    if stored_type is None:
+        raise ValueError(f"the file must be one that `Header.stored_type` names, got datatype {header.datatype}")
+    values = np.empty(header.data_bytes // stored_type.itemsize, stored_type)
+    try:
+        with _open(header.path) as stream:
+            stream.seek(header.data_offset)
+            complete = _fill(stream, values.view(np.uint8).data)
+            while stream.read(_CHUNK_BYTES):  # to the end, where gzip has its checksum
+                pass
+    except _READ_ERRORS:
+        complete = False
+    if not complete:
+        raise _damaged(header.path, name)
+    if header.byte_order != ("<" if sys.byteorder == "little" else ">"):
+        values.byteswap(inplace=True)
+    if header.scaled:
+        scaled = values.astype(np.float64) * header.slope + header.intercept
+        values = scaled.astype(stored_type if stored_type.kind == "f" else np.float32)
+    size, components = grid.GetSize(), grid.GetNumberOfComponents()
+    values = values.reshape(components, *size[::-1])  # components are the slowest axis of a NIfTI file
+    if components == 1:
+        image = sitk.GetImageFromArray(values[0], isVector=False)
+    else:
+        if header.intent == _INTENT_DISPLACEMENT:
+            values[:2] *= -1
+        image = sitk.GetImageFromArray(np.moveaxis(values, 0, -1), isVector=True)
+    image.SetSpacing(grid.GetSpacing())
+    image.SetOrigin(grid.GetOrigin())
+    image.SetDirection(grid.GetDirection())
+    return image
+
+
+def check_complete(header: Header, name: str) -> None:
+    """Refuse a file that lacks values.
+
+    A compressed file says at its end how long it is uncompressed, modulo 2^32; it is decompressed only if that is not
+    what it should be.
+
+    Raises:
+        RegistrationError: the file is cut off or damaged.
+    """
+    expected = header.data_offset + header.data_bytes
+    length = header.path.stat().st_size
+    if header.path.suffix.lower() == ".gz":
+        with header.path.open("rb") as file:
+            file.seek(-min(4, length), os.SEEK_END)
+            if int.from_bytes(file.read(), "little") == expected % 2**32:
+                return
+        try:
+            with _open(header.path) as stream:
+                length = sum(len(chunk) for chunk in iter(lambda: stream.read(_CHUNK_BYTES), b""))
+        except _READ_ERRORS:
+            length = 0
+    if length < expected:
+        raise _damaged(header.path, name)
+
+
+def _open(path: Path) -> BufferedIOBase:
+    """Open a file for reading, decompressed."""
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _fill(stream: BufferedIOBase, buffer: memoryview) -> bool:
+    """Read into a buffer of bytes; return whether there were enough."""
+    start = 0
+    while start < len(buffer):
+        count = stream.readinto(buffer[start : start + _CHUNK_BYTES])
+        if not count:
+            return False
+        start += count
+    return True
+
+
+def _damaged(path: Path, name: str) -> RegistrationError:
+    return RegistrationError(f"{name} must be a whole file, got {path} (cut off or damaged)")
