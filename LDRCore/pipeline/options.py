@@ -13,6 +13,7 @@ from LDRCore.errors import RegistrationError
 from LDRCore.models.weights import model_info
 
 INITIALS = ("center", "none")
+SINGULAR = 1e-6  # smaller determinants count as not invertible
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,7 @@ class Options:
             raise RegistrationError(f"cascades must be 1 to {most} for model {card['name']}, got {self.cascades!r}")
         if not _is_whole(self.refine_steps) or self.refine_steps < 0:
             raise RegistrationError(f"refine_steps must be a whole number, 0 or more, got {self.refine_steps!r}")
-        known = self.initial in INITIALS if isinstance(self.initial, str) else _is_3d_transform(self.initial)
-        if not known:
-            raise RegistrationError(
-                f'initial must be "center", "none" or a 3D SimpleITK transform, got {self.initial!r}'
-            )
+        _check_initial(self.initial)
         object.__setattr__(self, "device", resolve_device(self.device))
 
     @property
@@ -70,8 +67,18 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_3d_transform(value: object) -> bool:
-    return isinstance(value, sitk.Transform) and value.GetDimension() == 3
+def _check_initial(initial: object) -> None:
+    """Refuse what is neither a known word nor a transform that can be started from."""
+    if isinstance(initial, str) and initial in INITIALS:
+        return
+    if not isinstance(initial, sitk.Transform) or initial.GetDimension() != 3:
+        what = f"a {initial.GetDimension()}D transform" if isinstance(initial, sitk.Transform) else repr(initial)
+        raise RegistrationError(f'initial must be "center", "none" or a 3D SimpleITK transform, got {what}')
+    matrix = geometry.linear_matrix(initial)
+    if matrix is not None and not (np.isfinite(matrix).all() and abs(np.linalg.det(matrix[:3, :3])) > SINGULAR):
+        raise RegistrationError(
+            f"initial must be finite and invertible, got a linear transform with the matrix {matrix.round(6).tolist()}"
+        )
 
 
 def resolve_device(device: str) -> str:
