@@ -193,7 +193,7 @@ def run(s: PruneSettings) -> None:
     watched = [Watched(cast(LDR, network)) for network in wide.networks]
     for step in range(s.samples):
         sample = source.sample(step, 0)
-        wide(sample.moving, sample.fixed)  # with gradients on, so that no layer is rearranged; none is wanted
+        wide(sample.moving, sample.fixed)  # the hooks of `Watched` see what every layer gives
     for k, (one, network) in enumerate(zip(watched, narrow.networks, strict=True)):
         print(f"cascade {k + 1}: the new flow layer misses {100 * prune(one, cast(LDR, network)):.1f} % of the power")
     if s.val_split:
