@@ -4,9 +4,12 @@
         for step in run:                    # continues where the checkpoint ended
             ...                             # all randomness from (seed, step, index), so a resumed run is the same run
             run.log(step, {"loss": loss})   # a number that is not finite ends the run and leaves the last checkpoint
+            run.log_validation(step + 1, figures, "Dice, 3 cascades")  # keeps the checkpoint where this one is highest
 
-SIGTERM, SIGINT and the time limit save and stop after the current step. A checkpoint is written under a temporary name
-and renamed. Several processes: start with torchrun; only rank 0 writes.
+Files of a run, NAME being `out` without its suffix: NAME.pt, the last checkpoint; NAME.best.pt, that of the best
+validation so far; NAME.curves.jsonl, one JSON object a line. SIGTERM, SIGINT and the time limit save and stop after the
+current step. A checkpoint is written under a temporary name and renamed. Several processes: start with torchrun; only
+rank 0 writes.
 """
 
 from __future__ import annotations
@@ -160,6 +163,11 @@ def save_atomically(state: Any, path: Path) -> None:
         raise OSError(f"no checkpoint could be written to {path} ({error}); the one before is untouched") from None
 
 
+def best_path(out: Path) -> Path:
+    """Return where the best checkpoint of a run lies, beside the last one at `out`."""
+    return out.with_suffix(".best.pt")
+
+
 def is_checkpoint(source: str) -> bool:
     """Whether a user's text names a checkpoint of `Run`; otherwise a model (a name, or a file with a card)."""
     path = Path(source)
@@ -206,29 +214,46 @@ class Run:
         self._handlers: dict[int, Any] = {}
         self._board: Any = None
         self.facts: dict[str, Any] = {}
+        self.best: dict[str, Any] | None = None  # {"step", "criterion", "value"} of the best validation so far
+        self._best_is_new = False
         if self.rank.leads:
             self._require_room()
+        best = best_path(settings.out)
         if settings.out.exists():
             self._resume(read_checkpoint(settings.out))
+            if best.exists():
+                found = read_checkpoint(best)
+                self._require_same(found["config"], best)
+                self.best = found["best"]
+        elif best.exists():
+            raise ConfigError(f"a new run must not find a best checkpoint of another one, got {best}: remove it")
 
     def _require_room(self) -> None:
-        """Refuse to begin where a checkpoint and its successor would not fit.
+        """Refuse to begin where the last checkpoint, the best one and a successor would not fit.
 
         Raises:
             RegistrationError: naming what is needed and what is free.
         """
         tensors = [p for part in self.parts.values() if isinstance(part, nn.Module) for p in part.parameters()]
         size = 3 * sum(t.numel() * t.element_size() for t in tensors)  # Adam keeps two moments of each
-        hdf5.require_free(self.settings.out.absolute(), 2 * size, f"checkpoints of {self.settings.out.name}")
+        hdf5.require_free(self.settings.out.absolute(), 3 * size, f"checkpoints of {self.settings.out.name}")
 
-    def _resume(self, state: dict[str, Any]) -> None:
-        before, now = state["config"], as_dict(self.settings)
+    def _require_same(self, before: Mapping[str, Any], path: Path) -> None:
+        """Refuse a checkpoint that was made with another configuration.
+
+        Raises:
+            ConfigError: naming the key.
+        """
+        now = as_dict(self.settings)
         for key in sorted((set(before) | set(now)) - self._FREE):
             if before.get(key) != now.get(key):
                 raise ConfigError(
-                    f"{key} must be {before.get(key)!r} to continue {self.settings.out}, got {now.get(key)!r} "
+                    f"{key} must be {before.get(key)!r} to continue {path}, got {now.get(key)!r} "
                     "(give another `out` for a new run)"
                 )
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        self._require_same(state["config"], self.settings.out)
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         self.step, self.seconds = state["step"], state["seconds"]
@@ -267,7 +292,8 @@ class Run:
                 limit = self.settings.minutes
                 over = limit is not None and time.monotonic() - began > 60 * limit
                 self.stopped = self._any(self._stop or over)
-                if self.stopped or self.step % self.settings.save_every == 0 or self.step == self.settings.steps:
+                due = self.step % self.settings.save_every == 0 or self.step == self.settings.steps
+                if self.stopped or due or self._best_is_new:
                     self.save()
         finally:
             bar.close()
@@ -284,21 +310,31 @@ class Run:
         return bool(wanted > 0)
 
     def save(self) -> None:
-        """Write the checkpoint (rank 0 only) and print the mean of every term since the last one."""
+        """Write the checkpoint (rank 0 only), the best one where this is it, and the mean of every term since the last.
+
+        The best one is written second: whatever moment ends this process, the last one is never behind it.
+        """
         if not self.rank.leads:
             return
-        state = {name: part.state_dict() for name, part in self.parts.items()}
+        state: dict[str, Any] = {name: part.state_dict() for name, part in self.parts.items()}
         facts = {"step": self.step, "seconds": self.seconds, "config": as_dict(self.settings), "facts": self.facts}
         save_atomically(state | facts, self.settings.out)
+        if self._best_is_new:
+            save_atomically(state | facts | {"best": self.best}, best_path(self.settings.out))
+            self._best_is_new = False
         if self._sums:
             means = {k: float(f"{sum(v) / len(v):.4g}") for k, v in self._sums.items()}
             waiting = round(self._waited / max(self.seconds - self._since, 1e-9), 4)
             self._waited, self._since = 0.0, self.seconds
-            line = {"step": self.step, "seconds": round(self.seconds, 1), "waiting": waiting, **means}
-            with self.settings.out.with_suffix(".curves.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            self._bar.write(json.dumps(line))
+            self._write_line({"step": self.step, "seconds": round(self.seconds, 1), "waiting": waiting, **means})
             self._sums.clear()
+
+    def _write_line(self, line: dict[str, Any]) -> None:
+        """Add a line to the curves, and print it."""
+        text = json.dumps(line)
+        with self.settings.out.with_suffix(".curves.jsonl").open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+        self._bar.write(text)
 
     def log(self, step: int, terms: Mapping[str, float | None]) -> None:
         """Take the terms of one step: curves, and an end when one of them is not finite.
@@ -322,13 +358,26 @@ class Run:
         """Count time in which a step waited for its batch; the curves show its share as `waiting`."""
         self._waited += seconds
 
-    def note(self, step: int, values: Mapping[str, float]) -> None:
-        """Print and plot validation figures."""
-        if self.rank.leads:
-            self._bar.write(json.dumps({"step": step, **{k: round(v, 4) for k, v in values.items()}}))
-            for name, value in values.items():
-                if self._board:
-                    self._board.add_scalar(f"validation/{name}", value, step)
+    def log_validation(self, step: int, figures: Mapping[str, float], criterion: str) -> None:
+        """Take validation figures: a line of the curves, and the best checkpoint where the criterion is highest so far.
+
+        The checkpoint is written when the step ends.
+
+        Args:
+            step: how many steps the network has trained.
+            figures: by name.
+            criterion: the name of the one that decides; higher is better, and one that is not finite is never best.
+        """
+        if not self.rank.leads:
+            return
+        self._write_line({"step": step, "validation": {k: float(f"{v:.6g}") for k, v in figures.items()}})
+        if self._board:
+            for name, value in figures.items():
+                self._board.add_scalar(f"validation/{name}", value, step)
+        value = figures[criterion]
+        if math.isfinite(value) and (self.best is None or value > self.best["value"]):
+            self.best = {"step": step, "criterion": criterion, "value": value}
+            self._best_is_new = True
 
     def picture(self, step: int, make: Callable[[], Any]) -> None:
         """Show a picture (H, W, 3 in 0..1) in TensorBoard every `picture_every` steps."""

@@ -3,9 +3,11 @@ r"""Put trained networks and an affine stem together into a model that `register
     python -m Training.export_weights --dense runs/student.pt --stem brain-t1 --name mine --out runs/export \
         --summary "T1 MRI of our scanner" --made_for "T1-weighted MRI of the head" --licence "as our data"
 
-Writes NAME.pt (half precision) and NAME.json (the model card: architecture, working grid, the whole configuration of
-the run, its data's identity, steps and hours, the teacher). `Training.evaluate --write-card` adds results. Copy both
-files into LDRCore/bundled only when they beat what ships.
+Takes the run's best checkpoint (runs/student.best.pt: highest Dice of the last cascade in validation, or correlation
+without labels), and the last one where the run was not validated or with `--which last`; the card says which, and of
+which step. Writes NAME.pt (half precision) and NAME.json (the model card: architecture, working grid, the whole
+configuration of the run, its data's identity, steps and hours, the teacher). `Training.evaluate --write-card` adds
+results. Copy both files into LDRCore/bundled only when they beat what ships.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ SUPERVISION = "labels of the training subjects, used as supervision"
 class ExportSettings:
     """What goes into the model and its card."""
 
-    dense: Path = option(help="checkpoint of Training.train_student or train_teacher")
+    dense: Path = option(help="checkpoint of Training.train_student or train_teacher (its `out`)")
+    which: str = option("best", '"best" (of the validation; the last where there was none) or "last"')
     stem: str | None = option(
         None,
         "model, or checkpoint of Training.train_stem, whose stem comes first; "
@@ -45,6 +48,29 @@ class ExportSettings:
     data: str = option("", "where the training data come from")
     nonnegative: bool = option(True, "whether images for this model have no negative intensities (MRI, not CT)")
     margin_mm: float = option(8.0, "the working grid exceeds the fixed image's content by this")
+
+    def __post_init__(self) -> None:
+        if self.which not in ("best", "last"):
+            raise ConfigError(f'which must be "best" or "last", got {self.which!r}')
+
+
+def read_dense(out: Path, which: str) -> dict[str, Any]:
+    """Read the best or the last checkpoint of a run.
+
+    Args:
+        out: the last checkpoint; the best one, where there is one, lies beside it.
+        which: "best" or "last".
+
+    Raises:
+        ConfigError: a missing or unreadable checkpoint, or a best one of another run.
+    """
+    state, best = engine.read_checkpoint(out), engine.best_path(out)
+    if which == "last" or not best.exists():
+        return state
+    found = engine.read_checkpoint(best)
+    if found["facts"] != state["facts"] or found["step"] > state["step"]:
+        raise ConfigError(f"the best checkpoint must be of the run of {out}, got one of another run in {best}")
+    return found
 
 
 def stem_of(source: str | None) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any], Any]:
@@ -69,16 +95,17 @@ def stem_of(source: str | None) -> tuple[dict[str, torch.Tensor], dict[str, Any]
 
 
 def run_facts(state: dict[str, Any]) -> dict[str, Any]:
-    """What a card records of a run: its configuration without paths, steps, hours, data and teacher."""
+    """Say what a card records: best or last checkpoint, configuration without paths, steps, hours, data, teacher."""
     paths = ("out", "data", "pairs", "cache", "tensorboard", "device", "minutes", "init", "teacher")
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in state["config"].items() if k not in paths}
     facts = {k: v for k, v in state["facts"].items() if k in ("data_identity", "teacher")}
-    return {"steps": state["step"], "hours": round(state["seconds"] / 3600, 3), **facts, "config": settings}
+    which = {"checkpoint": "best", "validation": state["best"]} if state.get("best") else {"checkpoint": "last"}
+    return {"steps": state["step"], "hours": round(state["seconds"] / 3600, 3), **which, **facts, "config": settings}
 
 
 def export(s: ExportSettings) -> Path:
     """Write the model's two files and return the card's path."""
-    dense = engine.read_checkpoint(s.dense)
+    dense = read_dense(s.dense, s.which)
     stem_state, architecture, stem_grid, stem_recipe = stem_of(s.stem)
     run = dense["config"]
     architecture = {**dense["facts"]["architecture"], **architecture}

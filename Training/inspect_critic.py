@@ -2,8 +2,10 @@ r"""Look into a discriminator after training: does it tell student from teacher,
 
     python -m Training.inspect_critic --student runs/critic.pt --teacher teacher.h5 --data DIR
 
-Over a few training pairs, on the student's own window and grid, one line of JSON:
+The checkpoint is the one that is named: runs/critic.pt is the last one, runs/critic.best.pt that of the best
+validation. Over a few training pairs, on the student's own window and grid, one line of JSON:
 
+- `step`: how many steps the student had trained;
 - `score_student`, `score_teacher`: mean scores D(phi_s), D(phi_t); `told_apart`: share of all (student, teacher) score
   pairs in the order that is usual (0.5 is chance);
 - `gradient`: mean Euclidean norm of D's gradient at phi_s (near 0: the discriminator is flat there);
@@ -81,6 +83,7 @@ def inspect(s: InspectSettings) -> dict[str, float]:
     of_student, of_teacher = np.array(scores).T
     apart = np.mean(of_student[:, None] > of_teacher[None])
     return {
+        "step": state["step"],
         "score_student": float(of_student.mean()),
         "score_teacher": float(of_teacher.mean()),
         "told_apart": float(max(apart, 1 - apart)),

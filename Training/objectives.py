@@ -239,6 +239,15 @@ def validate(model: Cascade, source: PairSource) -> dict[str, float]:
     return {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
 
 
+def criterion(figures: dict[str, float]) -> str:
+    """Name the figure of `validate` that says which checkpoint is best: higher is better.
+
+    Dice of the last cascade; its correlation where the validation pairs have no labels.
+    """
+    dice = [name for name in figures if name.startswith("Dice, ")]
+    return (dice or [name for name in figures if name.startswith("correlation, ")])[-1]
+
+
 def picture(batch: Sample, displacement: torch.Tensor) -> torch.Tensor:
     """Middle axial slice of the first pair, anterior up, the patient's right on the left, as one (H, W, 3) picture.
 

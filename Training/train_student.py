@@ -139,7 +139,8 @@ def train(s: StudentSettings) -> None:
             run.log(step, student.update(step, loss, output.displacement, batch))
             run.picture(step, lambda b=batch, o=output: objectives.picture(b, o.displacement))
             if val is not None and ((step + 1) % s.val_every == 0 or step + 1 == s.steps):
-                run.note(step + 1, objectives.validate(model, val))
+                figures = objectives.validate(model, val)
+                run.log_validation(step + 1, figures, objectives.criterion(figures))
 
 
 def check_teacher(teacher: TeacherStore, s: StudentSettings) -> None:

@@ -60,7 +60,8 @@ def train(s: TeacherSettings) -> None:
             optimizer.step()
             run.picture(step, lambda b=batch, o=output: objectives.picture(b, o.displacement))
             if val is not None and ((step + 1) % s.val_every == 0 or step + 1 == s.steps):
-                run.note(step + 1, objectives.validate(model, val))
+                figures = objectives.validate(model, val)
+                run.log_validation(step + 1, figures, objectives.criterion(figures))
 
 
 def main() -> None:

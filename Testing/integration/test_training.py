@@ -44,7 +44,9 @@ def weights_of(path: Path) -> dict:
 
 
 def curves(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.with_suffix(".curves.jsonl").read_text(encoding="utf-8").splitlines()]
+    """The lines that hold loss terms."""
+    text = path.with_suffix(".curves.jsonl").read_text(encoding="utf-8")
+    return [line for line in map(json.loads, text.splitlines()) if "validation" not in line]
 
 
 def test_coarse_first_cascades_and_a_start_from_the_fine_one_among_them(tiny_brains, tmp_path):

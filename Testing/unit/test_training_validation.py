@@ -89,3 +89,8 @@ def test_validation_during_a_run_is_that_of_the_checkpoint(tiny_brains, tmp_path
     afresh = validate(fresh(state["model"], settings.architecture()), source)
     assert last == pytest.approx(afresh, abs=1e-6)
     assert abs(last["correlation, 2 cascades"] - first["correlation, 2 cascades"]) > 1e-4
+    best = engine.read_checkpoint(engine.best_path(tmp_path / "s.pt"))
+    name = "Dice, 2 cascades"
+    assert best["best"] == {"step": 2 if first[name] >= last[name] else 4, "criterion": name,
+                            "value": max(first[name], last[name])}  # fmt: skip
+    assert validate(fresh(best["model"], settings.architecture()), source)[name] == pytest.approx(best["best"]["value"])
