@@ -24,6 +24,7 @@ from LDRCore.models import registry, weights
 from Training import evaluate
 from Training.evaluation import config, costs, datasets, figures, systems, tables
 from Training.evaluation.config import System
+from Training.evaluation.plan import Plan
 from Training.evaluation.tables import Line
 
 LAYOUT = Path(__file__).parent / "configs" / "paper-tables.toml"
@@ -44,13 +45,13 @@ class Found:
         costs: rows of costs.csv.
     """
 
-    plans: list[evaluate.Plan]
+    plans: list[Plan]
     lines: dict[str, dict[str, Line]] = field(default_factory=dict)
     no_data: dict[str, str] = field(default_factory=dict)
     captions: dict[str, str] = field(default_factory=dict)
     costs: list[dict[str, str]] = field(default_factory=list)
 
-    def system(self, name: str) -> tuple[evaluate.Plan, System] | None:
+    def system(self, name: str) -> tuple[Plan, System] | None:
         """The system of a name as it runs on the first data set that is there, with its plan."""
         for plan in self.plans:
             for data in plan.config.datasets:
@@ -67,7 +68,7 @@ class Found:
         return found[0] if found else None
 
 
-def collect(plans: list[evaluate.Plan], out: Path) -> Found:
+def collect(plans: list[Plan], out: Path) -> Found:
     """Read what `Training.evaluate` left in a folder."""
     found = Found(plans, costs=costs.read(out / "costs.csv"))
     for plan in plans:
