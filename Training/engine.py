@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,8 +27,9 @@ import torch
 from torch import distributed, nn
 
 from LDRCore.distillation import hdf5
-from LDRCore.models import weights
+from Training.checkpoints import best_path, read_checkpoint, save_atomically
 from Training.config import ConfigError, as_dict, option
+from Training.processes import Rank
 
 
 class NotFiniteError(ArithmeticError):
@@ -62,80 +62,6 @@ class RunSettings:
             raise ConfigError(f'precision must be "float32" or "bfloat16", got {self.precision!r}')
 
 
-@dataclasses.dataclass(frozen=True)
-class Rank:
-    """This process among all that train together."""
-
-    index: int = 0
-    count: int = 1
-    local: int = 0
-
-    @property
-    def leads(self) -> bool:
-        """Whether this process writes and prints."""
-        return self.index == 0
-
-    def share(self, batch: int) -> range:
-        """Indexes of a batch of pairs that are this process's.
-
-        Raises:
-            ConfigError: the batch cannot be shared evenly.
-        """
-        if batch % self.count:
-            raise ConfigError(f"batch must be a multiple of the {self.count} processes, got {batch}")
-        each = batch // self.count
-        return range(self.index * each, (self.index + 1) * each)
-
-
-def join_processes(device: str = "auto") -> Rank:
-    """Join the processes that torchrun started (environment RANK, WORLD_SIZE, LOCAL_RANK); alone without them."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
-        return Rank()
-    rank = Rank(int(os.environ["RANK"]), count, int(os.environ.get("LOCAL_RANK", "0")))
-    on_gpu = device != "cpu" and torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.set_device(rank.local)
-    distributed.init_process_group("nccl" if on_gpu else "gloo")
-    return rank
-
-
-def pick_device(name: str, rank: Rank) -> torch.device:
-    """The device by the user's word.
-
-    Raises:
-        ConfigError: a GPU was asked for and there is none.
-    """
-    if name == "auto":
-        name = f"cuda:{rank.local}" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f'device must be "cpu" where no CUDA GPU is usable, got {name!r}')
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f'device must be "auto", "cpu", "cuda" or "cuda:N", got {name!r}') from None
-
-
-def parallel(model: nn.Module, rank: Rank, device: torch.device) -> nn.Module:
-    """The model, wrapped so that gradients are averaged over the processes in `backward`."""
-    if rank.count == 1:
-        return model
-    ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=ids)
-
-
-def average_gradients(parameters: Iterable[nn.Parameter], rank: Rank) -> None:
-    """Average gradients over the processes, for what DistributedDataParallel cannot wrap (double backward)."""
-    if rank.count == 1:
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    distributed.all_reduce(flat)
-    flat /= rank.count
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
-
-
 def adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Adam:
     """Adam in its fused form: on a CPU several times faster, which counts for networks of many parameters."""
     return torch.optim.Adam(parameters, lr=lr, fused=True)
@@ -145,48 +71,6 @@ def learning_rate(settings: RunSettings, step: int) -> float:
     """Linear warm-up, then a cosine down to a hundredth of the largest rate."""
     ramp = min(1.0, (step + 1) / max(settings.warmup, 1))
     return settings.lr * ramp * max(0.01, 0.5 * (1 + math.cos(math.pi * step / settings.steps)))
-
-
-def save_atomically(state: Any, path: Path) -> None:
-    """Write a checkpoint under a temporary name and rename it.
-
-    Raises:
-        OSError: no room on the disk; the file that was there before is untouched.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        torch.save(state, part)
-        part.replace(path)
-    except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
-        raise OSError(f"no checkpoint could be written to {path} ({error}); the one before is untouched") from None
-
-
-def best_path(out: Path) -> Path:
-    """Return where the best checkpoint of a run lies, beside the last one at `out`."""
-    return out.with_suffix(".best.pt")
-
-
-def is_checkpoint(source: str) -> bool:
-    """Whether a user's text names a checkpoint of `Run`; otherwise a model (a name, or a file with a card)."""
-    path = Path(source)
-    model = source in weights.list_models() or path.suffix == ".json" or path.with_suffix(".json").exists()
-    return not model and (path.suffix == ".pt" or path.is_file())
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of `Run`; no code in it can run.
-
-    Raises:
-        ConfigError: it is missing or unreadable.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ConfigError(f"a checkpoint must exist, got no file {path}") from None
-    except Exception as error:
-        raise ConfigError(f"a checkpoint must be readable, got {path} ({type(error).__name__})") from None
 
 
 class Run:
@@ -358,6 +242,10 @@ class Run:
         """Count time in which a step waited for its batch; the curves show its share as `waiting`."""
         self._waited += seconds
 
+    def is_due(self, step: int, every: int) -> bool:
+        """Whether something that is done every so many steps is due after this step; always after the last one."""
+        return (step + 1) % every == 0 or step + 1 == self.settings.steps
+
     def log_validation(self, step: int, figures: Mapping[str, float], criterion: str) -> None:
         """Take validation figures: a line of the curves, and the best checkpoint where the criterion is highest so far.
 
@@ -413,7 +301,7 @@ def run_script(main: Callable[[], None]) -> None:
     import sys
 
     from LDRCore.errors import RegistrationError
-    from Training.data.volumes import DataError
+    from Training.data.scan_set import DataError
 
     try:
         main()

@@ -22,7 +22,7 @@ import torch
 
 import LDRCore
 from LDRCore.models import weights
-from Training import config, engine
+from Training import checkpoints, config, engine
 from Training.config import ConfigError, option
 
 SUPERVISION = "labels of the training subjects, used as supervision"
@@ -64,10 +64,10 @@ def read_dense(out: Path, which: str) -> dict[str, Any]:
     Raises:
         ConfigError: a missing or unreadable checkpoint, or a best one of another run.
     """
-    state, best = engine.read_checkpoint(out), engine.best_path(out)
+    state, best = checkpoints.read_checkpoint(out), checkpoints.best_path(out)
     if which == "last" or not best.exists():
         return state
-    found = engine.read_checkpoint(best)
+    found = checkpoints.read_checkpoint(best)
     if found["facts"] != state["facts"] or found["step"] > state["step"]:
         raise ConfigError(f"the best checkpoint must be of the run of {out}, got one of another run in {best}")
     return found
@@ -81,8 +81,8 @@ def stem_of(source: str | None) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     """
     if source is None:
         return {}, {}, {}, None
-    if engine.is_checkpoint(source):
-        found = engine.read_checkpoint(Path(source))
+    if checkpoints.is_checkpoint(source):
+        found = checkpoints.read_checkpoint(Path(source))
         facts = found["facts"]
         state = {f"stem.{k}": v for k, v in found["model"].items()}
         return state, {"stem": facts["stem"]}, facts["working_grid"], run_facts(found)
@@ -103,34 +103,34 @@ def run_facts(state: dict[str, Any]) -> dict[str, Any]:
     return {"steps": state["step"], "hours": round(state["seconds"] / 3600, 3), **which, **facts, "config": settings}
 
 
-def export(s: ExportSettings) -> Path:
+def export(settings: ExportSettings) -> Path:
     """Write the model's two files and return the card's path."""
-    dense = read_dense(s.dense, s.which)
-    stem_state, architecture, stem_grid, stem_recipe = stem_of(s.stem)
+    dense = read_dense(settings.dense, settings.which)
+    stem_state, architecture, stem_grid, stem_recipe = stem_of(settings.stem)
     run = dense["config"]
     architecture = {**dense["facts"]["architecture"], **architecture}
     if architecture.get("stem") and not stem_state:  # trained along with the networks, on their own window
         stem_grid = {"stem_spacing_mm": run["spacing_mm"], "stem_shape": list(run["shape"]), "stem_passes": 1}
-    grid = {"spacing_mm": run["spacing_mm"], "margin_mm": s.margin_mm, "stem_spacing_mm": 4.0, **stem_grid}
+    grid = {"spacing_mm": run["spacing_mm"], "margin_mm": settings.margin_mm, "stem_spacing_mm": 4.0, **stem_grid}
     recipe: dict[str, Any] = {"networks": run_facts(dense)}
-    if s.first:
-        recipe = {"first": run_facts(engine.read_checkpoint(s.first)), **recipe}
+    if settings.first:
+        recipe = {"first": run_facts(checkpoints.read_checkpoint(settings.first)), **recipe}
     if stem_recipe:
         recipe = {"stem": stem_recipe, **recipe}
     supervision = {"labels": SUPERVISION} if run.get("dice") else {}
     card = {
-        "name": s.name,
+        "name": settings.name,
         "version": LDRCore.__version__,
-        "summary": s.summary,
-        "made_for": s.made_for,
-        "expects_nonnegative": s.nonnegative,
+        "summary": settings.summary,
+        "made_for": settings.made_for,
+        "expects_nonnegative": settings.nonnegative,
         "architecture": architecture,
         "working_grid": grid,
-        "data": {"name": s.data, "split_sha256": dense["facts"].get("data_identity")} | supervision,
-        "licence": s.licence,
+        "data": {"name": settings.data, "split_sha256": dense["facts"].get("data_identity")} | supervision,
+        "licence": settings.licence,
         "recipe": recipe | {"torch": torch.__version__, "python": platform.python_version()},
     }
-    return weights.save_model(s.out, card, {**stem_state, **dense["model"]})
+    return weights.save_model(settings.out, card, {**stem_state, **dense["model"]})
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ import torch
 from LDRCore.distillation.discriminator import Discriminator
 from LDRCore.distillation.teacher_store import TeacherStore
 from LDRCore.models import registry
-from Training import config, engine
+from Training import checkpoints, config, engine
 from Training.config import ConfigError, option
 from Training.pairs import PairSource
 from Training.train_student import StudentSettings
@@ -44,16 +44,17 @@ class InspectSettings:
     cache: Path | None = option(Path(".cache"), "folder for what is read once and kept")
 
 
-def inspect(s: InspectSettings) -> dict[str, float]:
+def inspect(settings: InspectSettings) -> dict[str, float]:
     """The figures named at the top of this file.
 
     Raises:
         ConfigError: a student without discriminator.
     """
-    state = engine.read_checkpoint(s.student)
+    state = checkpoints.read_checkpoint(settings.student)
     if "discriminator" not in state:
-        raise ConfigError(f"student must have been trained with a discriminator, got none in {s.student}")
-    paths = {"data": s.data, "cache": s.cache, "pairs": None, "teacher": s.teacher, "out": s.student}
+        raise ConfigError(f"student must have been trained with a discriminator, got none in {settings.student}")
+    paths = {"data": settings.data, "cache": settings.cache, "pairs": None}
+    paths |= {"teacher": settings.teacher, "out": settings.student}
     run = config.build(StudentSettings, {**state["config"], **paths})
     model = registry.build_cascade(state["facts"]["architecture"])
     model.load_state_dict(state["model"])
@@ -61,10 +62,10 @@ def inspect(s: InspectSettings) -> dict[str, float]:
     field_shape = model.field_shape(run.shape)
     discriminator = Discriminator(field_shape, sigmoid=run.objective == "paper")
     discriminator.load_state_dict(state["discriminator"])
-    store = TeacherStore(s.teacher)
+    store = TeacherStore(settings.teacher)
     source = PairSource(run, run.split, run.seed, torch.device("cpu"), teacher=store, field_shape=field_shape)
     scores, norms, cosines, differences = [], [], [], []
-    for fixed, moving in (source.pairs or [])[: s.pairs]:
+    for fixed, moving in (source.pairs or [])[: settings.pairs]:
         sample = source.make(fixed, moving, np.random.default_rng((run.seed, fixed, moving)), teacher=True)
         assert sample.teacher is not None
         with torch.no_grad():

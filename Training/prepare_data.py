@@ -12,7 +12,8 @@ import argparse
 from pathlib import Path
 
 from Training.data import prepared
-from Training.data.scans import DataError, open_scans
+from Training.data.scan_set import DataError
+from Training.data.scans import open_scans
 
 
 def prepare(

@@ -19,11 +19,12 @@ from LDRCore.distillation.teacher_store import TeacherStore
 from LDRCore.io.transforms import transform_lattice
 from LDRCore.models import registry, weights
 from Training import (
-    engine,
+    checkpoints,
     export_weights,
     extract_teacher,
     inspect_critic,
     objectives,
+    processes,
     prune_student,
     train_stem,
     train_student,
@@ -53,7 +54,7 @@ def test_coarse_first_cascades_and_a_start_from_the_fine_one_among_them(tiny_bra
     light = ("head=half", "channels=8x32x64x128")
     coarse = {"cascades": 2, "coarse_cascades": 1, "coarse_options": ("head=deconv",), "options": light}
     train_student.train(student(tiny_brains, tmp_path / "two.pt", **coarse))
-    facts = engine.read_checkpoint(tmp_path / "two.pt")["facts"]["architecture"]["network"]
+    facts = checkpoints.read_checkpoint(tmp_path / "two.pt")["facts"]["architecture"]["network"]
     assert [n.get("image_stride", 1) for n in facts] == [2, 1]
     assert tuple(facts[1]["channels"]) == (8, 32, 64, 128)
     start = {"init": str(tmp_path / "two.pt"), "options": light, "cascades": 2, "lr": 1e-9, "warmup": 1}
@@ -82,7 +83,7 @@ def test_pruning_removes_what_nobody_hears(tiny_brains, tmp_path):
     for k in range(2):
         torch.nn.init.normal_(layers[f"networks.{k}.flow"].weight, 0, 0.02)
     facts = {"architecture": student(tiny_brains, tmp_path / "x.pt", options=wide, cascades=2).architecture()}
-    engine.save_atomically({"model": model.state_dict(), "facts": facts}, tmp_path / "wide.pt")
+    checkpoints.save_atomically({"model": model.state_dict(), "facts": facts}, tmp_path / "wide.pt")
     settings = prune_student.PruneSettings(
         data=tiny_brains, out=tmp_path / "narrow.pt", init=str(tmp_path / "wide.pt"), samples=6,
         **{**LIGHT, "options": small, "cascades": 2},
@@ -221,8 +222,8 @@ def test_two_processes_equal_one_with_the_doubled_batch(tiny_brains, teacher, tm
         "--steps", "4", "--save_every", "1", "--n_gen", "1", "--device", "cpu", "--val_split", "none", "--lr", "1e-3",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for name, processes in (("one", 1), ("two", 2)):
-        run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port",
+    for name, count in (("one", 1), ("two", 2)):
+        run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port",
                "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # fmt: skip
         command = [*run, "-m", "Training.train_student", *arguments, "--out", str(tmp_path / f"{name}.pt")]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -437,4 +438,4 @@ def test_geometry_of_a_lattice_that_is_turned():
 
 def test_rank_of_a_process_that_torchrun_did_not_start(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert engine.join_processes() == engine.Rank(0, 1, 0)
+    assert processes.join_processes() == processes.Rank(0, 1, 0)

@@ -12,7 +12,7 @@ import torch
 
 from LDRCore.distillation import hdf5
 from LDRCore.errors import RegistrationError
-from Training import engine
+from Training import checkpoints, engine, processes
 from Training.config import ConfigError
 
 
@@ -75,14 +75,14 @@ def test_a_value_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(t
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
     out = tmp_path / "a.pt"
-    engine.save_atomically({"a": 1}, out)
+    checkpoints.save_atomically({"a": 1}, out)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match=r"no checkpoint could be written to .*No space left.*before is untouched"):
-        engine.save_atomically({"a": 2}, out)
+        checkpoints.save_atomically({"a": 2}, out)
     assert torch.load(out) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 
@@ -121,18 +121,18 @@ def test_refused_settings(tmp_path, changes, message):
 
 
 def test_a_batch_is_shared_evenly():
-    assert list(engine.Rank(1, 2).share(4)) == [2, 3]
+    assert list(processes.Rank(1, 2).share(4)) == [2, 3]
     with pytest.raises(ConfigError, match=r"batch must be a multiple of the 2 processes, got 3"):
-        engine.Rank(0, 2).share(3)
+        processes.Rank(0, 2).share(3)
 
 
 def test_a_gpu_that_is_not_there_is_refused():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     with pytest.raises(ConfigError, match='device must be "cpu" where no CUDA GPU is usable'):
-        engine.pick_device("cuda", engine.Rank())
+        processes.pick_device("cuda", processes.Rank())
     with pytest.raises(ConfigError, match='device must be "auto", "cpu"'):
-        engine.pick_device("quantum", engine.Rank())
+        processes.pick_device("quantum", processes.Rank())
 
 
 def test_curves_and_pictures_go_to_tensorboard(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from LDRCore.models import registry, weights
-from Training import engine, export_weights, objectives
+from Training import checkpoints, export_weights, objectives
 from Training.config import ConfigError
 
 ARCHITECTURE = {"network": {"name": "ldr", "head": "half", "channels": (8, 8, 8, 8)}, "cascades": 1}
@@ -22,7 +22,7 @@ def checkpoint(path: Path, step: int, bias: float, best: dict | None = None, ide
     torch.nn.init.constant_(cascade.networks[0].flow.bias, bias)
     state = {"model": cascade.state_dict(), "step": step, "seconds": 36.0 * step, "config": CONFIG}
     facts = {"architecture": ARCHITECTURE, "data_identity": identity}
-    engine.save_atomically(state | {"facts": facts} | ({"best": best} if best else {}), path)
+    checkpoints.save_atomically(state | {"facts": facts} | ({"best": best} if best else {}), path)
     return path
 
 

@@ -9,7 +9,7 @@ import torch
 
 from LDRCore.models import registry
 from LDRCore.models.cascade import Cascade
-from Training import engine, objectives, train_student
+from Training import checkpoints, engine, objectives, train_student
 
 ARCHITECTURE = {"network": {"name": "ldr", "head": "half", "channels": (8, 8, 8, 8)}, "cascades": 2}
 TINY = {"shape": (32, 32, 32), "initial": "centred", "cache": None, "val_pairs": 2, "device": "cpu"}
@@ -84,12 +84,12 @@ def test_validation_during_a_run_is_that_of_the_checkpoint(tiny_brains, tmp_path
     monkeypatch.setattr(objectives, "validate", kept)
     train_student.train(settings)
     (first, source), (last, _) = during
-    state = engine.read_checkpoint(tmp_path / "s.pt")
+    state = checkpoints.read_checkpoint(tmp_path / "s.pt")
     assert state["step"] == 4
     afresh = validate(fresh(state["model"], settings.architecture()), source)
     assert last == pytest.approx(afresh, abs=1e-6)
     assert abs(last["correlation, 2 cascades"] - first["correlation, 2 cascades"]) > 1e-4
-    best = engine.read_checkpoint(engine.best_path(tmp_path / "s.pt"))
+    best = checkpoints.read_checkpoint(checkpoints.best_path(tmp_path / "s.pt"))
     name = "Dice, 2 cascades"
     assert best["best"] == {"step": 2 if first[name] >= last[name] else 4, "criterion": name,
                             "value": max(first[name], last[name])}  # fmt: skip
