@@ -1,6 +1,6 @@
 r"""Train a light student, alone or under a teacher whose deformations were stored by `Training.extract_teacher`.
 
-    python -m Training.train_student --config Training/configs/brain-t1.toml --data DIR --out runs/student.pt
+    python -m Training.train_student --config Training/configs/student-brain-t1.toml --data DIR --out runs/student.pt
     python -m Training.train_student --config ... --data DIR --teacher teacher.h5 --preset mri --objective critic
     python -m Training.train_student --init brain-t1-small --pairs my.csv --steps 300 --out runs/mine.pt     # fine-tune
     torchrun --nproc-per-node 4 -m Training.train_student ... --batch 4
