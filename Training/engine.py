@@ -216,7 +216,9 @@ class Run:
     def _write_line(self, line: dict[str, Any]) -> None:
         """Add a line to the curves, and print it."""
         text = json.dumps(line)
-        with self.settings.out.with_suffix(".curves.jsonl").open("a", encoding="utf-8") as file:
+        path = self.settings.out.with_suffix(".curves.jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
             file.write(text + "\n")
         self._bar.write(text)
 

@@ -170,8 +170,10 @@ def best_of(out: Path) -> dict:
 
 
 def test_validation_figures_are_lines_of_the_curves(tmp_path):
-    validated(settings(tmp_path / "a.pt", steps=2), [0.25, 0.5])
-    lines = [json.loads(line) for line in (tmp_path / "a.curves.jsonl").read_text(encoding="utf-8").splitlines()]
+    validated(settings(tmp_path / "new" / "a.pt", steps=2), [0.25, 0.5])
+    lines = [
+        json.loads(line) for line in (tmp_path / "new" / "a.curves.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     found = [line for line in lines if "validation" in line]
     assert [line["step"] for line in found] == [1, 2]
     assert [line["validation"] for line in found] == [{"Dice": d, "folding": 0.125} for d in (0.25, 0.5)]
