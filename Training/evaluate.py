@@ -35,8 +35,12 @@ from Training.evaluation.workers import Task, run_all
 def compute(plan: Plan, path: Path, workers: int, retry_failed: bool) -> None:
     """Make the rows that are missing."""
     finished = {result_rows.key(r) for r in result_rows.read(path) if not (retry_failed and r["status"] != "done")}
-    wanted = [(d, p, s, i) for d, p, s, i in plan.runs() if (d.name, p.name, s.name, i) not in finished]
-    tasks = [Task(d, p, s, plan.place, tuple(plan.config.measures)) for d, p, s, _ in wanted]
+    wanted = [
+        (data, pair, system, own_id)
+        for data, pair, system, own_id in plan.runs()
+        if (data.name, pair.name, system.name, own_id) not in finished
+    ]
+    tasks = [Task(data, pair, system, plan.place, tuple(plan.config.measures)) for data, pair, system, _ in wanted]
     path.parent.mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=len(tasks), unit="row", disable=None, smoothing=0.05)
     for number, found in run_all(tasks, workers, plan.place.threads):
@@ -53,7 +57,7 @@ def compute(plan: Plan, path: Path, workers: int, retry_failed: bool) -> None:
 
 def current_rows(plan: Plan, path: Path) -> dict[str, list[result_rows.Row]]:
     """{data set: rows} of this plan; of a row that was made twice, the last."""
-    wanted = {(d.name, p.name, s.name, i) for d, p, s, i in plan.runs()}
+    wanted = {(data.name, pair.name, system.name, own_id) for data, pair, system, own_id in plan.runs()}
     latest = {result_rows.key(r): r for r in result_rows.read(path) if result_rows.key(r) in wanted}
     found: dict[str, list[result_rows.Row]] = {name: [] for name in plan.pairs}
     for row in latest.values():

@@ -167,7 +167,6 @@ def recipes(found: Found) -> Grid:
                     continue
                 seen.add(listed.name)
                 card = weights.model_info(systems.find_model(system.model, plan.place.models))
-                recipe = card.get("recipe", {}).get("cascades", {})
                 stages = registry.networks_of(card["architecture"])
                 networks = [", ".join(str(v) for v in (name, *options.values())) for name, _, options in stages]
                 about = card.get("data", {})
@@ -176,11 +175,18 @@ def recipes(found: Found) -> Grid:
                         listed.name,
                         card["name"],
                         "; ".join(dict.fromkeys(networks)),
-                        str(recipe.get("teacher") or "none"),
+                        teacher_name(card),
                         "; ".join(str(about[k]) for k in ("name", "labels") if about.get(k)),
                     ]
                 )
     return grid
+
+
+def teacher_name(card: dict[str, Any]) -> str:
+    """Name the teacher of a model: of the run that its card records, or as a text in cards written by hand."""
+    recipe = card.get("recipe", {})
+    teacher = recipe.get("networks", recipe.get("cascades", {})).get("teacher")
+    return str(teacher.get("teacher") if isinstance(teacher, dict) else teacher or "none")
 
 
 def figure5(found: Found, layout: dict[str, Any], paper_tables: list[dict[str, Any]]) -> bytes:
