@@ -47,7 +47,7 @@ from LDRCore.models.cascade import Cascade
 from LDRCore.pipeline import preprocess
 from LDRCore.pipeline.model import deploy, load_model
 from LDRCore.transforms import spatial
-from Training.evaluation import cold_start, limits, systems
+from Training.evaluation import cold_start, machine_bounds, systems
 from Training.evaluation.config import System
 from Training.evaluation.datasets import Loaded
 from Training.evaluation.peers import METHODS
@@ -119,7 +119,7 @@ _without_numba = partial(_by, "torch")
 
 def _predict(network: Any, given: list[torch.Tensor], dtype: torch.dtype) -> float:
     with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        return limits.fastest(lambda: network.predict(*given))
+        return machine_bounds.fastest(lambda: network.predict(*given))
 
 
 def _with_threads(threads: int, once: Callable[[], float]) -> Callable[[], float]:
@@ -142,15 +142,15 @@ def networks(threads: list[int]) -> Iterator[Item]:
     every |= {f"ldr ({text})": registry.build_network("ldr", **options) for text, options in LDR_FORMS.items()}
     every |= {name: registry.build_stem(name) for name in sorted(registry.STEMS)}
     precisions = list(dict.fromkeys((torch.float32, precision.of_convolutions("cpu"))))
-    fastest, traffic = {p: limits.Convolutions(p) for p in precisions}, {}
+    fastest, traffic = {p: machine_bounds.Convolutions(p) for p in precisions}, {}
     for n in threads:
         torch.set_num_threads(n)
-        traffic[n] = limits.bandwidth()
+        traffic[n] = machine_bounds.bandwidth()
         rates = ", ".join(f"{2 * f.rate() / 1e9:.0f} in {_short(p)}" for p, f in fastest.items())
         print(f"{n} threads at best: GFLOP/s {rates}; {traffic[n] / 1e9:.1f} GB/s of copying", file=sys.stderr)
 
     def bound(network: Any, dtype: torch.dtype, bytes_per_second: float) -> float:
-        return limits.lower_bound(network, NETWORK_SIZE, fastest[dtype].rate(), bytes_per_second, dtype)
+        return machine_bounds.lower_bound(network, NETWORK_SIZE, fastest[dtype].rate(), bytes_per_second, dtype)
 
     for name, network in every.items():
         network.eval().requires_grad_(False).to(memory_format=torch.channels_last_3d)
@@ -194,12 +194,12 @@ def warps(pair: Loaded, threads: list[int]) -> Iterator[Item]:
         "field by a field, half size": lambda: spatial.compose(half, half),
     }
     ways = {
-        "": limits.fastest,
-        ", without numba": partial(_without_numba, timed=limits.fastest),
-        ", torch's sampler": partial(_by_torchs_sampler, timed=limits.fastest),
+        "": machine_bounds.fastest,
+        ", without numba": partial(_without_numba, timed=machine_bounds.fastest),
+        ", torch's sampler": partial(_by_torchs_sampler, timed=machine_bounds.fastest),
     }
     actions = {name + way: partial(timed, warp) for name, warp in own.items() for way, timed in ways.items()}
-    actions[REFERENCES["warps"]] = partial(limits.fastest, torchs)
+    actions[REFERENCES["warps"]] = partial(machine_bounds.fastest, torchs)
     for name, once in actions.items():
         for n in threads:
             yield Item(("warps", f"{NETWORK_SIZE}^3", n), name, _with_threads(n, once))

@@ -1,6 +1,6 @@
 """One configuration for a training script: a frozen dataclass, filled from a TOML file and `--key value`.
 
-    python -m Training.train_student --config Training/configs/brain-t1.toml --data DIR --steps 100
+    python -m Training.train_student --config Training/configs/student-brain-t1.toml --data DIR --steps 100
 
 The command line wins over the file, the file over the defaults. Unknown keys, wrong types and missing values end in
 one sentence that names the key, before anything is read. Only flat keys; every key's meaning stands in its dataclass

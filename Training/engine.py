@@ -4,9 +4,12 @@
         for step in run:                    # continues where the checkpoint ended
             ...                             # all randomness from (seed, step, index), so a resumed run is the same run
             run.log(step, {"loss": loss})   # a number that is not finite ends the run and leaves the last checkpoint
+            run.log_validation(step + 1, figures, "Dice, 3 cascades")  # keeps the checkpoint where this one is highest
 
-SIGTERM, SIGINT and the time limit save and stop after the current step. A checkpoint is written under a temporary name
-and renamed. Several processes: start with torchrun; only rank 0 writes.
+Files of a run, NAME being `out` without its suffix: NAME.pt, the last checkpoint; NAME.best.pt, that of the best
+validation so far; NAME.curves.jsonl, one JSON object a line. SIGTERM, SIGINT and the time limit save and stop after the
+current step. A checkpoint is written under a temporary name and renamed. Several processes: start with torchrun; only
+rank 0 writes.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,8 +27,9 @@ import torch
 from torch import distributed, nn
 
 from LDRCore.distillation import disk
-from LDRCore.models import weights
+from Training.checkpoints import best_path, read_checkpoint, save_atomically
 from Training.config import ConfigError, as_dict, option
+from Training.processes import Rank
 
 
 class NotFiniteError(ArithmeticError):
@@ -59,80 +62,6 @@ class RunSettings:
             raise ConfigError(f'precision must be "float32" or "bfloat16", got {self.precision!r}')
 
 
-@dataclasses.dataclass(frozen=True)
-class Rank:
-    """This process among all that train together."""
-
-    index: int = 0
-    count: int = 1
-    local: int = 0
-
-    @property
-    def leads(self) -> bool:
-        """Whether this process writes and prints."""
-        return self.index == 0
-
-    def share(self, batch: int) -> range:
-        """Indexes of a batch of pairs that are this process's.
-
-        Raises:
-            ConfigError: the batch cannot be shared evenly.
-        """
-        if batch % self.count:
-            raise ConfigError(f"batch must be a multiple of the {self.count} processes, got {batch}")
-        each = batch // self.count
-        return range(self.index * each, (self.index + 1) * each)
-
-
-def join_processes(device: str = "auto") -> Rank:
-    """Join the processes that torchrun started (environment RANK, WORLD_SIZE, LOCAL_RANK); alone without them."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
-        return Rank()
-    rank = Rank(int(os.environ["RANK"]), count, int(os.environ.get("LOCAL_RANK", "0")))
-    on_gpu = device != "cpu" and torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.set_device(rank.local)
-    distributed.init_process_group("nccl" if on_gpu else "gloo")
-    return rank
-
-
-def pick_device(name: str, rank: Rank) -> torch.device:
-    """The device by the user's word.
-
-    Raises:
-        ConfigError: a GPU was asked for and there is none.
-    """
-    if name == "auto":
-        name = f"cuda:{rank.local}" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f'device must be "cpu" where no CUDA GPU is usable, got {name!r}')
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f'device must be "auto", "cpu", "cuda" or "cuda:N", got {name!r}') from None
-
-
-def parallel(model: nn.Module, rank: Rank, device: torch.device) -> nn.Module:
-    """The model, wrapped so that gradients are averaged over the processes in `backward`."""
-    if rank.count == 1:
-        return model
-    ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=ids)
-
-
-def average_gradients(parameters: Iterable[nn.Parameter], rank: Rank) -> None:
-    """Average gradients over the processes, for what DistributedDataParallel cannot wrap (double backward)."""
-    if rank.count == 1:
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    distributed.all_reduce(flat)
-    flat /= rank.count
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
-
-
 def adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Adam:
     """Adam in its fused form: on a CPU several times faster, which counts for networks of many parameters."""
     return torch.optim.Adam(parameters, lr=lr, fused=True)
@@ -142,43 +71,6 @@ def learning_rate(settings: RunSettings, step: int) -> float:
     """Linear warm-up, then a cosine down to a hundredth of the largest rate."""
     ramp = min(1.0, (step + 1) / max(settings.warmup, 1))
     return settings.lr * ramp * max(0.01, 0.5 * (1 + math.cos(math.pi * step / settings.steps)))
-
-
-def save_atomically(state: Any, path: Path) -> None:
-    """Write a checkpoint under a temporary name and rename it.
-
-    Raises:
-        OSError: no room on the disk; the file that was there before is untouched.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        torch.save(state, part)
-        part.replace(path)
-    except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
-        raise OSError(f"no checkpoint could be written to {path} ({error}); the one before is untouched") from None
-
-
-def is_checkpoint(source: str) -> bool:
-    """Whether a user's text names a checkpoint of `Run`; otherwise a model (a name, or a file with a card)."""
-    path = Path(source)
-    model = source in weights.list_models() or path.suffix == ".json" or path.with_suffix(".json").exists()
-    return not model and (path.suffix == ".pt" or path.is_file())
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of `Run`; no code in it can run.
-
-    Raises:
-        ConfigError: it is missing or unreadable.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ConfigError(f"a checkpoint must exist, got no file {path}") from None
-    except Exception as error:
-        raise ConfigError(f"a checkpoint must be readable, got {path} ({type(error).__name__})") from None
 
 
 class Run:
@@ -206,29 +98,46 @@ class Run:
         self._handlers: dict[int, Any] = {}
         self._board: Any = None
         self.facts: dict[str, Any] = {}
+        self.best: dict[str, Any] | None = None  # {"step", "criterion", "value"} of the best validation so far
+        self._best_is_new = False
         if self.rank.leads:
             self._require_room()
+        best = best_path(settings.out)
         if settings.out.exists():
             self._resume(read_checkpoint(settings.out))
+            if best.exists():
+                found = read_checkpoint(best)
+                self._require_same(found["config"], best)
+                self.best = found["best"]
+        elif best.exists():
+            raise ConfigError(f"a new run must not find a best checkpoint of another one, got {best}: remove it")
 
     def _require_room(self) -> None:
-        """Refuse to begin where a checkpoint and its successor would not fit.
+        """Refuse to begin where the last checkpoint, the best one and a successor would not fit.
 
         Raises:
             RegistrationError: naming what is needed and what is free.
         """
         tensors = [p for part in self.parts.values() if isinstance(part, nn.Module) for p in part.parameters()]
         size = 3 * sum(t.numel() * t.element_size() for t in tensors)  # Adam keeps two moments of each
-        disk.require_free(self.settings.out.absolute(), 2 * size, f"checkpoints of {self.settings.out.name}")
+        disk.require_free(self.settings.out.absolute(), 3 * size, f"checkpoints of {self.settings.out.name}")
 
-    def _resume(self, state: dict[str, Any]) -> None:
-        before, now = state["config"], as_dict(self.settings)
+    def _require_same(self, before: Mapping[str, Any], path: Path) -> None:
+        """Refuse a checkpoint that was made with another configuration.
+
+        Raises:
+            ConfigError: naming the key.
+        """
+        now = as_dict(self.settings)
         for key in sorted((set(before) | set(now)) - self._FREE):
             if before.get(key) != now.get(key):
                 raise ConfigError(
-                    f"{key} must be {before.get(key)!r} to continue {self.settings.out}, got {now.get(key)!r} "
+                    f"{key} must be {before.get(key)!r} to continue {path}, got {now.get(key)!r} "
                     "(give another `out` for a new run)"
                 )
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        self._require_same(state["config"], self.settings.out)
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         self.step, self.seconds = state["step"], state["seconds"]
@@ -267,7 +176,8 @@ class Run:
                 limit = self.settings.minutes
                 over = limit is not None and time.monotonic() - began > 60 * limit
                 self.stopped = self._any(self._stop or over)
-                if self.stopped or self.step % self.settings.save_every == 0 or self.step == self.settings.steps:
+                due = self.step % self.settings.save_every == 0 or self.step == self.settings.steps
+                if self.stopped or due or self._best_is_new:
                     self.save()
         finally:
             bar.close()
@@ -284,21 +194,33 @@ class Run:
         return bool(wanted > 0)
 
     def save(self) -> None:
-        """Write the checkpoint (rank 0 only) and print the mean of every term since the last one."""
+        """Write the checkpoint (rank 0 only), the best one where this is it, and the mean of every term since the last.
+
+        The best one is written second: whatever moment ends this process, the last one is never behind it.
+        """
         if not self.rank.leads:
             return
-        state = {name: part.state_dict() for name, part in self.parts.items()}
+        state: dict[str, Any] = {name: part.state_dict() for name, part in self.parts.items()}
         facts = {"step": self.step, "seconds": self.seconds, "config": as_dict(self.settings), "facts": self.facts}
         save_atomically(state | facts, self.settings.out)
+        if self._best_is_new:
+            save_atomically(state | facts | {"best": self.best}, best_path(self.settings.out))
+            self._best_is_new = False
         if self._sums:
             means = {k: float(f"{sum(v) / len(v):.4g}") for k, v in self._sums.items()}
             waiting = round(self._waited / max(self.seconds - self._since, 1e-9), 4)
             self._waited, self._since = 0.0, self.seconds
-            line = {"step": self.step, "seconds": round(self.seconds, 1), "waiting": waiting, **means}
-            with self.settings.out.with_suffix(".curves.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            self._bar.write(json.dumps(line))
+            self._write_line({"step": self.step, "seconds": round(self.seconds, 1), "waiting": waiting, **means})
             self._sums.clear()
+
+    def _write_line(self, line: dict[str, Any]) -> None:
+        """Add a line to the curves, and print it."""
+        text = json.dumps(line)
+        path = self.settings.out.with_suffix(".curves.jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+        self._bar.write(text)
 
     def log(self, step: int, terms: Mapping[str, float | None]) -> None:
         """Take the terms of one step: curves, and an end when one of them is not finite.
@@ -322,13 +244,30 @@ class Run:
         """Count time in which a step waited for its batch; the curves show its share as `waiting`."""
         self._waited += seconds
 
-    def note(self, step: int, values: Mapping[str, float]) -> None:
-        """Print and plot validation figures."""
-        if self.rank.leads:
-            self._bar.write(json.dumps({"step": step, **{k: round(v, 4) for k, v in values.items()}}))
-            for name, value in values.items():
-                if self._board:
-                    self._board.add_scalar(f"validation/{name}", value, step)
+    def is_due(self, step: int, every: int) -> bool:
+        """Whether something that is done every so many steps is due after this step; always after the last one."""
+        return (step + 1) % every == 0 or step + 1 == self.settings.steps
+
+    def log_validation(self, step: int, figures: Mapping[str, float], criterion: str) -> None:
+        """Take validation figures: a line of the curves, and the best checkpoint where the criterion is highest so far.
+
+        The checkpoint is written when the step ends.
+
+        Args:
+            step: how many steps the network has trained.
+            figures: by name.
+            criterion: the name of the one that decides; higher is better, and one that is not finite is never best.
+        """
+        if not self.rank.leads:
+            return
+        self._write_line({"step": step, "validation": {k: float(f"{v:.6g}") for k, v in figures.items()}})
+        if self._board:
+            for name, value in figures.items():
+                self._board.add_scalar(f"validation/{name}", value, step)
+        value = figures[criterion]
+        if math.isfinite(value) and (self.best is None or value > self.best["value"]):
+            self.best = {"step": step, "criterion": criterion, "value": value}
+            self._best_is_new = True
 
     def picture(self, step: int, make: Callable[[], Any]) -> None:
         """Show a picture (H, W, 3 in 0..1) in TensorBoard every `picture_every` steps."""
@@ -364,7 +303,7 @@ def run_script(main: Callable[[], None]) -> None:
     import sys
 
     from LDRCore.errors import RegistrationError
-    from Training.data.volumes import DataError
+    from Training.data.scan_set import DataError
 
     try:
         main()

@@ -20,93 +20,34 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from LDRCore.errors import RegistrationError
-from Training.evaluation import cards, config, costs, datasets, rows, systems, tables
-from Training.evaluation.config import Config, DataSet, System
-from Training.evaluation.datasets import Pair
+from Training.evaluation import card_results, config, costs, result_rows, tables
+from Training.evaluation.config import Config, DataSet
+from Training.evaluation.plan import Plan, make_plan
 from Training.evaluation.systems import Place
 from Training.evaluation.workers import Task, run_all
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is to be compared, after looking at what there is.
-
-    Attributes:
-        pairs: {data set name: its pairs}; a data set without files is missing here.
-        no_data: {data set name: why it is not there} of optional data sets.
-        unavailable: {data set name: {system name: why it cannot run}}.
-    """
-
-    config: Config
-    place: Place
-    pairs: dict[str, list[Pair]]
-    no_data: dict[str, str]
-    unavailable: dict[str, dict[str, str]]
-
-    def system(self, data: DataSet, system: System) -> System:
-        """The system as it runs on a data set."""
-        return systems.for_domain(system, data.domain)
-
-    def runs(self) -> Iterable[tuple[DataSet, Pair, System, str]]:
-        """Every (data set, pair, system, id) that can run; pairs outside, so that a pair is read once."""
-        for data in self.config.datasets:
-            if data.name not in self.pairs:
-                continue
-            able = [s for s in self.config.systems if s.name not in self.unavailable[data.name]]
-            found = [(s, identity(data, s, self)) for s in (self.system(data, s) for s in able)]
-            for pair in self.pairs[data.name]:
-                for system, own_id in found:
-                    yield data, pair, system, own_id
-
-
-def identity(data: DataSet, system: System, plan: Plan) -> str:
-    """What a row's result depends on beside its pair; a row with another id is not this one."""
-    views = "+".join(n for n in ("stripped", "intra_subject") if getattr(data, n)) or "whole"
-    measures = "+".join(sorted(plan.config.measures))
-    return f"{systems.fingerprint(system, plan.place)}-{data.kind}-{views}-{data.landmarks}-{data.protocol}-{measures}"
-
-
-def make_plan(settings: Config, place: Place, limit: int | None) -> Plan:
-    """Look for data and systems.
-
-    Raises:
-        RegistrationError: a data set that is not optional is not there.
-    """
-    pairs, no_data, unavailable = {}, {}, {}
-    for data in settings.datasets:
-        try:
-            pairs[data.name] = datasets.list_pairs(data)[:limit]
-        except RegistrationError as error:
-            if not data.optional:
-                raise
-            no_data[data.name] = str(error)
-            continue
-        why = {s.name: systems.unavailable(systems.for_domain(s, data.domain), place) for s in settings.systems}
-        unavailable[data.name] = {name: text for name, text in why.items() if text}
-    if settings.reference:
-        tables.need_scipy()
-    return Plan(settings, place, pairs, no_data, unavailable)
-
-
 def compute(plan: Plan, path: Path, workers: int, retry_failed: bool) -> None:
     """Make the rows that are missing."""
-    finished = {rows.key(r) for r in rows.read(path) if not (retry_failed and r["status"] != "done")}
-    wanted = [(d, p, s, i) for d, p, s, i in plan.runs() if (d.name, p.name, s.name, i) not in finished]
-    tasks = [Task(d, p, s, plan.place, tuple(plan.config.measures)) for d, p, s, _ in wanted]
+    finished = {result_rows.key(r) for r in result_rows.read(path) if not (retry_failed and r["status"] != "done")}
+    wanted = [
+        (data, pair, system, own_id)
+        for data, pair, system, own_id in plan.runs()
+        if (data.name, pair.name, system.name, own_id) not in finished
+    ]
+    tasks = [Task(data, pair, system, plan.place, tuple(plan.config.measures)) for data, pair, system, _ in wanted]
     path.parent.mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=len(tasks), unit="row", disable=None, smoothing=0.05)
     for number, found in run_all(tasks, workers, plan.place.threads):
         data, pair, system, own_id = wanted[number]
         row = {"dataset": data.name, "pair": pair.name, "system": system.name, "id": own_id, **found}
         row |= {"threads": plan.place.threads, "workers": workers, "device": plan.place.device}
-        rows.append(path, row)
+        result_rows.append(path, row)
         if row["status"] != "done":
             bar.write(f"failed: {system.name} on {data.name} {pair.name}: {row['message']}", file=sys.stderr)
         bar.set_postfix_str(f"{data.name} {system.name}")
@@ -114,11 +55,11 @@ def compute(plan: Plan, path: Path, workers: int, retry_failed: bool) -> None:
     bar.close()
 
 
-def current_rows(plan: Plan, path: Path) -> dict[str, list[rows.Row]]:
+def current_rows(plan: Plan, path: Path) -> dict[str, list[result_rows.Row]]:
     """{data set: rows} of this plan; of a row that was made twice, the last."""
-    wanted = {(d.name, p.name, s.name, i) for d, p, s, i in plan.runs()}
-    latest = {rows.key(r): r for r in rows.read(path) if rows.key(r) in wanted}
-    found: dict[str, list[rows.Row]] = {name: [] for name in plan.pairs}
+    wanted = {(data.name, pair.name, system.name, own_id) for data, pair, system, own_id in plan.runs()}
+    latest = {result_rows.key(r): r for r in result_rows.read(path) if result_rows.key(r) in wanted}
+    found: dict[str, list[result_rows.Row]] = {name: [] for name in plan.pairs}
     for row in latest.values():
         found[row["dataset"]].append(row)
     return found
@@ -133,7 +74,7 @@ def summaries(plan: Plan, path: Path) -> dict[str, list[tables.Line]]:
     }
 
 
-def caption(plan: Plan, data: DataSet, found: list[rows.Row]) -> str:
+def caption(plan: Plan, data: DataSet, found: list[result_rows.Row]) -> str:
     """The sentence above a table: what was measured, how and where."""
     structures = {len(r["structures"]) for r in found if r.get("structures")}
     span = " to ".join(str(n) for n in sorted({min(structures), max(structures)})) if structures else ""
@@ -240,7 +181,7 @@ def run(a: argparse.Namespace) -> int:
     """Evaluate; returns the number of failed rows."""
     plans = plans_of(a)
     if a.write_card:
-        cards.check(a.model)
+        card_results.check(a.model)
     failed = 0
     for path, plan in zip(a.config, plans, strict=True):
         for data, why in plan.no_data.items():
@@ -254,7 +195,7 @@ def run(a: argparse.Namespace) -> int:
         print(write_tables(plan, a.out, path.stem))
         found = summaries(plan, a.out / "rows.csv")
         if a.write_card:
-            print(f"written {cards.write(a.model, plan.config, found)}")
+            print(f"written {card_results.write(a.model, plan.config, found)}")
         failed += sum(line.failed for lines in found.values() for line in lines)
     return failed
 

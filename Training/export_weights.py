@@ -3,9 +3,11 @@ r"""Put trained networks and an affine stem together into a model that `register
     python -m Training.export_weights --dense runs/student.pt --stem brain-t1 --name mine --out runs/export \
         --summary "T1 MRI of our scanner" --made_for "T1-weighted MRI of the head" --licence "as our data"
 
-Writes NAME.pt (half precision) and NAME.json (the model card: architecture, working grid, the whole configuration of
-the run, its data's identity, steps and hours, the teacher). `Training.evaluate --write-card` adds results. Copy both
-files into LDRCore/bundled only when they beat what ships.
+Takes the run's best checkpoint (runs/student.best.pt: highest Dice of the last cascade in validation, or correlation
+without labels), and the last one where the run was not validated or with `--which last`; the card says which, and of
+which step. Writes NAME.pt (half precision) and NAME.json (the model card: architecture, working grid, the whole
+configuration of the run, its data's identity, steps and hours, the teacher). `Training.evaluate --write-card` adds
+results. Copy both files into LDRCore/bundled only when they beat what ships.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import torch
 
 import LDRCore
 from LDRCore.models import weights
-from Training import config, engine
+from Training import checkpoints, config, engine
 from Training.config import ConfigError, option
 
 SUPERVISION = "labels of the training subjects, used as supervision"
@@ -30,7 +32,8 @@ SUPERVISION = "labels of the training subjects, used as supervision"
 class ExportSettings:
     """What goes into the model and its card."""
 
-    dense: Path = option(help="checkpoint of Training.train_student or train_teacher")
+    dense: Path = option(help="checkpoint of Training.train_student or train_teacher (its `out`)")
+    which: str = option("best", '"best" (of the validation; the last where there was none) or "last"')
     stem: str | None = option(
         None,
         "model, or checkpoint of Training.train_stem, whose stem comes first; "
@@ -46,6 +49,29 @@ class ExportSettings:
     nonnegative: bool = option(True, "whether images for this model have no negative intensities (MRI, not CT)")
     margin_mm: float = option(8.0, "the working grid exceeds the fixed image's content by this")
 
+    def __post_init__(self) -> None:
+        if self.which not in ("best", "last"):
+            raise ConfigError(f'which must be "best" or "last", got {self.which!r}')
+
+
+def read_dense(out: Path, which: str) -> dict[str, Any]:
+    """Read the best or the last checkpoint of a run.
+
+    Args:
+        out: the last checkpoint; the best one, where there is one, lies beside it.
+        which: "best" or "last".
+
+    Raises:
+        ConfigError: a missing or unreadable checkpoint, or a best one of another run.
+    """
+    state, best = checkpoints.read_checkpoint(out), checkpoints.best_path(out)
+    if which == "last" or not best.exists():
+        return state
+    found = checkpoints.read_checkpoint(best)
+    if found["facts"] != state["facts"] or found["step"] > state["step"]:
+        raise ConfigError(f"the best checkpoint must be of the run of {out}, got one of another run in {best}")
+    return found
+
 
 def stem_of(source: str | None) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any], Any]:
     """(state with prefix "stem.", architecture, working-grid keys, recipe) of the stem.
@@ -55,8 +81,8 @@ def stem_of(source: str | None) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     """
     if source is None:
         return {}, {}, {}, None
-    if engine.is_checkpoint(source):
-        found = engine.read_checkpoint(Path(source))
+    if checkpoints.is_checkpoint(source):
+        found = checkpoints.read_checkpoint(Path(source))
         facts = found["facts"]
         state = {f"stem.{k}": v for k, v in found["model"].items()}
         return state, {"stem": facts["stem"]}, facts["working_grid"], run_facts(found)
@@ -69,41 +95,42 @@ def stem_of(source: str | None) -> tuple[dict[str, torch.Tensor], dict[str, Any]
 
 
 def run_facts(state: dict[str, Any]) -> dict[str, Any]:
-    """What a card records of a run: its configuration without paths, steps, hours, data and teacher."""
+    """Say what a card records: best or last checkpoint, configuration without paths, steps, hours, data, teacher."""
     paths = ("out", "data", "pairs", "cache", "tensorboard", "device", "minutes", "init", "teacher")
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in state["config"].items() if k not in paths}
     facts = {k: v for k, v in state["facts"].items() if k in ("data_identity", "teacher")}
-    return {"steps": state["step"], "hours": round(state["seconds"] / 3600, 3), **facts, "config": settings}
+    which = {"checkpoint": "best", "validation": state["best"]} if state.get("best") else {"checkpoint": "last"}
+    return {"steps": state["step"], "hours": round(state["seconds"] / 3600, 3), **which, **facts, "config": settings}
 
 
-def export(s: ExportSettings) -> Path:
+def export(settings: ExportSettings) -> Path:
     """Write the model's two files and return the card's path."""
-    dense = engine.read_checkpoint(s.dense)
-    stem_state, architecture, stem_grid, stem_recipe = stem_of(s.stem)
+    dense = read_dense(settings.dense, settings.which)
+    stem_state, architecture, stem_grid, stem_recipe = stem_of(settings.stem)
     run = dense["config"]
     architecture = {**dense["facts"]["architecture"], **architecture}
     if architecture.get("stem") and not stem_state:  # trained along with the networks, on their own window
         stem_grid = {"stem_spacing_mm": run["spacing_mm"], "stem_shape": list(run["shape"]), "stem_passes": 1}
-    grid = {"spacing_mm": run["spacing_mm"], "margin_mm": s.margin_mm, "stem_spacing_mm": 4.0, **stem_grid}
+    grid = {"spacing_mm": run["spacing_mm"], "margin_mm": settings.margin_mm, "stem_spacing_mm": 4.0, **stem_grid}
     recipe: dict[str, Any] = {"networks": run_facts(dense)}
-    if s.first:
-        recipe = {"first": run_facts(engine.read_checkpoint(s.first)), **recipe}
+    if settings.first:
+        recipe = {"first": run_facts(checkpoints.read_checkpoint(settings.first)), **recipe}
     if stem_recipe:
         recipe = {"stem": stem_recipe, **recipe}
     supervision = {"labels": SUPERVISION} if run.get("dice") else {}
     card = {
-        "name": s.name,
+        "name": settings.name,
         "version": LDRCore.__version__,
-        "summary": s.summary,
-        "made_for": s.made_for,
-        "expects_nonnegative": s.nonnegative,
+        "summary": settings.summary,
+        "made_for": settings.made_for,
+        "expects_nonnegative": settings.nonnegative,
         "architecture": architecture,
         "working_grid": grid,
-        "data": {"name": s.data, "split_sha256": dense["facts"].get("data_identity")} | supervision,
-        "licence": s.licence,
+        "data": {"name": settings.data, "split_sha256": dense["facts"].get("data_identity")} | supervision,
+        "licence": settings.licence,
         "recipe": recipe | {"torch": torch.__version__, "python": platform.python_version()},
     }
-    return weights.save_model(s.out, card, {**stem_state, **dense["model"]})
+    return weights.save_model(settings.out, card, {**stem_state, **dense["model"]})
 
 
 def main() -> None:

@@ -29,10 +29,11 @@ from LDRCore.io.transforms import transform_lattice
 from LDRCore.models import registry, weights
 from LDRCore.pipeline.model import deploy
 from LDRCore.transforms import spatial
-from Training import config, engine
+from Training import checkpoints, config, engine, processes
 from Training.config import ConfigError, option
-from Training.pairs import PairSettings, PairSource
-from Training.windows import between
+from Training.pair_settings import PairSettings
+from Training.pairs import PairSource
+from Training.window_geometry import include_initial
 
 Teacher = Callable[[int, int], torch.Tensor]  # (fixed, moving) scan -> stored displacement (1, 3, d, h, w)
 SUFFIXES = (".h5", ".tfm", ".mat", ".xfm", ".nii.gz", ".nii", ".mha", ".nrrd")
@@ -49,47 +50,55 @@ class ExtractSettings(PairSettings):
     device: str = option("auto", '"auto", "cpu", "cuda" ...')
 
 
-def teacher_of(s: ExtractSettings, source: PairSource, points: tuple[int, int, int]) -> tuple[str, Teacher]:
+def teacher_of(settings: ExtractSettings, source: PairSource, points: tuple[int, int, int]) -> tuple[str, Teacher]:
     """The teacher and a text that identifies it.
 
     Raises:
         ConfigError: there is no such teacher, or it does not fit the window.
     """
-    path = Path(s.teacher)
+    path = Path(settings.teacher)
     if path.is_dir():
-        return f"transforms of {path.name}", lambda f, m: from_disk(path, source, f, m, points)
-    if ":" in s.teacher and not path.exists():
-        module, _, name = s.teacher.partition(":")
+        return f"transforms of {path.name}", lambda fixed, moving: from_disk(path, source, fixed, moving, points)
+    if ":" in settings.teacher and not path.exists():
+        module, _, name = settings.teacher.partition(":")
         try:
             function = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
-            raise ConfigError(f"teacher must be importable as module:function, got {s.teacher!r} ({error})") from None
-        return s.teacher, lambda f, m: from_network(function, source, f, m, points)
-    if engine.is_checkpoint(s.teacher):
-        state = engine.read_checkpoint(path)
+            raise ConfigError(
+                f"teacher must be importable as module:function, got {settings.teacher!r} ({error})"
+            ) from None
+        return settings.teacher, lambda fixed, moving: from_network(function, source, fixed, moving, points)
+    if checkpoints.is_checkpoint(settings.teacher):
+        state = checkpoints.read_checkpoint(path)
         model = registry.build_cascade(state["facts"]["architecture"])
         model.load_state_dict(state["model"])
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         name = f"{state['config']['network']}, {len(model)} cascades, {state['step']} steps, {digest}"
     else:
-        card = weights.model_info(s.teacher)
-        model, name = weights.load_cascade(s.teacher), f"{card['name']} {card['sha256'][:16]}"
-        model.stem = None if s.initial == "stem" else model.stem
-    if any(n % model.multiple for n in s.shape):
-        raise ConfigError(f"every axis of shape must be a multiple of {model.multiple} for the teacher, got {s.shape}")
+        card = weights.model_info(settings.teacher)
+        model, name = weights.load_cascade(settings.teacher), f"{card['name']} {card['sha256'][:16]}"
+        model.stem = None if settings.initial == "stem" else model.stem
+    if any(n % model.multiple for n in settings.shape):
+        raise ConfigError(
+            f"every axis of shape must be a multiple of {model.multiple} for the teacher, got {settings.shape}"
+        )
     model = deploy(model, str(source.device), torch.float32)
-    return name, lambda f, m: from_network(lambda mov, fix: model(mov, fix).displacement, source, f, m, points)
+
+    def displacement(moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+        return model(moving, fixed).displacement
+
+    return name, lambda fixed, moving: from_network(displacement, source, fixed, moving, points)
 
 
 @torch.no_grad()
 def from_network(function, source: PairSource, fixed: int, moving: int, points: tuple[int, int, int]) -> torch.Tensor:
     """What (moving, fixed) -> displacement gives on the canonical window, as it is stored."""
-    sample = source.make(fixed, moving, np.random.default_rng(0), plain=True)
+    sample = source.make(fixed, moving, np.random.default_rng(0), augment=False)
     displacement = function(sample.moving, sample.fixed)
     if displacement.ndim != 5 or displacement.shape[:2] != (1, 3):
         raise ConfigError(f"a teacher must return (1, 3, d, h, w), got {tuple(displacement.shape)}")
-    to_canonical = np.linalg.inv(source.between_windows(fixed, moving))
-    return between(spatial.upsample(displacement, points), source.settings.shape, to_canonical)
+    canonical_from_window = np.linalg.inv(source.window_from_canonical(fixed, moving))
+    return include_initial(spatial.upsample(displacement, points), source.settings.shape, canonical_from_window)
 
 
 def from_disk(folder: Path, source: PairSource, fixed: int, moving: int, points: tuple[int, int, int]) -> torch.Tensor:
@@ -112,27 +121,27 @@ def from_disk(folder: Path, source: PairSource, fixed: int, moving: int, points:
     return torch.from_numpy((ended - np.indices(points)).astype(np.float32))[None]
 
 
-def extract(s: ExtractSettings) -> Path:
+def extract(settings: ExtractSettings) -> Path:
     """Run, or continue; the finished store."""
-    device = engine.pick_device(s.device, engine.Rank())
-    source = PairSource(s, s.split, s.seed, device)
+    device = processes.pick_device(settings.device, processes.Rank())
+    source = PairSource(settings, settings.split, settings.seed, device)
     if source.pairs is None:
         raise ConfigError("n_pairs must be given where the data set prescribes no pairs, got none")
-    stride = 2 if s.half else 1
-    points = (s.shape[0] // stride, s.shape[1] // stride, s.shape[2] // stride)
-    name, teacher = teacher_of(s, source, points)
+    stride = 2 if settings.half else 1
+    points = (settings.shape[0] // stride, settings.shape[1] // stride, settings.shape[2] // stride)
+    name, teacher = teacher_of(settings, source, points)
     pairs = {source.key(*pair): pair for pair in source.pairs}
     meta = {
         "teacher": name,
-        "shape": list(s.shape),
-        "spacing_mm": s.spacing_mm,
-        "initial": s.initial,
-        "stem": s.stem if s.initial == "stem" else None,
-        "stripped": s.stripped,
+        "shape": list(settings.shape),
+        "spacing_mm": settings.spacing_mm,
+        "initial": settings.initial,
+        "stem": settings.stem if settings.initial == "stem" else None,
+        "stripped": settings.stripped,
         "data_identity": source.scans.identity,
-        "split": s.split,
+        "split": settings.split,
     }
-    with TeacherStoreWriter(s.out, points, meta) as writer:
+    with TeacherStoreWriter(settings.out, points, meta) as writer:
         missing = writer.missing(list(pairs))
         writer.check_space(len(missing))
         for key in tqdm(missing, desc="teacher deformations", mininterval=5):

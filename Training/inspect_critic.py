@@ -2,8 +2,10 @@ r"""Look into a discriminator after training: does it tell student from teacher,
 
     python -m Training.inspect_critic --student runs/critic.pt --teacher teacher.h5 --data DIR
 
-Over a few training pairs, on the student's own window and grid, one line of JSON:
+The checkpoint is the one that is named: runs/critic.pt is the last one, runs/critic.best.pt that of the best
+validation. Over a few training pairs, on the student's own window and grid, one line of JSON:
 
+- `step`: how many steps the student had trained;
 - `score_student`, `score_teacher`: mean scores D(phi_s), D(phi_t); `told_apart`: share of all (student, teacher) score
   pairs in the order that is usual (0.5 is chance);
 - `gradient`: mean Euclidean norm of D's gradient at phi_s (near 0: the discriminator is flat there);
@@ -25,7 +27,7 @@ import torch
 from LDRCore.distillation.discriminator import Discriminator
 from LDRCore.distillation.teacher_store import TeacherStore
 from LDRCore.models import registry
-from Training import config, engine
+from Training import checkpoints, config, engine
 from Training.config import ConfigError, option
 from Training.pairs import PairSource
 from Training.train_student import StudentSettings
@@ -42,16 +44,17 @@ class InspectSettings:
     cache: Path | None = option(Path(".cache"), "folder for what is read once and kept")
 
 
-def inspect(s: InspectSettings) -> dict[str, float]:
+def inspect(settings: InspectSettings) -> dict[str, float]:
     """The figures named at the top of this file.
 
     Raises:
         ConfigError: a student without discriminator.
     """
-    state = engine.read_checkpoint(s.student)
+    state = checkpoints.read_checkpoint(settings.student)
     if "discriminator" not in state:
-        raise ConfigError(f"student must have been trained with a discriminator, got none in {s.student}")
-    paths = {"data": s.data, "cache": s.cache, "pairs": None, "teacher": s.teacher, "out": s.student}
+        raise ConfigError(f"student must have been trained with a discriminator, got none in {settings.student}")
+    paths = {"data": settings.data, "cache": settings.cache, "pairs": None}
+    paths |= {"teacher": settings.teacher, "out": settings.student}
     run = config.build(StudentSettings, {**state["config"], **paths})
     model = registry.build_cascade(state["facts"]["architecture"])
     model.load_state_dict(state["model"])
@@ -59,10 +62,10 @@ def inspect(s: InspectSettings) -> dict[str, float]:
     field_shape = model.field_shape(run.shape)
     discriminator = Discriminator(field_shape, sigmoid=run.objective == "paper")
     discriminator.load_state_dict(state["discriminator"])
-    store = TeacherStore(s.teacher)
+    store = TeacherStore(settings.teacher)
     source = PairSource(run, run.split, run.seed, torch.device("cpu"), teacher=store, field_shape=field_shape)
     scores, norms, cosines, differences = [], [], [], []
-    for fixed, moving in (source.pairs or [])[: s.pairs]:
+    for fixed, moving in (source.pairs or [])[: settings.pairs]:
         sample = source.make(fixed, moving, np.random.default_rng((run.seed, fixed, moving)), teacher=True)
         assert sample.teacher is not None
         with torch.no_grad():
@@ -81,6 +84,7 @@ def inspect(s: InspectSettings) -> dict[str, float]:
     of_student, of_teacher = np.array(scores).T
     apart = np.mean(of_student[:, None] > of_teacher[None])
     return {
+        "step": state["step"],
         "score_student": float(of_student.mean()),
         "score_teacher": float(of_teacher.mean()),
         "told_apart": float(max(apart, 1 - apart)),

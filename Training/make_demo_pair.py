@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from Training.data.views import rotation
+from Training.data.subject_views import rotation
 
 GRIDS = {
     "fixed": {"angles_deg": (9, -6, 12), "spacing_mm": (2.0, 2.0, 2.4), "flip": (1, 1, 1), "shift_mm": (0, 0, 0)},

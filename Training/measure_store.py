@@ -1,4 +1,4 @@
-"""Size and speed of the teacher store under each way to compress it: why `hdf5.FILTERS` are what they are.
+"""Measure size and speed of the teacher store under each filter; `LDRCore.distillation.hdf5.FILTERS` rests on it.
 
     python -m Training.measure_store --fields 24 --shape 64 64 64
     python -m Training.measure_store --fields 24 --store runs/teacher.h5

@@ -13,10 +13,10 @@ from LDRCore import losses
 from LDRCore.models import registry, weights
 from LDRCore.models.cascade import Cascade, CascadeOutput
 from LDRCore.transforms import spatial
-from Training import engine
+from Training import checkpoints, engine
 from Training.config import ConfigError, option
 from Training.pairs import PairSource
-from Training.windows import LabelPair, Sample
+from Training.samples import LabelPair, Sample
 
 
 def _no_similarity(warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
@@ -136,8 +136,8 @@ def load_networks(model: Cascade, source: str) -> None:
     Raises:
         ConfigError: no such source, or none of its networks has the layout that is needed.
     """
-    if engine.is_checkpoint(source):
-        state = engine.read_checkpoint(Path(source))["model"]
+    if checkpoints.is_checkpoint(source):
+        state = checkpoints.read_checkpoint(Path(source))["model"]
     else:
         state = weights.load_cascade(source).state_dict()
     numbers = sorted({int(name.split(".")[1]) for name in state if name.startswith("networks.")})
@@ -222,7 +222,7 @@ def validate(model: Cascade, source: PairSource) -> dict[str, float]:
     """
     rows: list[dict[str, float]] = []
     for k in range(len(source.pairs or [])):
-        sample = source.sample(0, k, plain=True)
+        sample = source.sample(0, k, augment=False)
         output = model(sample.moving, sample.fixed)
         row: dict[str, float] = {}
         fields = [None, *output.composed]
@@ -237,6 +237,15 @@ def validate(model: Cascade, source: PairSource) -> dict[str, float]:
         row["folding_percent"] = 100 * spatial.folding_fraction(output.displacement)
         rows.append(row)
     return {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
+
+
+def criterion(figures: dict[str, float]) -> str:
+    """Name the figure of `validate` that says which checkpoint is best: higher is better.
+
+    Dice of the last cascade; its correlation where the validation pairs have no labels.
+    """
+    dice = [name for name in figures if name.startswith("Dice, ")]
+    return (dice or [name for name in figures if name.startswith("correlation, ")])[-1]
 
 
 def picture(batch: Sample, displacement: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@ r"""Read a data set once and keep it in one compact file, to train from it here 
     python -m Training.prepare_data --source DIR --split train val --spacing 2 --out prepared.npz
 
 The file holds uint8 images (and labels, landmarks) on one isotropic grid spacing; `--data prepared.npz` then takes the
-place of the source in every training script. Sources: see README, "Your own data".
+place of the source in every training script. Sources: docs/training.md, "Data sets".
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import argparse
 from pathlib import Path
 
 from Training.data import prepared
-from Training.data.scans import DataError, open_scans
+from Training.data.scan_set import DataError
+from Training.data.scans import open_scans
 
 
 def prepare(

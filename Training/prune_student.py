@@ -25,7 +25,7 @@ from torch import nn
 from LDRCore.models import registry, weights
 from LDRCore.models.cascade import Cascade
 from LDRCore.models.ldr import LDR
-from Training import config, engine, objectives
+from Training import checkpoints, config, engine, objectives
 from Training.config import ConfigError, option
 from Training.pairs import PairSource, validation_pairs
 from Training.train_student import StudentSettings, from_card
@@ -169,8 +169,8 @@ def wide_model(source: str | None) -> Cascade:
     """
     if not source:
         raise ConfigError("init must name the model or checkpoint to prune, got none")
-    if engine.is_checkpoint(source):
-        found = engine.read_checkpoint(Path(source))
+    if checkpoints.is_checkpoint(source):
+        found = checkpoints.read_checkpoint(Path(source))
         model = registry.build_cascade(found["facts"]["architecture"])
         model.load_state_dict(found["model"])
     else:
@@ -179,28 +179,29 @@ def wide_model(source: str | None) -> Cascade:
     return model.float().requires_grad_(False)
 
 
-def run(s: PruneSettings) -> None:
+def run(settings: PruneSettings) -> None:
     """Prune, print what is missed and the Dice of the validation pairs, write the checkpoint."""
-    torch.manual_seed(s.seed)
-    wide = wide_model(s.init)
+    torch.manual_seed(settings.seed)
+    wide = wide_model(settings.init)
     try:
-        narrow = registry.build_cascade(s.architecture())
+        narrow = registry.build_cascade(settings.architecture())
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from None
     check(wide, narrow)
     device = torch.device("cpu")
-    source = PairSource(s, s.split, s.seed, device)
+    source = PairSource(settings, settings.split, settings.seed, device)
     watched = [Watched(cast(LDR, network)) for network in wide.networks]
-    for step in range(s.samples):
+    for step in range(settings.samples):
         sample = source.sample(step, 0)
-        wide(sample.moving, sample.fixed)  # with gradients on, so that no layer is rearranged; none is wanted
+        wide(sample.moving, sample.fixed)  # the hooks of `Watched` see what every layer gives
     for k, (one, network) in enumerate(zip(watched, narrow.networks, strict=True)):
         print(f"cascade {k + 1}: the new flow layer misses {100 * prune(one, cast(LDR, network)):.1f} % of the power")
-    if s.val_split:
-        print(objectives.validate(narrow, validation_pairs(s, device)))
-    facts = {"architecture": s.architecture(), "data_identity": source.scans.identity}
-    state = {"model": narrow.state_dict(), "step": 0, "seconds": 0.0, "config": config.as_dict(s), "facts": facts}
-    engine.save_atomically(state, s.out)
+    if settings.val_split:
+        print(objectives.validate(narrow, validation_pairs(settings, device)))
+    facts = {"architecture": settings.architecture(), "data_identity": source.scans.identity}
+    state = {"model": narrow.state_dict(), "step": 0, "seconds": 0.0, "facts": facts}
+    state["config"] = config.as_dict(settings)
+    checkpoints.save_atomically(state, settings.out)
 
 
 def check(wide: Cascade, narrow: Cascade) -> None:

@@ -24,6 +24,7 @@ from LDRCore.models import registry, weights
 from Training import evaluate
 from Training.evaluation import config, costs, datasets, figures, systems, tables
 from Training.evaluation.config import System
+from Training.evaluation.plan import Plan
 from Training.evaluation.tables import Line
 
 LAYOUT = Path(__file__).parent / "configs" / "paper-tables.toml"
@@ -44,13 +45,13 @@ class Found:
         costs: rows of costs.csv.
     """
 
-    plans: list[evaluate.Plan]
+    plans: list[Plan]
     lines: dict[str, dict[str, Line]] = field(default_factory=dict)
     no_data: dict[str, str] = field(default_factory=dict)
     captions: dict[str, str] = field(default_factory=dict)
     costs: list[dict[str, str]] = field(default_factory=list)
 
-    def system(self, name: str) -> tuple[evaluate.Plan, System] | None:
+    def system(self, name: str) -> tuple[Plan, System] | None:
         """The system of a name as it runs on the first data set that is there, with its plan."""
         for plan in self.plans:
             for data in plan.config.datasets:
@@ -67,7 +68,7 @@ class Found:
         return found[0] if found else None
 
 
-def collect(plans: list[evaluate.Plan], out: Path) -> Found:
+def collect(plans: list[Plan], out: Path) -> Found:
     """Read what `Training.evaluate` left in a folder."""
     found = Found(plans, costs=costs.read(out / "costs.csv"))
     for plan in plans:
@@ -166,7 +167,6 @@ def recipes(found: Found) -> Grid:
                     continue
                 seen.add(listed.name)
                 card = weights.model_info(systems.find_model(system.model, plan.place.models))
-                recipe = card.get("recipe", {}).get("cascades", {})
                 stages = registry.networks_of(card["architecture"])
                 networks = [", ".join(str(v) for v in (name, *options.values())) for name, _, options in stages]
                 about = card.get("data", {})
@@ -175,11 +175,18 @@ def recipes(found: Found) -> Grid:
                         listed.name,
                         card["name"],
                         "; ".join(dict.fromkeys(networks)),
-                        str(recipe.get("teacher") or "none"),
+                        teacher_name(card),
                         "; ".join(str(about[k]) for k in ("name", "labels") if about.get(k)),
                     ]
                 )
     return grid
+
+
+def teacher_name(card: dict[str, Any]) -> str:
+    """Name the teacher of a model: of the run that its card records, or as a text in cards written by hand."""
+    recipe = card.get("recipe", {})
+    teacher = recipe.get("networks", recipe.get("cascades", {})).get("teacher")
+    return str(teacher.get("teacher") if isinstance(teacher, dict) else teacher or "none")
 
 
 def figure5(found: Found, layout: dict[str, Any], paper_tables: list[dict[str, Any]]) -> bytes:

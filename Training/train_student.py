@@ -1,6 +1,6 @@
 r"""Train a light student, alone or under a teacher whose deformations were stored by `Training.extract_teacher`.
 
-    python -m Training.train_student --config Training/configs/brain-t1.toml --data DIR --out runs/student.pt
+    python -m Training.train_student --config Training/configs/student-brain-t1.toml --data DIR --out runs/student.pt
     python -m Training.train_student --config ... --data DIR --teacher teacher.h5 --preset mri --objective critic
     python -m Training.train_student --init brain-t1-small --pairs my.csv --steps 300 --out runs/mine.pt     # fine-tune
     torchrun --nproc-per-node 4 -m Training.train_student ... --batch 4
@@ -25,11 +25,10 @@ from LDRCore.distillation.aldk import CT, MRI, ALDKSettings, ALDKStep
 from LDRCore.distillation.discriminator import Discriminator
 from LDRCore.distillation.teacher_store import TeacherStore
 from LDRCore.models import registry, weights
-from LDRCore.models.cascade import Cascade
-from Training import config, engine, objectives
+from Training import checkpoints, config, engine, objectives, processes
 from Training.config import option
-from Training.pairs import PairSettings, PairSource, defaults, validation_pairs
-from Training.windows import Sample
+from Training.pair_settings import PairSettings, defaults
+from Training.pairs import PairSource, validation_pairs
 
 PRESETS = {"ct": CT, "mri": MRI}
 OBJECTIVES = ("critic", "paper", "none")
@@ -68,98 +67,96 @@ class StudentSettings(engine.RunSettings, PairSettings, objectives.ModelSettings
         return dataclasses.replace(PRESETS[self.preset], objective=objective, penalty_norm=self.penalty_norm, **given)
 
 
-class Distillation:
-    """The student's update: plain without a teacher, Algorithm 1 with one."""
+def train(settings: StudentSettings) -> None:
+    """Run, or continue."""
+    rank = processes.join_processes(settings.device)
+    device = processes.pick_device(settings.device, rank)
+    torch.manual_seed(settings.seed)
 
-    def __init__(self, s: StudentSettings, model: Cascade, field_shape: tuple, device, rank: engine.Rank) -> None:
-        self.s, self.model = s, model
-        self.optimizer = engine.adam(model.parameters(), s.lr)
-        self.parts: dict[str, Any] = {"model": model, "optimizer": self.optimizer}
-        self.step: ALDKStep | None = None
-        if s.teacher is None:
-            return
-        discriminator = Discriminator(field_shape, sigmoid=s.objective == "paper").to(device)
-        optimizer = engine.adam(discriminator.parameters(), s.discriminator_lr)
+    model = objectives.build(settings, settings, settings.shape)
+    model.to(device, memory_format=torch.channels_last_3d)
+    field_shape = model.field_shape(settings.shape)
+    optimizer = engine.adam(model.parameters(), settings.lr)
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer}
+
+    share = rank.share(settings.batch)
+    teacher = TeacherStore(settings.teacher) if settings.teacher else None
+    if teacher is not None:
+        check_teacher(teacher, settings)
+    source = PairSource(
+        settings, settings.split, settings.seed, device, labels=settings.dice > 0, teacher=teacher,
+        field_shape=field_shape,
+    )  # fmt: skip
+    validation = validation_pairs(settings, device) if settings.val_split and rank.leads else None
+
+    algorithm: ALDKStep | None = None  # the paper's Algorithm 1
+    if teacher is not None:
+        discriminator = Discriminator(field_shape, sigmoid=settings.objective == "paper").to(device)
+        discriminator_optimizer = engine.adam(discriminator.parameters(), settings.discriminator_lr)
+        parts |= {"discriminator": discriminator, "discriminator_optimizer": discriminator_optimizer}
 
         def before_step(which: torch.optim.Optimizer) -> None:
             if which is optimizer:
-                engine.average_gradients(discriminator.parameters(), rank)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
             else:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), s.clip)
+                processes.average_gradients(discriminator.parameters(), rank)
 
-        self.step = ALDKStep(discriminator, self.optimizer, optimizer, s.aldk(), before_step)
-        self.parts |= {"discriminator": discriminator, "discriminator_optimizer": optimizer}
+        algorithm = ALDKStep(discriminator, optimizer, discriminator_optimizer, settings.aldk(), before_step)
 
-    def needs_teacher(self, step: int) -> bool:
-        """Whether this iteration looks at the teacher."""
-        return self.step is not None and self.step.is_adversarial(step)
+    def needs_teacher(step: int) -> bool:
+        return algorithm is not None and algorithm.is_adversarial(step)
 
-    def update(self, step: int, loss: torch.Tensor, displacement: torch.Tensor, batch: Sample) -> dict:
-        """Update the student, and in an adversarial iteration the discriminator; the terms as numbers."""
-        terms: dict[str, float | None] = {}
-        if self.s.distil and batch.teacher is not None:
-            off = losses.distillation(displacement, batch.teacher)
-            loss = loss + self.s.distil * off
-            terms["field_difference"] = off.item()
-        if self.step is not None and self.s.objective != "none":
-            report = self.step(step, loss, displacement, batch.teacher)
-            return terms | {k: v for k, v in dataclasses.asdict(report).items() if k != "reconstruction"}
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.s.clip)
-        self.optimizer.step()
-        return terms
-
-
-def train(s: StudentSettings) -> None:
-    """Run, or continue."""
-    rank = engine.join_processes(s.device)
-    device = engine.pick_device(s.device, rank)
-    torch.manual_seed(s.seed)
-    model = objectives.build(s, s, s.shape).to(device, memory_format=torch.channels_last_3d)
-    field_shape = model.field_shape(s.shape)
-    share = rank.share(s.batch)
-    teacher = TeacherStore(s.teacher) if s.teacher else None
-    if teacher is not None:
-        check_teacher(teacher, s)
-    source = PairSource(s, s.split, s.seed, device, labels=s.dice > 0, teacher=teacher, field_shape=field_shape)
-    val = validation_pairs(s, device) if s.val_split and rank.leads else None
-    student = Distillation(s, model, field_shape, device, rank)
-    with engine.Run(s, student.parts, rank) as run:
-        run.facts = {"architecture": s.architecture(), "data_identity": source.scans.identity}
+    with engine.Run(settings, parts, rank) as run:
+        run.facts = {"architecture": settings.architecture(), "data_identity": source.scans.identity}
         run.facts |= {"teacher": teacher.meta} if teacher is not None else {}
-        learner = engine.parallel(model, rank, device)
-        for step, batch in source.batches(iter(run), share, student.needs_teacher):
+        learner = processes.parallel(model, rank, device)
+        for step, batch in source.batches(iter(run), share, needs_teacher):
             run.waited(source.waited_s)
-            run.set_learning_rate(step, student.optimizer)
+            run.set_learning_rate(step, optimizer)
+
             output = learner(batch.moving, batch.fixed)
-            rng = np.random.default_rng((s.seed, step, 2**31))
-            loss, terms = objectives.reconstruction(s, output, batch, rng, source.scans.n_labels)
+            rng = np.random.default_rng((settings.seed, step, 2**31))
+            loss, terms = objectives.reconstruction(settings, output, batch, rng, source.scans.n_labels)
             run.log(step, {"reconstruction": loss.item(), **terms})
-            run.log(step, student.update(step, loss, output.displacement, batch))
-            run.picture(step, lambda b=batch, o=output: objectives.picture(b, o.displacement))
-            if val is not None and ((step + 1) % s.val_every == 0 or step + 1 == s.steps):
-                run.note(step + 1, objectives.validate(model, val))
+            if settings.distil and batch.teacher is not None:
+                difference = losses.distillation(output.displacement, batch.teacher)
+                run.log(step, {"field_difference": difference.item()})
+                loss = loss + settings.distil * difference
+
+            if algorithm is not None and settings.objective != "none":
+                # backward, clip and step of the student, and in an adversarial iteration of the discriminator
+                report = dataclasses.asdict(algorithm(step, loss, output.displacement, batch.teacher))
+                run.log(step, {name: value for name, value in report.items() if name != "reconstruction"})
+            else:
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+                optimizer.step()
+
+            run.picture(step, lambda batch=batch, output=output: objectives.picture(batch, output.displacement))
+            if validation is not None and run.is_due(step, settings.val_every):
+                figures = objectives.validate(model, validation)
+                run.log_validation(step + 1, figures, objectives.criterion(figures))
 
 
-def check_teacher(teacher: TeacherStore, s: StudentSettings) -> None:
+def check_teacher(teacher: TeacherStore, settings: StudentSettings) -> None:
     """Refuse deformations that were made on another window.
 
     Raises:
         ConfigError: naming what differs.
     """
-    for key, mine in (("shape", list(s.shape)), ("spacing_mm", s.spacing_mm)):
+    for key, mine in (("shape", list(settings.shape)), ("spacing_mm", settings.spacing_mm)):
         if teacher.meta.get(key) != mine:
             raise config.ConfigError(
                 f"the teacher's deformations must have been made with {key} = {mine}, got {teacher.meta.get(key)} "
-                f"in {s.teacher}"
+                f"in {settings.teacher}"
             )
 
 
 def from_card(given: dict[str, Any]) -> dict[str, Any]:
     """What `init` already fixes when it names a model: its architecture and working grid."""
     source, found = given.get("init"), defaults(given)
-    if not source or engine.is_checkpoint(source):
+    if not source or checkpoints.is_checkpoint(source):
         return found
     card = weights.model_info(source)
     stages = registry.networks_of(card["architecture"])

@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from Training import config, engine, objectives
+from Training import config, engine, objectives, processes
 from Training.config import option
-from Training.pairs import PairSettings, PairSource, defaults, validation_pairs
+from Training.pair_settings import PairSettings, defaults
+from Training.pairs import PairSource, validation_pairs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,33 +35,41 @@ class TeacherSettings(engine.RunSettings, PairSettings, objectives.ModelSettings
             base.__post_init__(self)
 
 
-def train(s: TeacherSettings) -> None:
+def train(settings: TeacherSettings) -> None:
     """Run, or continue."""
-    rank = engine.join_processes(s.device)
-    device = engine.pick_device(s.device, rank)
-    torch.manual_seed(s.seed)
-    model = objectives.build(s, s, s.shape).to(device, memory_format=torch.channels_last_3d)
-    optimizer = engine.adam(model.parameters(), s.lr)
-    share = rank.share(s.batch)
-    source = PairSource(s, s.split, s.seed, device, labels=s.dice > 0)
-    val = validation_pairs(s, device) if s.val_split and rank.leads else None
-    with engine.Run(s, {"model": model, "optimizer": optimizer}, rank) as run:
-        run.facts = {"architecture": s.architecture(), "data_identity": source.scans.identity}
-        learner = engine.parallel(model, rank, device)
+    rank = processes.join_processes(settings.device)
+    device = processes.pick_device(settings.device, rank)
+    torch.manual_seed(settings.seed)
+
+    model = objectives.build(settings, settings, settings.shape)
+    model.to(device, memory_format=torch.channels_last_3d)
+    optimizer = engine.adam(model.parameters(), settings.lr)
+
+    share = rank.share(settings.batch)
+    source = PairSource(settings, settings.split, settings.seed, device, labels=settings.dice > 0)
+    validation = validation_pairs(settings, device) if settings.val_split and rank.leads else None
+
+    with engine.Run(settings, {"model": model, "optimizer": optimizer}, rank) as run:
+        run.facts = {"architecture": settings.architecture(), "data_identity": source.scans.identity}
+        learner = processes.parallel(model, rank, device)
         for step, batch in source.batches(iter(run), share, lambda step: False):
             run.waited(source.waited_s)
             run.set_learning_rate(step, optimizer)
+
             output = learner(batch.moving, batch.fixed)
-            rng = np.random.default_rng((s.seed, step, 2**31))
-            loss, terms = objectives.reconstruction(s, output, batch, rng, source.scans.n_labels)
+            rng = np.random.default_rng((settings.seed, step, 2**31))
+            loss, terms = objectives.reconstruction(settings, output, batch, rng, source.scans.n_labels)
             run.log(step, {"loss": loss.item(), **terms})
+
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), s.clip)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
             optimizer.step()
-            run.picture(step, lambda b=batch, o=output: objectives.picture(b, o.displacement))
-            if val is not None and ((step + 1) % s.val_every == 0 or step + 1 == s.steps):
-                run.note(step + 1, objectives.validate(model, val))
+
+            run.picture(step, lambda batch=batch, output=output: objectives.picture(batch, output.displacement))
+            if validation is not None and run.is_due(step, settings.val_every):
+                figures = objectives.validate(model, validation)
+                run.log_validation(step + 1, figures, objectives.criterion(figures))
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import SimpleITK as sitk
 
 from LDRCore.models import weights
 from Training import evaluate
-from Training.evaluation import costs, memory, rows, systems, workers
+from Training.evaluation import costs, memory, result_rows, systems, workers
 from Training.evaluation.config import DataSet, System
 from Training.evaluation.datasets import Pair, Side
 from Training.evaluation.systems import Place
@@ -114,9 +114,9 @@ def run(path: Path, out: Path, *more: str) -> int:
     return evaluate.main(["--config", str(path), "--out", str(out), "--no-costs", *more])
 
 
-def by_system(out: Path) -> dict[str, list[rows.Row]]:
-    found: dict[str, list[rows.Row]] = {}
-    for row in rows.read(out / "rows.csv"):
+def by_system(out: Path) -> dict[str, list[result_rows.Row]]:
+    found: dict[str, list[result_rows.Row]] = {}
+    for row in result_rows.read(out / "rows.csv"):
         found.setdefault(row["system"], []).append(row)
     return found
 
@@ -160,10 +160,10 @@ def test_a_second_run_computes_nothing_and_an_interrupted_one_goes_on(folder, tm
     out = tmp_path / "out"
     path = config(folder, command("shift", folder, "work"), command("crash", folder, "crash"))
     assert run(path, out, "--pairs", "1") == 1
-    assert len(rows.read(out / "rows.csv")) == 4
+    assert len(result_rows.read(out / "rows.csv")) == 4
     assert run(path, out) == 1
     whole = (out / "rows.csv").read_bytes()
-    assert len(rows.read(out / "rows.csv")) == 8
+    assert len(result_rows.read(out / "rows.csv")) == 8
     given = []
     monkeypatch.setattr(evaluate, "run_all", lambda tasks, *_: (given.extend(tasks), iter(()))[1])
     assert run(path, out) == 1
@@ -197,7 +197,7 @@ def test_an_interrupted_evaluation_ends_its_programs_and_keeps_its_rows(folder, 
     process.terminate()
     assert "interrupted; finished rows are kept" in process.communicate(timeout=20)[1]
     assert process.returncode == 130
-    assert {r["system"] for r in rows.read(tmp_path / "out" / "rows.csv")} == {"nothing", "affine only"}
+    assert {r["system"] for r in result_rows.read(tmp_path / "out" / "rows.csv")} == {"nothing", "affine only"}
     with pytest.raises(ProcessLookupError):
         os.kill(int(marker.read_text(encoding="utf-8")), 0)
 

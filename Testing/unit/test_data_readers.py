@@ -14,9 +14,9 @@ import pytest
 import SimpleITK as sitk
 
 from Training import prepare_data
-from Training.data import prepared, volumes
-from Training.data import scans as scans_module
-from Training.data.scans import DataError, open_scans
+from Training.data import prepared, scan_files, scan_set
+from Training.data.scan_set import DataError
+from Training.data.scans import open_scans
 
 
 def spl_array(seed: int = 0, shape=(10, 12, 8)) -> np.ndarray:
@@ -196,13 +196,13 @@ def test_outside_of_an_oblique_ct_lies_its_smallest_value_and_no_edge_goes_dark(
     ct[10:, 10:, 10:] = 1000
     ct[:4, :4, :4] = -1024
     straight = write_image(tmp_path / "ct.mha", ct, spacing=1.0)
-    scan = volumes.load(volumes.Item("ct", straight), 2.0)
+    scan = scan_files.load(scan_files.Item("ct", straight), 2.0)
     assert scan.shape == (10, 10, 11)
     assert scan.image[:, :, -1].min() > 100  # (50 + 1024) / 2024 * 255 = 135
     image = sitk.ReadImage(str(straight))
     image.SetDirection(turned().ravel().tolist())
     sitk.WriteImage(image, str(straight))
-    oblique = volumes.load(volumes.Item("ct", straight), 1.0).image
+    oblique = scan_files.load(scan_files.Item("ct", straight), 1.0).image
     assert oblique[0, 0, 0] == 0
     assert oblique[tuple(n // 2 for n in oblique.shape)] > 100
 
@@ -210,15 +210,15 @@ def test_outside_of_an_oblique_ct_lies_its_smallest_value_and_no_edge_goes_dark(
 def test_intensities_of_ct_and_of_large_volumes(monkeypatch):
     values = np.linspace(-1000, 2000, 30_001).reshape(-1, 1, 1)
     values[7] = 30_000
-    found = volumes.to_uint8(values)
+    found = scan_files.to_uint8(values)
     low, top = np.percentile(values, (0.05, 99.95))
     assert (found[0, 0, 0], found[-2, 0, 0], found[7, 0, 0]) == (0, 255, 255)
     assert found[15_000, 0, 0] == round((500 - low) / (top - low) * 255)
-    monkeypatch.setattr(volumes, "_STATISTICS_VOXELS", 5000)
-    assert abs(volumes.to_uint8(values).astype(int) - found).max() <= 1
+    monkeypatch.setattr(scan_files, "_STATISTICS_VOXELS", 5000)
+    assert abs(scan_files.to_uint8(values).astype(int) - found).max() <= 1
     nearly_empty = np.zeros((30, 30, 30))
     nearly_empty[3, 4, 5] = 12
-    assert volumes.to_uint8(nearly_empty)[3, 4, 5] == 255
+    assert scan_files.to_uint8(nearly_empty)[3, 4, 5] == 255
 
 
 def test_npz_scans_of_openkbp_are_turned_upright(tmp_path):
@@ -642,7 +642,7 @@ def test_prepare_data_says_what_is_wrong(folder, capsys, monkeypatch):
 
 
 def test_scans_are_kept_up_to_a_limit_and_can_be_sent_to_other_processes(folder, monkeypatch):
-    monkeypatch.setattr(scans_module, "KEEP_BYTES", 3000)  # one scan of 10 x 12 x 8 with labels is 1920
+    monkeypatch.setattr(scan_set, "KEEP_BYTES", 3000)  # one scan of 10 x 12 x 8 with labels is 1920
     found = open_scans(folder, "train")
     assert found[0] is found[0]
     assert found[1] is not found[1]

@@ -8,22 +8,22 @@ import numpy as np
 import pytest
 
 from LDRCore.errors import RegistrationError
-from Training.evaluation import rows, tables
+from Training.evaluation import result_rows, tables
 
 
-def row(system: str, pair: str, dice: float | None, **more) -> rows.Row:
+def row(system: str, pair: str, dice: float | None, **more) -> result_rows.Row:
     made = {"dataset": "d", "pair": pair, "system": system, "id": "i", "status": "done", "dice_mean": dice}
     return made | {"seconds": 1.5, "folding_fraction": 0.001} | more
 
 
 def test_rows_come_back_and_half_a_line_is_dropped(tmp_path):
     path = tmp_path / "rows.csv"
-    assert rows.read(path) == []
+    assert result_rows.read(path) == []
     structures = {4: {"dice": 0.5, "jaccard": 1 / 3, "hd95_mm": None, "surface_mm": 2.0}}
-    rows.append(path, row("a", "p<-q", 0.25, structures=structures, tre_mm=float("nan")))
-    rows.append(path, row("b", "p<-q", None, status="failed", message="went\nwrong, badly"))
-    first, second = rows.read(path)
-    assert rows.key(first) == ("d", "p<-q", "a", "i")
+    result_rows.append(path, row("a", "p<-q", 0.25, structures=structures, tre_mm=float("nan")))
+    result_rows.append(path, row("b", "p<-q", None, status="failed", message="went\nwrong, badly"))
+    first, second = result_rows.read(path)
+    assert result_rows.key(first) == ("d", "p<-q", "a", "i")
     assert first["dice_mean"] == 0.25
     assert np.isnan(first["tre_mm"])
     assert first["structures"][4] == {"dice": 0.5, "jaccard": 0.3333, "hd95_mm": None, "surface_mm": 2.0}
@@ -32,7 +32,7 @@ def test_rows_come_back_and_half_a_line_is_dropped(tmp_path):
     whole = path.read_bytes()
     for cut in (5, len(whole) // 2):
         path.write_bytes(whole + whole[:cut])  # interrupted while a third row was written
-        assert len(rows.read(path)) == 2
+        assert len(result_rows.read(path)) == 2
         assert path.read_bytes() == whole
 
 
@@ -40,10 +40,10 @@ def test_other_files_are_refused(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("a,b\n1,2\n")
     with pytest.raises(RegistrationError, match="must be the rows of an evaluation, got other columns"):
-        rows.read(path)
+        result_rows.read(path)
 
 
-def example() -> list[rows.Row]:
+def example() -> list[result_rows.Row]:
     ours = [row("a", f"p{k}", d, initial="stem") for k, d in enumerate((0.5, 0.6, 0.7, 0.8, 0.65, 0.55))]
     theirs = [row("b", f"p{k}", d) for k, d in enumerate((0.45, 0.5, 0.72, 0.6, 0.6, 0.5))]
     return [*ours, *theirs, row("b", "p9", None, status="failed", message="out of | luck")]

@@ -1,4 +1,4 @@
-"""Samples of training: geometry of windows, starts, free-form deformation and teacher deformations."""
+"""Samples of training: geometry of windows, initial transforms, free-form deformation, teacher deformations."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 
 from LDRCore.distillation.teacher_store import TeacherStore, TeacherStoreWriter
 from LDRCore.transforms import spatial
-from Training import windows
 from Training.config import ConfigError
-from Training.pairs import PairSettings, PairSource
+from Training.pair_settings import PairSettings
+from Training.pairs import PairSource
+from Training.window_geometry import include_initial, remove_initial, sample_labels, warped_grid
 
 CPU = torch.device("cpu")
 
@@ -28,7 +29,7 @@ def source(tiny_brains) -> PairSource:
 
 
 def test_the_window_shows_the_scan_where_its_matrix_says(source):
-    sample = source.make(0, 1, np.random.default_rng(0), plain=True)
+    sample = source.make(0, 1, np.random.default_rng(0), augment=False)
     view = source.scans[0].image.astype(float)
     window = source.canonical(0)
     index = np.array([10, 17, 20, 1.0])
@@ -59,17 +60,17 @@ def test_a_sample_depends_on_seed_step_and_index_alone(tiny_brains):
 
 
 @pytest.mark.parametrize("free_form", [0.0, 1.0])
-def test_labels_follow_the_moving_image_through_start_jitter_and_free_form(tiny_brains, free_form):
+def test_labels_follow_the_moving_image_through_initial_transform_jitter_and_free_form(tiny_brains, free_form):
     moved = settings(tiny_brains, jitter_deg=10.0, jitter_mm=5.0, free_form=free_form)
     source = PairSource(moved, "train", 1, CPU, labels=True)
     # moving labels as an image: what the image sampler shows must be what the label positions find
     scan = source.scans[1]
     volume = torch.from_numpy((scan.labels > 0).astype(np.float32))[None, None]
-    source._volumes = lambda *_: [volume, volume]
+    source._views = lambda *_: [volume, volume]
     sample = source.make(0, 1, np.random.default_rng(4))
     labels = sample.labels[0]
     u = torch.full((1, 3, 32, 32, 32), 2.0)
-    found = windows.nearest(labels.moving, labels.positions(u)).reshape(32, 32, 32) > 0
+    found = sample_labels(labels.moving, labels.positions(u)).reshape(32, 32, 32) > 0
     shown = spatial.warp(sample.moving, u)[0, 0]
     inside, outside = shown > 0.95, shown < 0.05
     core = (slice(1, -3),) * 3
@@ -85,7 +86,7 @@ def test_centroids_bring_labels_together(tiny_brains):
     def mean(s):
         return np.mean(
             [
-                s.make(i, j, np.random.default_rng(0), plain=True).labels[0].dice(None)
+                s.make(i, j, np.random.default_rng(0), augment=False).labels[0].dice(None)
                 for i, j in ((0, 1), (1, 2), (2, 3))
             ]
         )
@@ -93,18 +94,18 @@ def test_centroids_bring_labels_together(tiny_brains):
     assert mean(source) > mean(centred) > 0.3
 
 
-def test_behind_and_between_are_each_others_inverse():
+def test_removing_and_including_the_initial_transform_are_inverse():
     rng = np.random.default_rng(1)
     left = torch.from_numpy(rng.normal(0, 2, (1, 3, 8, 9, 10))).float()
     matrix = np.eye(4)
     matrix[:3] += rng.normal(0, 0.1, (3, 4))
     shape = (16, 18, 20)
-    stored = windows.between(left, shape, np.linalg.inv(matrix))
-    assert torch.allclose(windows.behind(stored, shape, (8, 9, 10), matrix), left, atol=1e-4)
+    stored = include_initial(left, shape, np.linalg.inv(matrix))
+    assert torch.allclose(remove_initial(stored, shape, (8, 9, 10), matrix), left, atol=1e-4)
 
 
-def test_a_stored_deformation_is_the_same_map_behind_any_start(tiny_brains, tmp_path):
-    """The point that a stored field leads to does not depend on the jitter of the start behind which it is read."""
+def test_a_stored_deformation_is_the_same_map_after_any_initial_transform(tiny_brains, tmp_path):
+    """Where a stored field leads does not depend on the jitter of the initial transform that it is read after."""
     still = PairSource(settings(tiny_brains), "train", 1, CPU)
     key = still.key(0, 1)
     wave = spatial.identity_grid((16, 16, 16)) / 3
@@ -117,7 +118,7 @@ def test_a_stored_deformation_is_the_same_map_behind_any_start(tiny_brains, tmp_
     source = PairSource(moved, "train", 1, CPU, labels=True, teacher=teacher, field_shape=(16, 16, 16))
     sample = source.make(0, 1, np.random.default_rng(2), teacher=True)
     where = sample.labels[0].positions(sample.teacher).reshape(3, 16, 16, 16)
-    full = windows.moved_lattice(torch.from_numpy(teacher.read(key))[None], (32, 32, 32))[0]
+    full = warped_grid(torch.from_numpy(teacher.read(key))[None], (32, 32, 32))[0]
     canonical = source.canonical(1)
     expected = torch.einsum("ij,jdhw->idhw", torch.from_numpy(canonical[:3, :3]).float(), full)
     expected = expected + torch.from_numpy(canonical[:3, 3]).float().view(3, 1, 1, 1)
@@ -134,7 +135,7 @@ def test_pairs_of_the_teacher_must_be_in_the_data_set(tiny_brains, tmp_path):
 
 def test_images_of_label_maps_differ_in_contrast_but_not_in_shape(tiny_brains):
     source = PairSource(settings(tiny_brains, synthesis=True, initial="centroids"), "train", 1, CPU, labels=True)
-    first, second = (source.make(0, 1, np.random.default_rng(k), plain=True) for k in range(2))
+    first, second = (source.make(0, 1, np.random.default_rng(k), augment=False) for k in range(2))
     assert torch.equal(first.labels[0].fixed, second.labels[0].fixed)
     labels = first.labels[0].fixed
 

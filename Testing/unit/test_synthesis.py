@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from Training.data import synthesis, views
-from Training.data.volumes import Scan
+from Training.data import synthesis
+from Training.data.scan_set import Scan
+from Training.data.subject_views import make_subject, make_view, synthetic
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -99,22 +100,22 @@ def test_labels_below_256_are_never_taken_for_other_tissue():
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_subject_of_a_label_map(device):
     labels = whole_head()
-    subject = views.make_subject(Scan("map", None, labels, None, 2.0, np.eye(4)), device=device)
+    subject = make_subject(Scan("map", None, labels, None, 2.0, np.eye(4)), device=device)
     np.testing.assert_array_equal(subject.brain.cpu(), (labels > 0) & (labels < 256))
     np.testing.assert_array_equal(subject.labels.cpu(), np.where(labels < 256, labels, 0))
     np.testing.assert_array_equal(subject.tissues.cpu(), labels)
-    one, other = (views.synthetic(subject, np.random.default_rng(s)) for s in (1, 2))
+    one, other = (synthetic(subject, np.random.default_rng(s)) for s in (1, 2))
     assert one.labels is subject.labels
     assert not torch.allclose(one.image, other.image, atol=0.05)
-    view = views.make_view(one, np.eye(4), np.random.default_rng(0), stripped=True, cut=True)
-    assert bool((view.volume[0, 0][~subject.grown] == 0).all())
-    bare = views.make_subject(Scan("image", np.ones((8, 8, 8), np.uint8), None, None, 2.0, np.eye(4)), device=device)
+    view = make_view(one, np.eye(4), np.random.default_rng(0), stripped=True, cut=True)
+    assert bool((view.image[0, 0][~subject.grown] == 0).all())
+    bare = make_subject(Scan("image", np.ones((8, 8, 8), np.uint8), None, None, 2.0, np.eye(4)), device=device)
     with pytest.raises(ValueError, match="can only be synthesised where there are labels"):
-        views.synthetic(bare, np.random.default_rng(0))
+        synthetic(bare, np.random.default_rng(0))
 
 
 def test_labels_of_a_scan_with_image_are_all_structures():
     labels = whole_head()
-    subject = views.make_subject(Scan("scan", np.ones((24, 24, 24), np.uint8), labels, None, 2.0, np.eye(4)))
+    subject = make_subject(Scan("scan", np.ones((24, 24, 24), np.uint8), labels, None, 2.0, np.eye(4)))
     np.testing.assert_array_equal(subject.brain, labels > 0)
     np.testing.assert_array_equal(subject.labels, labels)

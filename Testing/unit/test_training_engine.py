@@ -12,7 +12,7 @@ import torch
 
 from LDRCore.distillation import hdf5
 from LDRCore.errors import RegistrationError
-from Training import engine
+from Training import checkpoints, engine, processes
 from Training.config import ConfigError
 
 
@@ -75,14 +75,14 @@ def test_a_value_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(t
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
     out = tmp_path / "a.pt"
-    engine.save_atomically({"a": 1}, out)
+    checkpoints.save_atomically({"a": 1}, out)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match=r"no checkpoint could be written to .*No space left.*before is untouched"):
-        engine.save_atomically({"a": 2}, out)
+        checkpoints.save_atomically({"a": 2}, out)
     assert torch.load(out) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 
@@ -121,18 +121,18 @@ def test_refused_settings(tmp_path, changes, message):
 
 
 def test_a_batch_is_shared_evenly():
-    assert list(engine.Rank(1, 2).share(4)) == [2, 3]
+    assert list(processes.Rank(1, 2).share(4)) == [2, 3]
     with pytest.raises(ConfigError, match=r"batch must be a multiple of the 2 processes, got 3"):
-        engine.Rank(0, 2).share(3)
+        processes.Rank(0, 2).share(3)
 
 
 def test_a_gpu_that_is_not_there_is_refused():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     with pytest.raises(ConfigError, match='device must be "cpu" where no CUDA GPU is usable'):
-        engine.pick_device("cuda", engine.Rank())
+        processes.pick_device("cuda", processes.Rank())
     with pytest.raises(ConfigError, match='device must be "auto", "cpu"'):
-        engine.pick_device("quantum", engine.Rank())
+        processes.pick_device("quantum", processes.Rank())
 
 
 def test_curves_and_pictures_go_to_tensorboard(tmp_path):
@@ -144,9 +144,97 @@ def test_curves_and_pictures_go_to_tensorboard(tmp_path):
         for step in run:
             run.log(step, {"term": 2.0 * step})
             run.picture(step, lambda: torch.rand(8, 32, 3))
-            run.note(step, {"Dice": 0.5})
+            run.log_validation(step, {"Dice": 0.5}, "Dice")
     board = EventAccumulator(str(tmp_path / "board"))
     board.Reload()
     assert [e.value for e in board.Scalars("loss/term")] == [0, 2, 4, 6, 8, 10]
     assert [e.step for e in board.Images("fixed, moving, warped, grid")] == [0, 3]
     assert len(board.Scalars("validation/Dice")) == 6
+
+
+def validated(s: engine.RunSettings, figures: list[float], until: int | None = None) -> None:
+    """Run with a part whose weight counts the steps, and validate after each of them."""
+    part = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(part.weight)
+    with engine.Run(s, {"part": part}) as run:
+        for step in run:
+            part.weight.data += 1
+            run.log(step, {"term": 1.0})
+            run.log_validation(step + 1, {"Dice": figures[step], "folding": 0.125}, "Dice")
+            if step == until:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+
+def best_of(out: Path) -> dict:
+    return torch.load(out.with_suffix(".best.pt"), weights_only=True)
+
+
+def test_validation_figures_are_lines_of_the_curves(tmp_path):
+    validated(settings(tmp_path / "new" / "a.pt", steps=2), [0.25, 0.5])
+    lines = [
+        json.loads(line) for line in (tmp_path / "new" / "a.curves.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    found = [line for line in lines if "validation" in line]
+    assert [line["step"] for line in found] == [1, 2]
+    assert [line["validation"] for line in found] == [{"Dice": d, "folding": 0.125} for d in (0.25, 0.5)]
+    assert [line["step"] for line in lines if "term" in line] == [1, 2]
+
+
+def test_the_checkpoint_of_the_highest_figure_is_kept(tmp_path):
+    out = tmp_path / "a.pt"
+    validated(settings(out), [0.5, 0.7, 0.6, 0.7, float("nan"), 0.1])
+    found = best_of(out)
+    assert found["best"] == {"step": 2, "criterion": "Dice", "value": 0.7}
+    assert found["step"] == 2
+    assert found["part"]["weight"].item() == 2
+    assert torch.load(out, weights_only=True)["part"]["weight"].item() == 6
+
+
+def test_the_best_value_survives_a_resume(tmp_path):
+    out = tmp_path / "a.pt"
+    figures = [0.5, 0.7, 0.6, 0.65, 0.8, 0.1]
+    validated(settings(out), figures, until=2)
+    assert best_of(out)["step"] == 2
+    validated(settings(out), figures, until=3)  # 0.65 is the highest since the resume, but not of the run
+    assert best_of(out)["step"] == 2
+    validated(settings(out), figures)
+    assert best_of(out)["best"] == {"step": 5, "criterion": "Dice", "value": 0.8}
+
+
+def test_a_best_checkpoint_is_never_newer_than_the_last(tmp_path):
+    """Ended without a word after any step, a run goes on from where the best one was kept, or later."""
+    out = tmp_path / "a.pt"
+    with pytest.raises(IndexError):
+        validated(settings(out, save_every=100), [0.5])
+    assert best_of(out)["step"] == 1
+    assert torch.load(out, weights_only=True)["step"] == 1
+
+
+def test_a_best_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    out, save = tmp_path / "a.pt", torch.save
+
+    def full(state, path):
+        if "best" in state and state["step"] == 2:
+            raise OSError(28, "No space left on device")
+        save(state, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"no checkpoint could be written to .*a.best.pt"):
+        validated(settings(out), [0.5, 0.7, 0.6, 0.6, 0.6, 0.6])
+    assert best_of(out)["best"]["value"] == 0.5
+    monkeypatch.undo()
+    validated(settings(out), [0.5, 0.7, 0.6, 0.6, 0.6, 0.6])  # goes on from step 2, against the best that is there
+    assert best_of(out)["best"] == {"step": 3, "criterion": "Dice", "value": 0.6}
+
+
+def test_a_best_checkpoint_of_another_run_is_refused(tmp_path):
+    out = tmp_path / "a.pt"
+    validated(settings(out, lr=2.0), [0.5] * 6)
+    out.unlink()
+    with pytest.raises(ConfigError, match=r"a new run must not find a best checkpoint of another one, got .*a.best.pt"):
+        counted(settings(out))
+    out.with_suffix(".best.pt").rename(tmp_path / "kept")
+    counted(settings(out))
+    (tmp_path / "kept").rename(out.with_suffix(".best.pt"))
+    with pytest.raises(ConfigError, match=r"lr must be 2.0 to continue .*a.best.pt, got 1.0"):
+        counted(settings(out))

@@ -10,15 +10,12 @@ import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from Training.data.volumes import DataError, Scan
-
-if TYPE_CHECKING:
-    from Training.data.scans import ScanSet
+from Training.data.scan_set import DataError, Scan, ScanSet
 
 FORMAT = "scans 1"
 ARRAYS = ("image", "labels", "points", "to_lps")

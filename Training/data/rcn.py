@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from LDRCore import geometry
-from Training.data import volumes
-from Training.data.volumes import DataError, Scan
+from Training.data import scan_files
+from Training.data.scan_set import DataError, Scan
 
 SCHEME_OF_SPLIT = {"train": "1", "val": "2"}
 PAIRED = ":paired"
@@ -163,7 +163,7 @@ class Rcn:
             points = arrays["point"].astype(float).reshape(-1, 3)
             points[(points < 0).any(axis=1)] = np.nan
         if image.dtype != np.uint8:
-            image = volumes.to_uint8(image)
+            image = scan_files.to_uint8(image)
         to_lps = geometry.Grid((0.0, 0.0, 0.0), (self.spacing_mm,) * 3, image.shape).to_lps
         return Scan(self.names[index], image, labels, points, self.spacing_mm, to_lps)
 

@@ -1,4 +1,4 @@
-"""Scans to train on, from any source, in one form: uint8 images with axes S, P, L at one isotropic spacing.
+"""Open a data set of any kind as scans of one form: uint8 images with axes S, P, L at one isotropic spacing.
 
 `open_scans` looks at what the source is and picks the reader. Split by subject: never mix the lists of two splits.
 """
@@ -8,91 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
 
 from Training.data import prepared, tables
 from Training.data.rcn import Rcn
-from Training.data.volumes import DataError as DataError
-from Training.data.volumes import Scan as Scan
-
-KEEP_BYTES = 4 << 30  # decoded scans that a set keeps in memory; what goes beyond is read again
-
-
-class Source(Protocol):
-    """What a reader offers."""
-
-    kind: str
-    names: list[str]
-    spacing_mm: float
-    pairs: list[tuple[int, int]] | None
-    groups: list[tuple[float, list[int]]] | None
-
-    def read(self, index: int) -> Scan: ...  # noqa: D102
-
-    def count_labels(self) -> int: ...  # noqa: D102
-
-
-class ScanSet:
-    """One split of a data set, cheap to index many times.
-
-    Attributes:
-        names: of the scans.
-        spacing_mm: voxel edge of every scan.
-        pairs: (fixed, moving) that the source prescribes; None where any two different scans are a pair.
-        groups: (share, members) where pairs are drawn within groups, or None; beside `pairs` these are moving scans.
-        identity: sha256 over source kind, split and sorted names, equal on every machine, for the model card.
-    """
-
-    def __init__(self, source: Source, split: str) -> None:
-        self._source = source
-        self.names, self.spacing_mm = source.names, source.spacing_mm
-        self.pairs, self.groups = source.pairs, source.groups
-        facts = repr((source.kind, split, sorted(source.names)))
-        self.identity: str = getattr(source, "identity", None) or hashlib.sha256(facts.encode()).hexdigest()
-        self._kept: dict[int, Scan] = {}
-        self._kept_bytes = 0
-        self._n_labels: int | None = None
-
-    @property
-    def n_labels(self) -> int:
-        """Larger than every label value, 0 if there are no labels. Read once, on first use."""
-        if self._n_labels is None:
-            self._n_labels = self._source.count_labels()
-        return self._n_labels
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> Scan:
-        index = range(len(self))[index]
-        if index not in self._kept:
-            scan = self.read(index)
-            size = sum(a.nbytes for a in (scan.image, scan.labels) if a is not None)
-            if self._kept_bytes + size > KEEP_BYTES:
-                return scan
-            self._kept[index] = scan
-            self._kept_bytes += size
-        return self._kept[index]
-
-    def read(self, index: int) -> Scan:
-        """One scan from its source, without keeping it."""
-        return self._source.read(index)
-
-    def draw_pair(self, rng: np.random.Generator) -> tuple[int, int]:
-        """(fixed, moving): one of `pairs`, or two different scans (of one group, where there are groups)."""
-        if self.groups is not None:
-            share = np.array([s for s, _ in self.groups])
-            members = self.groups[int(rng.choice(len(share), p=share / share.sum()))][1]
-            if self.pairs is not None:
-                return self.pairs[0][0], members[int(rng.integers(len(members)))]
-            fixed, moving = rng.choice(members, 2, replace=False)
-            return int(fixed), int(moving)
-        if self.pairs is not None:
-            return self.pairs[int(rng.integers(len(self.pairs)))]
-        fixed, moving = rng.choice(len(self.names), 2, replace=False)
-        return int(fixed), int(moving)
+from Training.data.scan_set import DataError, ScanSet, Source
 
 
 def open_scans(

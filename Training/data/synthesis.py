@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from Training.data import augment
+from Training.data import augmentation
 
 FIRST_OUTSIDE = 256  # in a label map that comes without image, values from here on are tissue outside of the brain
 CSF = 24  # FreeSurfer's value; in such maps it lies around the brain as well
@@ -68,13 +68,13 @@ def synthesise(
     table = contrast(rng, int(labels.max()) + 1, stripped=stripped, zero_background=zero_background)
     means, spreads = torch.from_numpy(table.astype(np.float32)).to(device)
     index = labels.reshape(-1).int()
-    image = means.index_select(0, index) + spreads.index_select(0, index) * augment.noise(rng, index.shape, device)
+    image = means.index_select(0, index) + spreads.index_select(0, index) * augmentation.noise(rng, index.shape, device)
     image = image.clamp_min(0).view(1, 1, *shape)
     sharpness = rng.uniform(0, 1, 3)
     if rng.random() < 0.3:  # thick slices
         sharpness[rng.integers(3)] *= 2.5
-    image = augment.blur(image, sharpness)
-    image = image * augment.bias_field(rng, shape, float(rng.uniform(0, 0.3)), device)
+    image = augmentation.blur(image, sharpness)
+    image = image * augmentation.bias_field(rng, shape, float(rng.uniform(0, 0.3)), device)
     image = (image / image.max().clamp_min(1e-6)).pow(float(np.exp(rng.normal(0, 0.25))))
-    grain = augment.noise(rng, image.shape, device) * float(rng.uniform(0, 0.03))
+    grain = augmentation.noise(rng, image.shape, device) * float(rng.uniform(0, 0.03))
     return torch.where(image > 0.01, image + grain, 0).clamp(0, 1)  # below: what blur left of an edge

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from Training.data import volumes
-from Training.data.volumes import DataError, Item, Scan
+from Training.data import scan_files
+from Training.data.scan_files import Item
+from Training.data.scan_set import DataError, Scan
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".npz")
 IMAGE_COLUMNS = ("image", "labels", "landmarks", "split")
@@ -58,14 +59,14 @@ class Files:
         self.names = [item.name for item in self.items]
         edges = []
         for item in self.items:
-            headers = [volumes.read_header(path) for path in item.files()]
+            headers = [scan_files.read_header(path) for path in item.files()]
             if not headers[0].same_grid(headers[-1]):
                 raise DataError(
                     f"labels must lie on the grid of their image ({headers[0]}), got {headers[-1]} in {item.labels}"
                 )
             edges.append(min(headers[0].spacing_mm))
         if spacing_mm is None:
-            if max(edges) > min(edges) * (1 + volumes.FITS):
+            if max(edges) > min(edges) * (1 + scan_files.FITS):
                 raise DataError(
                     "a spacing must be given where scans differ in theirs, got smallest voxel edges of "
                     f"{min(edges):.3g} to {max(edges):.3g} mm"
@@ -75,12 +76,12 @@ class Files:
 
     def read(self, index: int) -> Scan:
         """One scan."""
-        return volumes.load(self.items[index], self.spacing_mm)
+        return scan_files.load(self.items[index], self.spacing_mm)
 
     def count_labels(self) -> int:
         """One more than the largest label value, 0 without labels. Reads every label map."""
         tops = [
-            int(volumes.label_array(volumes.read_volume(item.labels, "labels"), item.labels).max())
+            int(scan_files.label_array(scan_files.read_volume(item.labels, "labels"), item.labels).max())
             for item in self.items
             if item.labels is not None
         ]
@@ -163,7 +164,7 @@ def from_folder(root: Path, split: str) -> Table:
         packed = file.suffix == ".npz"
         labels = file if packed else root / row["labels"] if row.get("labels") else None
         if packed and row.get("spacing_mm"):
-            x, p, i = volumes.read_header(file).spacing_mm
+            x, p, i = scan_files.read_header(file).spacing_mm
             try:
                 agrees = np.allclose([float(s) for s in row["spacing_mm"].split()], (p, x, i), rtol=1e-3)
             except ValueError:
@@ -203,7 +204,7 @@ class _Collected:
         key = (image, labels, landmarks)
         if key not in self._index:
             used = sum(known[0] == image for known in self._index)
-            points = volumes.read_landmarks(self.root / landmarks) if landmarks else None
+            points = scan_files.read_landmarks(self.root / landmarks) if landmarks else None
             name = image if not used else f"{image} ({used + 1})"
             self._index[key] = len(self.items)
             self.items.append(Item(name, self.root / image, self.root / labels if labels else None, points))
@@ -307,7 +308,7 @@ def _learn2reg_item(root: Path, name: str, entry: dict[str, str]) -> Item:
         file = root / entry["keypoints"]
         if file.name.endswith(".nii.gz"):  # some releases list keypoints under the image's file name
             file = file.with_name(file.name.removesuffix(".nii.gz") + ".csv")
-        points = volumes.read_keypoints(file)
+        points = scan_files.read_keypoints(file)
     return Item(name, root / name, root / entry["label"] if entry.get("label") else None, points, True)
 
 

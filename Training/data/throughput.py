@@ -21,8 +21,18 @@ import torch
 from LDRCore import geometry
 from LDRCore.models.ldr import LDR
 from LDRCore.transforms import spatial
-from Training.data import augment, synthesis, views
-from Training.data.scans import Scan, open_scans
+from Training.data import augmentation, synthesis
+from Training.data.scan_set import Scan
+from Training.data.scans import open_scans
+from Training.data.subject_views import (
+    Subject,
+    grid_matrix,
+    make_subject,
+    make_view,
+    random_pose,
+    sample_image,
+    synthetic,
+)
 
 SHAPE, SPACING_MM = (80, 96, 80), 2.0
 
@@ -62,24 +72,24 @@ def measure(
 ) -> dict[str, float]:
     """Milliseconds of every step of a sample, of whole pairs, and of one network ("LDR forward + backward")."""
     rng = np.random.default_rng(0)
-    grid = views.grid_matrix(shape, SPACING_MM)
-    pose = views.random_pose(rng, 12, 4, 0.05)
-    subjects = [views.make_subject(scan, device=device) for scan in (fixed, moving)]
-    view = views.make_view(subjects[1], pose, rng, stripped=False, cut=True)
-    field = augment.free_form(rng, shape, device=device)
-    window = views.sample_image(view, grid, shape)
+    grid = grid_matrix(shape, SPACING_MM)
+    pose = random_pose(rng, 12, 4, 0.05)
+    subjects = [make_subject(scan, device=device) for scan in (fixed, moving)]
+    view = make_view(subjects[1], pose, rng, stripped=False, cut=True)
+    field = augmentation.free_form(rng, shape, device=device)
+    window = sample_image(view, grid, shape)
     tissues = subjects[1].tissues
 
-    def side(subject: views.Subject, free_form: torch.Tensor | None) -> torch.Tensor:
-        seen = views.make_view(subject, pose, rng, stripped=subject.brain is not None, cut=subject.brain is not None)
-        return augment.intensity(views.sample_image(seen, grid, shape, free_form), rng)
+    def side(subject: Subject, free_form: torch.Tensor | None) -> torch.Tensor:
+        seen = make_view(subject, pose, rng, stripped=subject.brain is not None, cut=subject.brain is not None)
+        return augmentation.intensity(sample_image(seen, grid, shape, free_form), rng)
 
     def pair() -> object:
-        return side(subjects[0], None), side(subjects[1], augment.free_form(rng, shape, device=device))
+        return side(subjects[0], None), side(subjects[1], augmentation.free_form(rng, shape, device=device))
 
     def pair_from_labels() -> object:
-        made = [views.synthetic(subject, rng) for subject in subjects]
-        return side(made[0], None), side(made[1], augment.free_form(rng, shape, device=device))
+        made = [synthetic(subject, rng) for subject in subjects]
+        return side(made[0], None), side(made[1], augmentation.free_form(rng, shape, device=device))
 
     network = LDR(head="half").to(device=device, memory_format=torch.channels_last_3d)
 
@@ -89,16 +99,16 @@ def measure(
         (spatial.warp(window, displacement) - window).square().mean().backward()
 
     steps: dict[str, Callable[[], object]] = {
-        "scan to device": lambda: views.make_subject(moving, device=device),
-        "pose": lambda: views.random_pose(rng, 12, 4, 0.05),
-        "view (strip, cut, normalise)": lambda: views.make_view(subjects[1], pose, rng, stripped=True, cut=True),
-        "sample the window": lambda: views.sample_image(view, grid, shape),
-        "free-form field": lambda: augment.free_form(rng, shape, device=device),
-        "sample through the field": lambda: views.sample_image(view, grid, shape, field),
-        "gamma, gain, bias, blur, noise": lambda: augment.intensity(window, rng),
-        "blur alone": lambda: augment.blur(window, (1.0, 1.0, 1.0)),
-        "bias field alone": lambda: augment.bias_field(rng, shape, 0.1, device),
-        "noise alone": lambda: augment.noise(rng, window.shape, device),
+        "scan to device": lambda: make_subject(moving, device=device),
+        "pose": lambda: random_pose(rng, 12, 4, 0.05),
+        "view (strip, cut, normalise)": lambda: make_view(subjects[1], pose, rng, stripped=True, cut=True),
+        "sample the window": lambda: sample_image(view, grid, shape),
+        "free-form field": lambda: augmentation.free_form(rng, shape, device=device),
+        "sample through the field": lambda: sample_image(view, grid, shape, field),
+        "gamma, gain, bias, blur, noise": lambda: augmentation.intensity(window, rng),
+        "blur alone": lambda: augmentation.blur(window, (1.0, 1.0, 1.0)),
+        "bias field alone": lambda: augmentation.bias_field(rng, shape, 0.1, device),
+        "noise alone": lambda: augmentation.noise(rng, window.shape, device),
         "a whole pair": pair,
     }
     if tissues is not None:

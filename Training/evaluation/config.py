@@ -40,7 +40,7 @@ class DataSet:
         stripped: remove what lies outside the labels (kind "ixi").
         intra_subject: neighbours in the list belong together (kind "rcn"; LSPIG).
         landmarks: frame of landmark files: "lps", "ras" (mm) or "voxel" (index x, y, z).
-        protocol: how labels are warped, see `LDRCore.scoring.overlaps`.
+        protocol: how labels are warped, see `LDRCore.evaluation.scoring.overlaps`.
         note: said beside the numbers.
         optional: no error when the files are not there; the report says so.
     """
@@ -93,7 +93,7 @@ class Config:
 
     Attributes:
         datasets, systems: in the order of the tables.
-        measures: some of `LDRCore.scoring.MEASURES`.
+        measures: some of `LDRCore.evaluation.scoring.MEASURES`.
         reference: name of the system that the others are compared with (paired Wilcoxon test), or "".
     """
 

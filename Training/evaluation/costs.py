@@ -8,16 +8,14 @@ import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from LDRCore.models import weights
 from Training.evaluation import systems
 from Training.evaluation.config import System
+from Training.evaluation.plan import Plan
 from Training.evaluation.systems import Place
 from Training.evaluation.workers import Task, run_all
-
-if TYPE_CHECKING:
-    from Training.evaluate import Plan
 
 REPEATS = {"affine": 3, "model": 3, "peer": 1, "command": 1}
 COLUMNS = (

@@ -21,8 +21,8 @@ from LDRCore.evaluation import scoring
 from LDRCore.io import images
 from LDRCore.io.points import read_points
 from Training.data.rcn import PAIRED, Rcn
-from Training.data.views import random_pose
-from Training.data.volumes import DataError
+from Training.data.scan_set import DataError
+from Training.data.subject_views import random_pose
 from Training.evaluation.config import DataSet
 
 POSE_ANGLE_DEG, POSE_SHIFT_MM = 15, 20

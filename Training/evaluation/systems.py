@@ -160,8 +160,8 @@ def run(system: System, pair: Loaded, place: Place) -> Outcome:
 
 def centring(pair: Loaded) -> sitk.Transform:
     """The translation that brings the contents' centres together: the baseline "nothing"."""
-    f, m = (preprocess.prepare(i, None, fine_mm=2.0, coarse_mm=4.0) for i in (pair.fixed, pair.moving))
-    return geometry.affine_transform(centring_candidates(f, m)[0])
+    fixed, moving = (preprocess.prepare(i, None, fine_mm=2.0, coarse_mm=4.0) for i in (pair.fixed, pair.moving))
+    return geometry.affine_transform(centring_candidates(fixed, moving)[0])
 
 
 def write_pair(pair: Loaded, folder: Path) -> tuple[Path, Path]:

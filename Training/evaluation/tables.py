@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from LDRCore.errors import RegistrationError
-from Training.evaluation.rows import Row
+from Training.evaluation.result_rows import Row
 
 
 @dataclass(frozen=True)

@@ -22,44 +22,13 @@ from LDRCore.io import images
 from LDRCore.pipeline import preprocess
 from LDRCore.transforms import spatial
 from LDRCore.transforms.volume import Volume
+from Training.data.scan_set import DataError, Scan
 
 FITS = 0.01  # relative deviation of spacing, and of a direction cosine, that counts as none
 MAX_LABEL = 32767
 MAX_LABEL_VALUES = 1000  # different values in a label map that comes without an image; an image has more
 _STATISTICS_VOXELS = 4_000_000  # percentiles of larger volumes come from a regular subsample
 _MAX_VOXELS = 1 << 30
-
-
-class DataError(ValueError):
-    """Data that cannot be trained on. The message is one sentence: the rule, and what came instead."""
-
-
-@dataclass(frozen=True)
-class Scan:
-    """One scan on an isotropic grid whose tensor axes point to S, P and L.
-
-    Attributes:
-        name: of the subject or file, unique in its set.
-        image: (D, H, W) uint8; None for a label map without image, from which one is to be synthesised.
-        labels: (D, H, W) uint8 or int16, 0 is background; None where the source has none.
-        points: (N, 3) float64 voxel positions in tensor-axis order, NaN where a landmark is absent; None where none.
-        spacing_mm: voxel edge.
-        to_lps: 4x4, voxel of this grid -> LPS mm of the file (voxels times spacing where a source has no geometry).
-    """
-
-    name: str
-    image: np.ndarray | None
-    labels: np.ndarray | None
-    points: np.ndarray | None
-    spacing_mm: float
-    to_lps: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(D, H, W)."""
-        known = self.labels if self.image is None else self.image
-        assert known is not None
-        return known.shape
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from LDRCore.pipeline import preprocess
 from LDRCore.transforms import spatial
 from Training.data import synthesis
-from Training.data.volumes import Scan
+from Training.data.scan_set import Scan
 
 
 def rotation(angles_deg: np.ndarray) -> np.ndarray:
@@ -85,12 +85,12 @@ class View:
     """One subject as delivered.
 
     Attributes:
-        volume: (1, 1, D, H, W) float32 in 0..1, after field-of-view cut, skull strip and normalisation.
+        image: (1, 1, D, H, W) float32 in 0..1, after field-of-view cut, skull strip and normalisation.
         subject: what it was made from (its labels are never cut).
         to_subject: (4, 4) float64, millimetres about the view's foreground centre -> subject voxels.
     """
 
-    volume: torch.Tensor
+    image: torch.Tensor
     subject: Subject
     to_subject: np.ndarray
 
@@ -141,23 +141,23 @@ def make_view(subject: Subject, pose: np.ndarray, rng: np.random.Generator, *, s
     Raises:
         ValueError: no image, or a skull strip or cut without labels.
     """
-    volume, brain = subject.image, subject.brain
-    if volume is None:
+    image, brain = subject.image, subject.brain
+    if image is None:
         raise ValueError("a view needs an image, got a label map without one (see views.synthetic)")
     if brain is None and (stripped or cut):
         raise ValueError("a skull strip or a cut below the brain needs labels, got a scan without")
     if stripped:
-        volume = volume * (subject.grown if rng.random() < 0.5 else brain)
+        image = image * (subject.grown if rng.random() < 0.5 else brain)
     if cut:  # a shorter field of view: slices below the brain are missing
         bottom = int(brain.flatten(1).any(1).int().argmax())
-        volume = volume.clone()
-        volume[: rng.integers(0, max(bottom, 1))] = 0
-    low, high = preprocess.intensity_range(volume)
-    volume = preprocess.normalise(volume, low, high)
+        image = image.clone()
+        image[: rng.integers(0, max(bottom, 1))] = 0
+    low, high = preprocess.intensity_range(image)
+    image = preprocess.normalise(image, low, high)
     to_subject = np.eye(4)
     to_subject[:3, :3] = pose[:3, :3] / subject.spacing_mm
-    to_subject[:3, 3] = pose[:3, 3] / subject.spacing_mm + foreground_centre(volume)
-    return View(volume[None, None], subject, to_subject)
+    to_subject[:3, 3] = pose[:3, 3] / subject.spacing_mm + foreground_centre(image)
+    return View(image[None, None], subject, to_subject)
 
 
 def grid_matrix(shape: tuple[int, ...], spacing_mm: float, centre_mm: np.ndarray | None = None) -> np.ndarray:
@@ -181,14 +181,14 @@ def sample_image(
             Labels and points sampled through the same u see the same deformation.
     """
     matrix = view.to_subject @ grid_to_mm
-    volume = view.volume
+    image = view.image
     if grid_to_mm[0, 0] >= 2 * view.subject.spacing_mm:
-        volume = F.avg_pool3d(volume, 2)
+        image = F.avg_pool3d(image, 2)
         matrix = matrix.copy()
         matrix[:3] = matrix[:3] / 2
         matrix[:3, 3] -= 0.25
-    tensor = torch.from_numpy(matrix[:3]).float().to(volume.device)
+    tensor = torch.from_numpy(matrix[:3]).float().to(image.device)
     coordinates = spatial.affine_coordinates(tensor, shape)
     if free_form is not None:
         coordinates = coordinates + torch.einsum("ij,bjdhw->bidhw", tensor[:, :3], free_form)
-    return spatial.sample(volume, coordinates)
+    return spatial.sample(image, coordinates)
