@@ -403,7 +403,7 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--threads", default="1,2", help="comma-separated (default 1,2)")
     parser.add_argument("--sizes", default=",".join(SIZES), help=f"of registrations, some of {', '.join(SIZES)}")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}")
-    parser.add_argument("--peers", default=",".join(PEERS), help="methods of evaluation/peers.py")
+    parser.add_argument("--peers", default=",".join(PEERS), help="methods of Training/evaluation/peers.py")
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has the peers' packages")
     parser.add_argument("--repeats", type=int, default=5, help="rounds that count (default 5)")
     parser.add_argument("--peer-repeats", type=int, default=1, help="of these, rounds with other programs (default 1)")
