@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from LDRCore.distillation import hdf5
+from LDRCore.distillation import disk
 from LDRCore.errors import RegistrationError
 from Training import checkpoints, engine, processes
 from Training.config import ConfigError
@@ -88,7 +88,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
 
 
 def test_a_disk_without_room_is_refused_before_the_first_step(tmp_path, monkeypatch):
-    monkeypatch.setattr(hdf5, "free_bytes", lambda _: 10)
+    monkeypatch.setattr(disk, "free_bytes", lambda _: 10)
     with pytest.raises(RegistrationError, match=r"disk must be free for checkpoints of a.pt, got 0.0 MB"):
         counted(settings(tmp_path / "a.pt"))
     assert not list(tmp_path.iterdir())
