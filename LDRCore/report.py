@@ -79,17 +79,18 @@ def measure(pair: Pair, field: DenseField, start: np.ndarray) -> dict[str, Any]:
 
 
 def similarity(pair: Pair, field: DenseField, start: np.ndarray) -> dict[str, float]:
-    """Correlation (paper, Eq. 10) on the field's grid at each stage, of images averaged to about its spacing.
+    """Correlation (paper, Eq. 10) over the fixed content at each stage, of images averaged to the field's spacing.
 
     "before": where the scanner put the images; "initial": after the initial transform; "affine"; "after".
     """
-    fixed, moving = pair.fixed.coarse.on(field.grid), pair.moving.coarse
-    aligned = moving.on(field.grid, field.affine_lps)
+    grid = field.content_grid
+    fixed, moving = pair.fixed.coarse.on(grid), pair.moving.coarse
+    aligned = moving.on(grid, field.affine_lps)
     stages = {
-        "before": pair.moving_as_scanned.on(field.grid),
-        "initial": moving.on(field.grid, start),
+        "before": pair.moving_as_scanned.on(grid),
+        "initial": moving.on(grid, start),
         "affine": aligned,
-        "after": spatial.warp(aligned, field.displacement_vox),
+        "after": spatial.warp(aligned, field.content_displacement_vox),
     }
     return {name: round(float(correlation_coefficient(moved, fixed)), 5) for name, moved in stages.items()}
 

@@ -14,8 +14,10 @@ COVERING_VOXELS = 16_000_000  # of a covering field; larger fixed images are sam
 
 def displacement_to_lps(displacement_vox: np.ndarray, grid: Grid) -> np.ndarray:
     """Convert (3, D, H, W) in voxels along tensor axes to (D, H, W, 3) in mm along (x, y, z)."""
-    scaled = displacement_vox * np.array(grid.spacing_mm, dtype=displacement_vox.dtype)[:, None, None, None]
-    return np.ascontiguousarray(np.moveaxis(scaled[::-1], 0, -1))
+    displacement_mm = np.empty((*displacement_vox.shape[1:], 3), displacement_vox.dtype)
+    for axis, spacing in enumerate(grid.spacing_mm):
+        np.multiply(displacement_vox[axis], spacing, out=displacement_mm[..., 2 - axis])
+    return displacement_mm
 
 
 def lps_to_displacement(displacement_mm: np.ndarray, grid: Grid) -> np.ndarray:

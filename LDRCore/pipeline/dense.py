@@ -51,4 +51,4 @@ def estimate_dense(
     if refine_steps:
         pair = moving.coarse.on(field_grid, affine_lps), fixed.coarse.on(field_grid)
         displacement = refine.refine(displacement, *pair, refine_steps, progress=progress)
-    return DenseField(fade_out(displacement, TAPER_VOXELS), field_grid.padded(TAPER_VOXELS), affine_lps)
+    return DenseField(fade_out(displacement, TAPER_VOXELS), field_grid.padded(TAPER_VOXELS), affine_lps, TAPER_VOXELS)

@@ -241,7 +241,12 @@ def slabs_on_lattice(
         (block, values): a part of the lattice, and its values, float32.
     """
     _check_padding(padding)
-    spans = None if content is None else _reachable(shape, matrix, displacement, content)
+    spans = None
+    if content is not None:
+        spans = _reachable(shape, matrix, displacement, content)
+        last = np.array(image.shape) - 1
+        if padding == "zeros" and (content[0] > 0).all() and (content[1] < last).all():
+            padding = "border"  # the same, as the outermost voxels are zeros, and nothing need be padded
     yield from backend(image).slabs(image, shape, matrix, displacement, to_field, padding, fill, spans)
 
 

@@ -22,11 +22,24 @@ class DenseField:
         displacement_vox: u, (1, 3, d, h, w), voxels of `grid`, fading to zero at the grid's border.
         grid: where u lives.
         affine_lps: A, 4x4, LPS mm.
+        taper: so many voxels at each border of the grid are there only for the displacement to fade out.
     """
 
     displacement_vox: torch.Tensor
     grid: Grid
     affine_lps: np.ndarray
+    taper: int = 0
+
+    @property
+    def content_grid(self) -> Grid:
+        """The grid without its taper."""
+        return self.grid.padded(-self.taper)
+
+    @property
+    def content_displacement_vox(self) -> torch.Tensor:
+        """The displacement on `content_grid`, (1, 3, d, h, w), voxels."""
+        d, h, w = (slice(self.taper, n - self.taper) for n in self.grid.shape)
+        return self.displacement_vox[:, :, d, h, w]
 
     def displacement_mm(self) -> np.ndarray:
         """Return the displacement u as (d, h, w, 3) mm LPS."""
