@@ -45,13 +45,15 @@ def cpu_gains_by_bfloat16() -> bool:
 
     Intel's vectors multiply bfloat16 no faster than float32; where a virtual machine hides the matrix unit LDR was 1.3
     to 1.7 times slower with them. Without any such instructions bfloat16 is emulated, and slow. torch tells of them by
-    private functions, which a version may lack: then the answer is no.
+    private functions, which a version may lack or change: then the answer is no.
     """
     import torch
 
     def has(name: str) -> bool:
-        check = getattr(torch.cpu, name, None)
-        return bool(check and check())
+        try:
+            return getattr(torch.cpu, name)() is True
+        except Exception:  # whatever a private function may do
+            return False
 
     return has("_is_amx_tile_supported") or (has("_is_avx512_bf16_supported") and "AuthenticAMD" in _processor())
 

@@ -59,6 +59,6 @@ def _box_mean(maps: torch.Tensor, window: int) -> torch.Tensor:
 
 def _band(n: int, window: int, like: torch.Tensor) -> torch.Tensor:
     """(n, n): row i averages the at most `window` neighbours of i."""
-    index = torch.arange(n, device=like.device)
+    index = torch.arange(n, dtype=torch.int64, device=like.device)
     near = ((index[:, None] - index[None]).abs() <= window // 2).to(like.dtype)
     return near / near.sum(1, keepdim=True)

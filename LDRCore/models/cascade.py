@@ -149,7 +149,8 @@ class Cascade(nn.Module):
         if not 1 <= count <= len(self):
             raise ValueError(f"n_cascades must be 1 to {len(self)}, got {count}")
         total = start
-        output = CascadeOutput(displacement=torch.empty(0))
+        composed: list[torch.Tensor] = []
+        increments: list[torch.Tensor] = []
         for network, stride in zip(self.networks[:count], self.image_strides, strict=False):
             assert isinstance(network, DenseNetwork)
             shape = tuple(n // stride for n in fixed.shape[2:])
@@ -161,11 +162,10 @@ class Cascade(nn.Module):
             increment = self._predict(network, source.detach() if self.detach_images else source, target)
             increment = increment.float() if self.multiplier == 1 else increment.float() * self.multiplier
             total = increment if total is None else spatial.compose(total, increment)
-            output.increments.append(increment)
-            output.composed.append(total)
+            increments.append(increment)
+            composed.append(total)
         assert total is not None
-        output.displacement = total
-        return output
+        return CascadeOutput(total, composed, increments)
 
     def _predict(self, network: DenseNetwork, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         """The network's displacement; images whose size it cannot take are continued by zeros, and it is cut again."""

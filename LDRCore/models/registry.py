@@ -161,7 +161,7 @@ def cost(network: DenseNetwork | AffineStem, shape: tuple[int, int, int] = (128,
     parameters = sum(p.numel() for p in network.parameters())
     shapes_only = copy.deepcopy(network).to("meta")
     hooks = [m.register_forward_hook(count) for m in shapes_only.modules() if not list(m.children())]
-    image = torch.empty(1, 1, *shape, device="meta")
+    image = torch.empty(1, 1, *shape, dtype=next(network.parameters()).dtype, device="meta")
     with torch.no_grad():
         shapes_only.predict(image, image)
     for hook in hooks:

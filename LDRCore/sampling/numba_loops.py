@@ -296,7 +296,7 @@ def _oblique(image, matrix, field, to_field, out, start, span_first, span_stop, 
 
 def at_points(image: torch.Tensor, coordinates: torch.Tensor, padding: str) -> torch.Tensor:
     """See `sampling.at_points`; coordinates (3, n), result (C, n)."""
-    out = torch.empty(image.shape[0], coordinates.shape[1], dtype=torch.float32)
+    out = torch.empty(image.shape[0], coordinates.shape[1], dtype=torch.float32, device="cpu")
     arrays = array(image, 4), array(coordinates, 2), out.numpy()
     share(-(-out.shape[1] // _BLOCK), lambda begin, end: _at_points(*arrays, begin, end, _PADDINGS[padding]))
     return out
@@ -350,7 +350,7 @@ def slabs(
     rows = np.ascontiguousarray(spans.first), np.ascontiguousarray(spans.stop)
     slab = max(1, SLAB_POINTS // (height * width))
     for start in range(0, depth, slab):
-        values = torch.empty(min(slab, depth - start), height, width, dtype=torch.float32)
+        values = torch.empty(min(slab, depth - start), height, width, dtype=torch.float32, device="cpu")
         _fill(kernel, (*arguments, values.numpy(), start, *rows), len(values) * height, _PADDINGS[padding], fill)
         yield (slice(start, start + len(values)), slice(0, height), slice(0, width)), values
 
