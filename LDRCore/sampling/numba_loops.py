@@ -1,7 +1,7 @@
 """Linear sampling as compiled loops, used where numba is installed: the same interface as `torch_cpu`.
 
 Each point is sampled once, displacement and image in one pass, without coordinates in memory. Importing this file
-imports numba; only `LDRCore.sampling` does, after the self-test of `numba_support`.
+imports numba; only `numba_check` does.
 
 Arrays are C-contiguous float32; coordinates are voxels along array axes (z, y, x). A point p = (z, y, x) is moved to
 the nearest point of the grid, then interpolated between the eight voxels about it; a coordinate that is not a number
