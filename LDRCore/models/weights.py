@@ -26,7 +26,7 @@ DEFAULT = "brain-t1-small"  # what `register`, the command line and the panel us
 
 
 def list_models() -> list[str]:
-    """Names of the models that ship with this package."""
+    """Return the names of the models that ship with this package."""
     return sorted(p.stem for p in BUNDLED.glob("*.json"))
 
 
@@ -44,7 +44,7 @@ def _card_path(name_or_path: str | os.PathLike[str]) -> Path:
 
 
 def model_info(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The card of a model: what it was made for, from which data, under which licence, with which results.
+    """Return the card of a model: what it was made for, from which data, under which licence, with which results.
 
     Raises:
         RegistrationError: no such model, or a card that cannot be read.

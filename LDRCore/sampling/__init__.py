@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from LDRCore.sampling import lattice, numba_check, torch_cpu
+from LDRCore.sampling.lattice import Block
 
 PADDINGS = ("zeros", "border", "half")
 BACKENDS = ("numba", "torch", "reference")
@@ -28,9 +29,6 @@ _MIN_POINTS = 1 << 15  # fewer are not worth the preparation
 
 _forced: str | None = None
 _loading = threading.Lock()  # so that two threads neither test numba twice nor tell twice of its failure
-
-Block = tuple[slice, slice, slice]
-"""Part of a lattice."""
 
 
 class Backend(Protocol):

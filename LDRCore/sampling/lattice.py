@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+Block = tuple[slice, slice, slice]
+"""Part of a lattice: slices, rows, columns."""
+
 Box = tuple[np.ndarray, np.ndarray]
 """Lower and upper corner, (3,) each, both inclusive."""
 

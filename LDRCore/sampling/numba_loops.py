@@ -330,7 +330,7 @@ def slabs(
     padding: str,
     fill: float,
     spans: lattice.Spans | None,
-) -> Iterator[tuple[tuple[slice, slice, slice], torch.Tensor]]:
+) -> Iterator[tuple[lattice.Block, torch.Tensor]]:
     """See `sampling.slabs_on_lattice`."""
     depth, height, width = shape
     arguments: tuple[Any, ...] = (array(image, 3), np.ascontiguousarray(matrix[:3], np.float64))

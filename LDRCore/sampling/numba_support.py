@@ -6,10 +6,12 @@ threads as torch may use; numba's own threads are never started.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import pickle
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ def _can_cache() -> bool:
     return True
 
 
-def loop(function: Callable[..., Any]) -> Callable[..., Any]:
+def loop(function: Callable[..., Any]) -> Any:
     """Compile a function at its first call for its arguments' types; keep the result on disk where that is possible."""
     return numba.njit(nogil=True, fastmath=_FASTMATH, cache=_can_cache())(function)
 
@@ -88,7 +90,10 @@ def share(count: int, work: Callable[[int, int], Any]) -> None:
             starts.clear()
             raise
 
-    helpers = [_pool(threads).submit(take_chunks) for _ in range(threads - 1)]
+    helpers: list[Future[None]] = []
+    with contextlib.suppress(RuntimeError):  # the interpreter is ending, and lets no more threads begin
+        for _ in range(threads - 1):
+            helpers.append(_pool(threads).submit(take_chunks))
     try:
         take_chunks()
     finally:
@@ -98,16 +103,26 @@ def share(count: int, work: Callable[[int, int], Any]) -> None:
 
 
 def _run(work: Callable[[int, int], Any], begin: int, end: int) -> None:
-    """Call work(begin, end), again where numba could not save what it had just compiled (a disk that became full).
+    """Call work(begin, end), again where numba could not save what it had just compiled, or read what it had saved.
 
-    Each call then comes at least one loop further, before any of them has run.
+    That is a disk that became full, or files that were cut off. Each call then comes at least one loop further, before
+    any of them has run.
     """
     for _ in range(_MOST_LOOPS):
         try:
             return work(begin, end)
         except OSError:
             continue
+        except (EOFError, pickle.UnpicklingError):
+            _remove_saved_code()
     work(begin, end)
+
+
+def _remove_saved_code() -> None:
+    """Have every loop that is not loaded yet compiled anew."""
+    for file in Path(str(_test_loop.stats.cache_path)).glob("numba_*.nb[ci]"):
+        with contextlib.suppress(OSError):
+            file.unlink()
 
 
 @functools.lru_cache(maxsize=4)

@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 
 from LDRCore.sampling import lattice
+from LDRCore.sampling.lattice import Block
 
 SLAB_POINTS = 1 << 19  # sampled at once: about 20 MB of temporaries
 _SLICES_AT_ONCE = 4  # of a field, interpolated to the rows and columns of a lattice
 _BAND = 8  # slices of a lattice that are interpolated together from the few slices of a field about them
 _SPAN_POINTS = 1 << 17  # sampled at once where only part of a slice is: the fewer, the tighter the window about it
 
-Block = tuple[slice, slice, slice]
 Bounds = Sequence[tuple[float, float]]
 """For x, y and z: no point is lower, no point is higher."""
 

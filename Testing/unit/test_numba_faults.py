@@ -169,6 +169,34 @@ def test_a_cache_folder_below_a_file_is_not_used(tmp_path, by_torch):
     assert_registered(result, by_torch)
 
 
+@pytest.mark.parametrize(("pattern", "size"), [("*.nbi", 60), ("*.nbc", 0)])
+def test_kept_code_that_was_cut_off_is_compiled_again(pattern, size, tmp_path):
+    needs_numba()
+    code = """
+import torch
+from LDRCore import sampling
+image, field = torch.zeros(3, 4, 4, 4), torch.zeros(3, 4, 4, 4)
+print(sampling.backend_name(), float(sampling.composed(image + 3, field).mean()))
+"""
+
+    def run() -> str:
+        clean = {k: v for k, v in os.environ.items() if k not in VARIABLES}
+        environment = {**clean, "NUMBA_CACHE_DIR": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout + done.stderr
+
+    assert run() == "numba 3.0\n"
+    files = list(tmp_path.rglob(pattern))
+    assert len(files) > 3
+    for file in files:
+        os.truncate(file, size)
+    assert run() == "numba 3.0\n"
+    assert run() == "numba 3.0\n"
+    assert all(file.stat().st_size > size for file in tmp_path.rglob(pattern))
+
+
 @pytest.mark.parametrize(
     "environment",
     [

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +14,8 @@ from LDRCore import sampling
 
 pytest.importorskip("numba", reason="needs the package numba (pip install 'LDRCore[fast]')")
 from LDRCore.sampling import numba_loops, numba_support
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(params=[1, 2, 5])
@@ -27,6 +33,24 @@ def test_a_failure_in_any_thread_is_the_callers(threads):
 
     with pytest.raises(ValueError, match="row 500"):
         numba_support.share(1000, work)
+
+
+def test_loops_run_when_the_interpreter_ends():
+    """Threads that are no daemons go on after the main thread, but nobody can start others then."""
+    code = """
+import threading
+import torch
+from LDRCore.sampling import numba_support
+torch.set_num_threads(3)
+rows = []
+def late():
+    threading.main_thread().join()
+    numba_support.share(10, lambda begin, end: rows.extend(range(begin, end)))
+    print(sorted(rows))
+threading.Thread(target=late).start()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{list(range(10))}\n", done.stderr
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 1000])
