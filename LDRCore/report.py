@@ -99,7 +99,7 @@ def regularity(field: DenseField) -> dict[str, Any]:
     """Jacobian statistics of the whole transform on the field's own grid."""
     determinant = spatial.jacobian_determinant(field.displacement_vox)
     whole = determinant * float(np.linalg.det(field.affine_lps[:3, :3]))
-    spacing = torch.tensor(field.grid.spacing_mm, device=determinant.device).view(3, 1, 1, 1)
+    spacing = torch.tensor(field.grid.spacing_mm, dtype=determinant.dtype, device=determinant.device).view(3, 1, 1, 1)
     length = (field.displacement_vox[0] * spacing).square_().sum(0).sqrt_()
     return {
         "folding_fraction": float((whole <= 0).float().mean()),

@@ -23,6 +23,7 @@ from LDRCore.models.affine import SLOPE, AffineLDR, AffineStem
 from LDRCore.models.base import DenseNetwork, check_pair
 from LDRCore.models.cascade import Cascade
 from LDRCore.models.ldr import LDR
+from LDRCore.torch_context import own_torch_context
 
 _LAST = torch.channels_last_3d
 _PARITIES = [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)]
@@ -114,6 +115,7 @@ def convolve(
 
 
 @functools.lru_cache(maxsize=8)
+@own_torch_context()
 def _onednn(dtype: torch.dtype) -> tuple[Callable[..., torch.Tensor] | None, Callable[..., torch.Tensor] | None]:
     """OneDNN's convolution, and the one that rectifies as well; None where torch has none that gives the right result.
 
@@ -127,26 +129,23 @@ def _onednn(dtype: torch.dtype) -> tuple[Callable[..., torch.Tensor] | None, Cal
         for shape in ((1, 8, 6, 6, 6), (8, 8, 2, 2, 2), (8,))
     )
     image, weight = (t.contiguous(memory_format=_LAST) for t in (image, weight))
-    with torch.autocast("cpu", enabled=False):
-        expected = F.conv3d(image.double(), weight.double(), bias.double())
-    geometry = (0, 0, 0), (1, 1, 1), (1, 1, 1), 1  # padding, stride, dilation, groups
+    padding, stride, dilation = (0, 0, 1), (2, 2, 1), (1, 1, 1)  # different, so that their order is tested as well
+    expected = F.conv3d(image.double(), weight.double(), bias.double(), stride, padding)
 
-    def checked(
-        function: Callable[..., torch.Tensor] | None, *more: object, right: torch.Tensor
-    ) -> Callable[..., torch.Tensor] | None:
+    def is_right(function: Callable[..., torch.Tensor] | None, right: torch.Tensor, *more: object) -> bool:
         if function is None:
-            return None
+            return False
         try:
-            result = function(image, weight, bias, *geometry, *more)
-        except (RuntimeError, TypeError, NotImplementedError):  # no such processor, or other arguments
-            return None
-        return function if torch.allclose(result.double(), right, atol=0.1, rtol=0.02) else None
+            result = function(image, weight, bias, padding, stride, dilation, 1, *more)
+            return result.dtype == dtype and torch.allclose(result.double(), right, atol=0.1, rtol=0.02)
+        except Exception:  # no such processor, other arguments, another result: whatever a private function may do
+            return False
 
-    by_onednn = getattr(torch, "mkldnn_convolution", None)
+    plain = getattr(torch, "mkldnn_convolution", None)
     fused = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
     return (
-        checked(by_onednn, right=expected),
-        checked(fused, "relu", [], "", right=expected.relu()),
+        plain if is_right(plain, expected) else None,
+        fused if is_right(fused, expected.relu(), "relu", [], "") else None,
     )
 
 

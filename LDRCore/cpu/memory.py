@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-MAX_WORKING_VOXELS = 5_000_000  # as inference.MAX_VOXELS
+MAX_WORKING_VOXELS = 5_000_000  # as pipeline.dense.MAX_VOXELS
 BASE = 400e6  # Python, weights, a CPU build of torch (CUDA builds take about a gigabyte more, numba an eighth)
 _JACOBIAN_SLABS = 80e6  # what the Jacobian map takes at any size
 # bytes a voxel at the peak, measured on CPU runs of 4 to 17 million voxels; non-linear `initial` transforms take more
@@ -25,7 +25,7 @@ def needed_bytes(
     inverse: bool = False,
     jacobian: bool = False,
 ) -> int:
-    """Peak memory of `register` in bytes, the process itself included (an estimate, rather too much than too little).
+    """Estimate the peak memory of `register` in bytes, the process itself included: rather too much than too little.
 
     Args:
         card: the model's card (its working grid).

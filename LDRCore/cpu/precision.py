@@ -21,7 +21,7 @@ NAMES = ("float32", "bfloat16", "float16")
 
 
 def of_convolutions(device: str) -> torch.dtype:
-    """The precision for a device ("cpu", "cuda", "cuda:1" ...).
+    """Return the precision for a device ("cpu", "cuda", "cuda:1" ...).
 
     bfloat16 on a CPU that is faster with it, float16 on a GPU with tensor cores, otherwise float32.
 
@@ -41,17 +41,20 @@ def of_convolutions(device: str) -> torch.dtype:
 
 
 def cpu_gains_by_bfloat16() -> bool:
-    """Whether this CPU convolves faster in bfloat16: with a matrix unit (AMX), or with vectors (AVX-512 BF16) of AMD's.
+    """Return whether this CPU convolves faster in bfloat16.
 
-    Intel's vectors multiply bfloat16 no faster than float32; where a virtual machine hides the matrix unit LDR was 1.3
-    to 1.7 times slower with them. Without any such instructions bfloat16 is emulated, and slow. torch tells of them by
-    private functions, which a version may lack: then the answer is no.
+    It does with a matrix unit (AMX), or with vectors (AVX-512 BF16) of AMD's. Intel's vectors multiply bfloat16 no
+    faster than float32; where a virtual machine hides the matrix unit LDR was 1.3 to 1.7 times slower with them.
+    Without any such instructions bfloat16 is emulated, and slow. torch tells of them by private functions, which a
+    version may lack or change: then the answer is no.
     """
     import torch
 
     def has(name: str) -> bool:
-        check = getattr(torch.cpu, name, None)
-        return bool(check and check())
+        try:
+            return getattr(torch.cpu, name)() is True
+        except Exception:  # whatever a private function may do
+            return False
 
     return has("_is_amx_tile_supported") or (has("_is_avx512_bf16_supported") and "AuthenticAMD" in _processor())
 

@@ -8,15 +8,17 @@ lie in `LDRCore/bundled`. What runs a model is `pipeline.model`.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
-import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from LDRCore.errors import RegistrationError
 
 if TYPE_CHECKING:
+    import torch
+
     from LDRCore.models.cascade import Cascade
 
 BUNDLED = Path(__file__).parents[1] / "bundled"
@@ -24,7 +26,7 @@ DEFAULT = "brain-t1-small"  # what `register`, the command line and the panel us
 
 
 def list_models() -> list[str]:
-    """Names of the models that ship with this package."""
+    """Return the names of the models that ship with this package."""
     return sorted(p.stem for p in BUNDLED.glob("*.json"))
 
 
@@ -42,7 +44,7 @@ def _card_path(name_or_path: str | os.PathLike[str]) -> Path:
 
 
 def model_info(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The card of a model: what it was made for, from which data, under which licence, with which results.
+    """Return the card of a model: what it was made for, from which data, under which licence, with which results.
 
     Raises:
         RegistrationError: no such model, or a card that cannot be read.
@@ -59,29 +61,39 @@ def model_info(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def verify(name_or_path: str | os.PathLike[str]) -> Path:
-    """Path of a model's weights, after their sha256 was found to be the card's.
+    """Return the path of a model's weights, after their sha256 was found to be the card's.
 
     Raises:
         RegistrationError: the file is missing or damaged.
     """
-    card = model_info(name_or_path)
-    path = _card_path(name_or_path).parent / card["weights"]
-    if not path.is_file():
-        raise RegistrationError(f"the weights of {card['name']} must lie beside their card, got no file {path}")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != card["sha256"]:
+    card, folder = model_info(name_or_path), _card_path(name_or_path).parent
+    _checked_bytes(card, folder)
+    return folder / card["weights"]
+
+
+def _checked_bytes(card: dict[str, Any], folder: Path) -> bytes:
+    """Read a model's weights, and check the very bytes that are used against the card."""
+    path = folder / card["weights"]
+    try:
+        data = path.read_bytes()
+    except OSError:
+        message = f"the weights of {card['name']} must lie beside their card, got no readable file {path}"
+        raise RegistrationError(message) from None
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != card["sha256"]:
         raise RegistrationError(
             f"the weights of {card['name']} must have sha256 {card['sha256'][:12]}..., "
-            f"got {found[:12]}... ({path} is damaged)"
+            f"got {digest[:12]}... ({path} is damaged)"
         )
-    return path
+    return data
 
 
-def load_cascade(name_or_path: str | os.PathLike[str]) -> Cascade:
+def load_cascade(name_or_path: str | os.PathLike[str], card: dict[str, Any] | None = None) -> Cascade:
     """Read a model's stem and networks as they train: float32, on the CPU.
 
     Args:
         name_or_path: a name of `list_models`, or a path to a .pt (its card beside it).
+        card: as `model_info` returned it; read again if not given.
 
     Raises:
         RegistrationError: unknown model, damaged weights, or weights that do not fit the card.
@@ -90,23 +102,31 @@ def load_cascade(name_or_path: str | os.PathLike[str]) -> Cascade:
 
     from LDRCore.models.registry import build_cascade
 
-    card = model_info(name_or_path)
-    path = verify(name_or_path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError):
-        raise RegistrationError(
-            f"the weights of {card['name']} must be a plain state dict, got {path}, which holds something else"
-        ) from None
-    with torch.device("cpu"):
+    card = model_info(name_or_path) if card is None else card
+    data = _checked_bytes(card, _card_path(name_or_path).parent)
+    with torch.inference_mode(False), torch.device("cpu"):
+        state = _state_dict(card, data)
         cascade = build_cascade(card["architecture"]).float()
-    try:
-        cascade.load_state_dict({k: v.float() for k, v in state.items()})
-    except RuntimeError as error:
-        raise RegistrationError(
-            f"the weights of {card['name']} must fit its card's architecture, got {str(error).splitlines()[1].strip()}"
-        ) from None
+        try:
+            cascade.load_state_dict({k: v.float() for k, v in state.items()})
+        except RuntimeError as error:
+            reason = str(error).splitlines()[1].strip()
+            message = f"the weights of {card['name']} must fit its card's architecture, got {reason}"
+            raise RegistrationError(message) from None
     return cascade
+
+
+def _state_dict(card: dict[str, Any], data: bytes) -> dict[str, torch.Tensor]:
+    """Parse a weights file without running anything in it."""
+    import torch
+
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception:  # of any kind, as the bytes may be anything
+        state = None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise RegistrationError(f"the weights of {card['name']} must be a plain state dict, got something else")
+    return state
 
 
 def save_model(folder: str | os.PathLike[str], card: dict[str, Any], state: dict[str, Any]) -> Path:

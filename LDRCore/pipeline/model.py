@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,18 +52,22 @@ def load_model(name_or_path: str | os.PathLike[str], device: str = "cpu") -> Mod
     """
     from LDRCore.cpu import precision
 
-    convolutions = precision.of_convolutions(device)
-    return _load(os.fspath(name_or_path), device, model_info(name_or_path)["sha256"], convolutions)
+    card = json.dumps(model_info(name_or_path))
+    with _LOADING:
+        return _load(os.fspath(name_or_path), device, card, precision.of_convolutions(device))
+
+
+_LOADING = threading.Lock()  # so that two threads do not load one model twice
 
 
 @functools.lru_cache(maxsize=4)
-def _load(name_or_path: str, device: str, sha256: str, convolutions: torch.dtype) -> Model:
-    """`sha256` is only a key: a model that was replaced on disk is loaded anew."""
+def _load(name_or_path: str, device: str, card_text: str, convolutions: torch.dtype) -> Model:
+    """The card is part of the key: a model that was replaced on disk is loaded anew."""
     from LDRCore.torch_context import own_torch_context
 
+    card = json.loads(card_text)
     with own_torch_context():
-        card = model_info(name_or_path)
-        return Model(card["name"], card, deploy(load_cascade(name_or_path), device, convolutions), device)
+        return Model(card["name"], card, deploy(load_cascade(name_or_path, card), device, convolutions), device)
 
 
 def deploy(cascade: Cascade, device: str, convolutions: torch.dtype) -> Cascade:

@@ -95,7 +95,7 @@ def resolve_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(1, device=device)
+        torch.empty(1, dtype=torch.float32, device=device)
     except (RuntimeError, AssertionError, TypeError):
         raise RegistrationError(f'device must be "auto" or one that torch can use here, got {device!r}') from None
     return device

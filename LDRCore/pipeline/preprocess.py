@@ -45,7 +45,8 @@ def intensity_range(volume: torch.Tensor) -> tuple[float, float]:
 def normalise(volume: torch.Tensor, low: float, high: float) -> torch.Tensor:
     """Map [low, high] to [0, 1] and clip. `volume` of any shape; returns float32."""
     scale = 1 / max(high - low, 1e-12)
-    return torch.add(torch.tensor(-low * scale, device=volume.device), volume.float(), alpha=scale).clamp_(0.0, 1.0)
+    offset = torch.tensor(-low * scale, dtype=torch.float32, device=volume.device)
+    return torch.add(offset, volume.float(), alpha=scale).clamp_(0.0, 1.0)
 
 
 def foreground_index(normalised: torch.Tensor) -> np.ndarray:

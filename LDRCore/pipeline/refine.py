@@ -49,7 +49,8 @@ def refine(
             break
         optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        with torch.device("cpu"):  # Adam counts its steps in a tensor on the default device
+            optimizer.step()
         if progress is not None:
             progress((step + 1) / steps)
     return best if steps else displacement

@@ -12,9 +12,7 @@ then the fill value.
 
 from __future__ import annotations
 
-import functools
-import logging
-import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -22,18 +20,15 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from LDRCore.sampling import lattice, torch_cpu
+from LDRCore.sampling import lattice, numba_check, torch_cpu
+from LDRCore.sampling.lattice import Block
 
-VARIABLE = "LDR_NUMBA"
 PADDINGS = ("zeros", "border", "half")
 BACKENDS = ("numba", "torch", "reference")
 _MIN_POINTS = 1 << 15  # fewer are not worth the preparation
 
 _forced: str | None = None
-
-
-Block = tuple[slice, slice, slice]
-"""Part of a lattice."""
+_loading = threading.Lock()  # so that two threads neither test numba twice nor tell twice of its failure
 
 
 class Backend(Protocol):
@@ -64,10 +59,11 @@ class Backend(Protocol):
 
 def backend_name(image: torch.Tensor | None = None) -> str:
     """Return "numba", "torch" or "reference": what samples here (an image of this kind, where given)."""
-    if _forced == "reference":
+    forced_name = _forced  # read once, as another thread may change it
+    if forced_name == "reference":
         return "reference"
     usable = image is None or (_is_plain(image) and image.numel() < 1 << 31)  # numba_loops count voxels in 32 bits
-    return "numba" if usable and _forced != "torch" and _numba_loops() is not None else "torch"
+    return "numba" if usable and forced_name != "torch" and _numba_loops() is not None else "torch"
 
 
 def backend(image: torch.Tensor) -> Backend:
@@ -93,24 +89,10 @@ def forced(name: str) -> Iterator[None]:
         _forced = before
 
 
-@functools.lru_cache(maxsize=1)
 def _numba_loops() -> Backend | None:
-    """The compiled loops, after their self-test; None without numba, where it is forbidden, or where it fails."""
-    if os.environ.get(VARIABLE) == "0":
-        return None
-    try:
-        from LDRCore.sampling import numba_support
-
-        numba_support.self_test()
-        from LDRCore.sampling import numba_loops
-    except ModuleNotFoundError as error:
-        if error.name != "numba":
-            logging.getLogger("LDRCore").warning("numba is not used (%s): torch samples instead", error)
-        return None
-    except Exception as error:  # an optional package must not break a registration, whatever is wrong with it
-        logging.getLogger("LDRCore").warning("numba is not used (%s): torch samples instead", error)
-        return None
-    return numba_loops  # type: ignore[return-value]
+    """The compiled loops; None where they cannot be used."""
+    with _loading:
+        return numba_check.load()  # type: ignore[return-value]
 
 
 def can_take(count: int, *tensors: torch.Tensor) -> bool:

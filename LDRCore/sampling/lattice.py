@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+Block = tuple[slice, slice, slice]
+"""Part of a lattice: slices, rows, columns."""
+
 Box = tuple[np.ndarray, np.ndarray]
 """Lower and upper corner, (3,) each, both inclusive."""
 
@@ -120,9 +123,12 @@ def spans_within(matrix: np.ndarray, shape: Sequence[int], box: Box, reach: Box 
         matrix: M, 3x4 or 4x4, lattice index -> image index.
         shape: (D, H, W) of the lattice.
         box: in image indices.
-        reach: smallest and largest value of each component of u; zero if not given.
+        reach: smallest and largest value of each component of u; zero if not given, unlimited where NaN.
     """
-    low, high = (box[0] - reach[1], box[1] - reach[0]) if reach is not None else box
+    low, high = box
+    if reach is not None:
+        low = np.nan_to_num(low - reach[1], nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+        high = np.nan_to_num(high - reach[0], nan=np.inf, posinf=np.inf, neginf=-np.inf)
     k, j = np.arange(shape[0])[:, None], np.arange(shape[1])[None, :]
     first, last = np.zeros(shape[:2]), np.full(shape[:2], shape[2] - 1.0)
     for row, lowest, highest in zip(matrix[:3], low - 1e-3, high + 1e-3, strict=True):
@@ -130,9 +136,9 @@ def spans_within(matrix: np.ndarray, shape: Sequence[int], box: Box, reach: Box 
         if abs(step) < 1e-9:
             last = np.where((begin >= lowest) & (begin <= highest), last, -1.0)
             continue
-        ends = (lowest - begin) / step, (highest - begin) / step
-        np.maximum(first, np.minimum(*ends), out=first)
-        np.minimum(last, np.maximum(*ends), out=last)
-    stop = np.floor(last).astype(np.int64) + 1
-    start = np.ceil(first).astype(np.int64)
+        enters, leaves = (lowest, highest) if step > 0 else (highest, lowest)
+        np.maximum(first, (enters - begin) / step, out=first)
+        np.minimum(last, (leaves - begin) / step, out=last)
+    stop = np.floor(last.clip(-1)).astype(np.int64) + 1
+    start = np.ceil(first.clip(max=shape[2])).astype(np.int64)
     return Spans(np.minimum(start, stop), stop)

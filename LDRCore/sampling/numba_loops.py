@@ -1,7 +1,7 @@
 """Linear sampling as compiled loops, used where numba is installed: the same interface as `torch_cpu`.
 
 Each point is sampled once, displacement and image in one pass, without coordinates in memory. Importing this file
-imports numba; only `LDRCore.sampling` does, after the self-test of `numba_support`.
+imports numba; only `numba_check` does.
 
 Arrays are C-contiguous float32; coordinates are voxels along array axes (z, y, x). A point p = (z, y, x) is moved to
 the nearest point of the grid, then interpolated between the eight voxels about it; a coordinate that is not a number
@@ -296,7 +296,7 @@ def _oblique(image, matrix, field, to_field, out, start, span_first, span_stop, 
 
 def at_points(image: torch.Tensor, coordinates: torch.Tensor, padding: str) -> torch.Tensor:
     """See `sampling.at_points`; coordinates (3, n), result (C, n)."""
-    out = torch.empty(image.shape[0], coordinates.shape[1], dtype=torch.float32)
+    out = torch.empty(image.shape[0], coordinates.shape[1], dtype=torch.float32, device="cpu")
     arrays = array(image, 4), array(coordinates, 2), out.numpy()
     share(-(-out.shape[1] // _BLOCK), lambda begin, end: _at_points(*arrays, begin, end, _PADDINGS[padding]))
     return out
@@ -330,7 +330,7 @@ def slabs(
     padding: str,
     fill: float,
     spans: lattice.Spans | None,
-) -> Iterator[tuple[tuple[slice, slice, slice], torch.Tensor]]:
+) -> Iterator[tuple[lattice.Block, torch.Tensor]]:
     """See `sampling.slabs_on_lattice`."""
     depth, height, width = shape
     arguments: tuple[Any, ...] = (array(image, 3), np.ascontiguousarray(matrix[:3], np.float64))
@@ -350,7 +350,7 @@ def slabs(
     rows = np.ascontiguousarray(spans.first), np.ascontiguousarray(spans.stop)
     slab = max(1, SLAB_POINTS // (height * width))
     for start in range(0, depth, slab):
-        values = torch.empty(min(slab, depth - start), height, width, dtype=torch.float32)
+        values = torch.empty(min(slab, depth - start), height, width, dtype=torch.float32, device="cpu")
         _fill(kernel, (*arguments, values.numpy(), start, *rows), len(values) * height, _PADDINGS[padding], fill)
         yield (slice(start, start + len(values)), slice(0, height), slice(0, width)), values
 

@@ -1,18 +1,17 @@
-"""How loops are compiled with numba and shared out between threads, and whether numba can be used at all.
+"""How loops are compiled with numba and shared out between threads.
 
-Importing this file imports numba. The loops release the interpreter and run on as many threads as torch may use;
-numba's own threads are never started.
+Importing this file imports numba; `numba_check` decides whether. The loops release the interpreter and run on as many
+threads as torch may use; numba's own threads are never started.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import os
-import subprocess
-import sys
+import pickle
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import torch
 
 _CHUNKS = 4  # of the work for each thread, so that none waits long for another
 _FASTMATH = {"contract", "reassoc", "nsz", "arcp"}  # no promise that every number is finite
-_TARGET_VARIABLES = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")  # a wrong target ends the process at the first instruction
+_MOST_LOOPS = 10  # that call each other
 _TEST_BYTES = 1 << 20  # that must fit into the cache folder
 
 
@@ -43,7 +42,7 @@ def _can_cache() -> bool:
     return True
 
 
-def loop(function: Callable[..., Any]) -> Callable[..., Any]:
+def loop(function: Callable[..., Any]) -> Any:
     """Compile a function at its first call for its arguments' types; keep the result on disk where that is possible."""
     return numba.njit(nogil=True, fastmath=_FASTMATH, cache=_can_cache())(function)
 
@@ -91,7 +90,10 @@ def share(count: int, work: Callable[[int, int], Any]) -> None:
             starts.clear()
             raise
 
-    helpers = [_pool(threads).submit(take_chunks) for _ in range(threads - 1)]
+    helpers: list[Future[None]] = []
+    with contextlib.suppress(RuntimeError):  # the interpreter is ending, and lets no more threads begin
+        for _ in range(threads - 1):
+            helpers.append(_pool(threads).submit(take_chunks))
     try:
         take_chunks()
     finally:
@@ -101,11 +103,26 @@ def share(count: int, work: Callable[[int, int], Any]) -> None:
 
 
 def _run(work: Callable[[int, int], Any], begin: int, end: int) -> None:
-    """Call work(begin, end), again where numba could not keep what it had just compiled (a disk that became full)."""
-    try:
-        work(begin, end)
-    except OSError:
-        work(begin, end)
+    """Call work(begin, end), again where numba could not save what it had just compiled, or read what it had saved.
+
+    That is a disk that became full, or files that were cut off. Each call then comes at least one loop further, before
+    any of them has run.
+    """
+    for _ in range(_MOST_LOOPS):
+        try:
+            return work(begin, end)
+        except OSError:
+            continue
+        except (EOFError, pickle.UnpicklingError):
+            _remove_saved_code()
+    work(begin, end)
+
+
+def _remove_saved_code() -> None:
+    """Have every loop that is not loaded yet compiled anew."""
+    for file in Path(str(_test_loop.stats.cache_path)).glob("numba_*.nb[ci]"):
+        with contextlib.suppress(OSError):
+            file.unlink()
 
 
 @functools.lru_cache(maxsize=4)
@@ -114,27 +131,17 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def self_test() -> None:
-    """Compile and run a small loop, in a process of its own first where the environment names another processor.
+    """Compile and run a small loop.
 
     Raises:
         RuntimeError: numba cannot be used here; the message says why.
     """
     if getattr(numba.config, "DISABLE_JIT", 0):
-        raise RuntimeError("its compiler is switched off")
-    if any(os.environ.get(name) for name in _TARGET_VARIABLES):
-        command = [sys.executable, "-c", f"from {__name__} import _compile_and_run; _compile_and_run()"]
-        paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"code for the processor that {' or '.join(_TARGET_VARIABLES)} names does not run here")
-    _compile_and_run()
-
-
-def _compile_and_run() -> None:
-    found = np.zeros(5, np.float32)
-    share(5, lambda begin, end: _test_loop(np.arange(6, dtype=np.float32), found, begin, end))
-    if found.tolist() != [0.5, 1.5, 2.5, 3.5, 4.5]:
-        raise RuntimeError(f"a test loop computed {found.tolist()}")
+        raise RuntimeError("its compiler is switched off by NUMBA_DISABLE_JIT")
+    means = np.zeros(5, np.float32)
+    share(5, lambda begin, end: _test_loop(np.arange(6, dtype=np.float32), means, begin, end))
+    if means.tolist() != [0.5, 1.5, 2.5, 3.5, 4.5]:
+        raise RuntimeError(f"a test loop computed {means.tolist()}")
 
 
 @loop

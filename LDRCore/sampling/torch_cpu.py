@@ -9,6 +9,7 @@ of volumes does the same.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -16,13 +17,13 @@ import torch
 import torch.nn.functional as F
 
 from LDRCore.sampling import lattice
+from LDRCore.sampling.lattice import Block
 
 SLAB_POINTS = 1 << 19  # sampled at once: about 20 MB of temporaries
 _SLICES_AT_ONCE = 4  # of a field, interpolated to the rows and columns of a lattice
 _BAND = 8  # slices of a lattice that are interpolated together from the few slices of a field about them
 _SPAN_POINTS = 1 << 17  # sampled at once where only part of a slice is: the fewer, the tighter the window about it
 
-Block = tuple[slice, slice, slice]
 Bounds = Sequence[tuple[float, float]]
 """For x, y and z: no point is lower, no point is higher."""
 
@@ -44,7 +45,7 @@ class SliceSampler:
         on_cpu = image.device.type == "cpu"
         self._parts = torch.get_num_threads() if on_cpu else 1
         self._pairs = self._with_next_slices() if on_cpu else self.image
-        self._buffer = torch.empty(0, dtype=torch.float32)
+        self._buffer = torch.empty(0, dtype=torch.float32, device=image.device)
 
     def _with_next_slices(self) -> torch.Tensor:
         """Channels and, as further channels, the slice above each: (2 C, D or D - 1, H, W); of one image a view."""
@@ -68,7 +69,7 @@ class SliceSampler:
 
         Args:
             count: as given to `buffer`.
-            bounds: of the points; found out if not given.
+            bounds: of the points; computed if not given. NaN where a point is not a number.
 
         Returns:
             (C, count).
@@ -78,6 +79,9 @@ class SliceSampler:
         if bounds is None:
             bounds = [(float(low), float(high)) for low, high in (axis.aminmax() for axis in xyz)]
         inside = self._inside(xyz, bounds) if self._padding == "half" else None
+        if any(math.isnan(end) for ends in bounds for end in ends):
+            xyz.nan_to_num_(nan=-float(self._margin), posinf=float("inf"), neginf=-float("inf"))
+            bounds = [(-float("inf"), float("inf"))] * 3
         values = self._by_slices(xyz, *bounds[2]) if xyz.device.type == "cpu" else self._by_volume(xyz)
         if inside is not None:
             torch.lerp(values.new_tensor(self._fill).expand_as(values), values, inside, out=values)
@@ -90,7 +94,7 @@ class SliceSampler:
         """
         inside: torch.Tensor | None = None
         for axis, last, (lowest, highest) in zip(xyz, self._last, bounds, strict=True):
-            if lowest < -0.5 or highest > last + 0.5:
+            if not (lowest >= -0.5 and highest <= last + 0.5):  # true also for what is not a number
                 within = axis.clamp(-0.5, last + 0.5).eq_(axis)
                 inside = within if inside is None else inside.mul_(within)
         return inside
@@ -177,7 +181,7 @@ def slabs(
 ) -> Iterator[tuple[Block, torch.Tensor]]:
     """See `sampling.slabs_on_lattice`."""
     depth, height, width = shape
-    slab_points = _slab_points(image.device) if spans is None else _SPAN_POINTS
+    slab_points = _SPAN_POINTS if spans is not None and image.device.type == "cpu" else _slab_points(image.device)
     slab = max(1, slab_points // (height * width))
     sampler = SliceSampler(image[None], padding, fill)
     points = _points(matrix, displacement, to_field, shape, image.device)

@@ -22,7 +22,7 @@ _PADDINGS = ("zeros", "border")
 
 
 def identity_grid(
-    shape: Sequence[int], *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    shape: Sequence[int], *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
     """Return the voxel coordinates of a grid.
 
@@ -208,21 +208,21 @@ def shrink(image: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """
     if tuple(image.shape[2:]) == tuple(shape):
         return image
-    weights = [_box_average(n, m).to(image) for n, m in zip(image.shape[2:], shape, strict=True)]
-    z, y, x = weights
+    weights = [_box_average(n, m) for n, m in zip(image.shape[2:], shape, strict=True)]
+    z, y, x = (torch.from_numpy(w).to(image) for w in weights)
     image = y @ (image @ x.T)
     return (z @ image.flatten(3)).view(*image.shape[:2], *shape)
 
 
 @lru_cache(maxsize=32)
-def _box_average(n: int, m: int) -> torch.Tensor:
+def _box_average(n: int, m: int) -> np.ndarray:
     """Return the weights (m, n) by which m points average boxes as wide as their distance, cut at the border."""
     width = (n - 1) / (m - 1)
-    middle = torch.linspace(0, n - 1, m, dtype=torch.float64)[:, None]
-    voxel = torch.arange(n, dtype=torch.float64)[None]
-    high = torch.minimum(middle + width / 2, voxel + 0.5)
-    weights = (high - torch.maximum(middle - width / 2, voxel - 0.5)).clamp_min(0)
-    return weights / weights.sum(1, keepdim=True)
+    middle = np.linspace(0, n - 1, m)[:, None]
+    voxel = np.arange(n)[None]
+    high = np.minimum(middle + width / 2, voxel + 0.5)
+    weights = (high - np.maximum(middle - width / 2, voxel - 0.5)).clip(0)
+    return weights / weights.sum(1, keepdims=True)
 
 
 def warp_by_coarse(image: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:

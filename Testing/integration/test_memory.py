@@ -78,6 +78,6 @@ def test_more_asked_needs_more():
 
 
 def test_freed_blocks_are_kept_where_glibc_is():
-    code = "from LDRCore import memory; print(memory.keep_freed_blocks())"
+    code = "from LDRCore.cpu import memory; print(memory.keep_freed_blocks())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == str(sys.platform == "linux" and platform.libc_ver()[0] == "glibc")

@@ -10,7 +10,7 @@ import torch
 import LDRCore
 from LDRCore import RegistrationError
 from LDRCore.cli.doctor import examine
-from LDRCore.cpu import layout, precision
+from LDRCore.cpu import precision
 from LDRCore.models import weights
 
 MEAN_MM, LARGEST_MM = 0.05, 0.5
@@ -50,9 +50,11 @@ def test_the_processor_decides(monkeypatch, gains, expected):
     monkeypatch.delenv(precision.VARIABLE, raising=False)
     monkeypatch.setattr(precision, "cpu_gains_by_bfloat16", lambda: gains)
     assert precision.of_convolutions("cpu") == expected
-    model = weights.load_model("brain-t1")
+    model = LDRCore.load_model("brain-t1")
     assert model.cascade.precision == expected
-    assert all(p.dtype == torch.float32 for p in model.cascade.parameters())
+    assert all(network.precision == expected for network in model.cascade.networks)
+    assert model.cascade.stem._first.weight.dtype == torch.float32
+    assert all(p.dtype == torch.float32 for p in weights.load_cascade("brain-t1").parameters())
 
 
 @pytest.mark.parametrize(
@@ -71,10 +73,36 @@ def test_which_processors_gain_by_bfloat16(monkeypatch, vectors, matrices, vendo
     assert precision.cpu_gains_by_bfloat16() == gains
 
 
-def test_a_torch_without_these_checks_means_single_precision(monkeypatch):
+def raises(*arguments):
+    raise RuntimeError("no such check on this platform")
+
+
+def of_another_signature(device):
+    return True
+
+
+def of_another_result():
+    return object()
+
+
+@pytest.mark.parametrize("check", [None, raises, of_another_signature, of_another_result])
+def test_a_torch_without_these_checks_means_single_precision(monkeypatch, check):
+    monkeypatch.setattr(precision, "_processor", lambda: "vendor_id : AuthenticAMD")
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.delattr(torch.cpu, name, raising=False)
+        if check is None:
+            monkeypatch.delattr(torch.cpu, name, raising=False)
+        else:
+            monkeypatch.setattr(torch.cpu, name, check, raising=False)
     assert not precision.cpu_gains_by_bfloat16()
+
+
+def test_the_processor_is_named_where_the_system_tells(monkeypatch):
+    monkeypatch.setattr("builtins.open", raises_oserror)
+    assert isinstance(precision._processor(), str)
+
+
+def raises_oserror(*arguments, **options):
+    raise OSError("no /proc here")
 
 
 def test_another_word_is_refused_in_one_sentence(demo_pair, monkeypatch):
@@ -82,36 +110,3 @@ def test_another_word_is_refused_in_one_sentence(demo_pair, monkeypatch):
     with pytest.raises(RegistrationError, match=r"LDR_PRECISION must be one of .*, got 'half'"):
         LDRCore.register(demo_pair["fixed"], demo_pair["moving"])
     assert any("LDR_PRECISION" in problem for problem in examine()[1])
-
-
-def test_a_processor_whose_onednn_refuses_bfloat16_still_convolves(monkeypatch):
-    torch.manual_seed(0)
-    layer = torch.nn.Conv3d(1, 16, 4, stride=2, padding=1)
-    moving, fixed = torch.rand(2, 1, 1, 16, 16, 16)
-    pair = torch.nn.Conv3d(2, 16, 4, stride=2, padding=1)
-    found = []
-    for takes in (layout.onednn_takes, lambda dtype: dtype == torch.float32):
-        monkeypatch.setattr(cpu_layout, "onednn_takes", takes)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            images = layout.ImagePair(fixed, torch.bfloat16)
-            images.put(moving)
-            found.append(layout.convolve_pair(pair, images, relu=True))
-            found.append(layout.convolve_half(layer, moving))
-    assert all(f.dtype == torch.bfloat16 for f in found)
-    assert torch.allclose(found[0].float(), found[2].float(), atol=0.02)
-    assert torch.allclose(found[1].float(), found[3].float(), atol=0.02)
-
-
-def test_rows_of_one_voxel_hold_what_was_computed():
-    """oneDNN reads memory that nobody has written there, with the matrix unit."""
-    torch.manual_seed(0)
-    layer = torch.nn.Conv3d(16, 32, 4, stride=2, padding=1)
-    features = torch.rand(1, 16, 4, 6, 2)
-    expected = torch.nn.functional.conv3d(features, layer.weight, layer.bias, 2, 1)
-    for _ in range(3):
-        for size in (1 << 10, 1 << 14, 1 << 17):
-            torch.full((size,), 1e38)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            found = layout.convolve_half(layer, features)
-        assert found.dtype == torch.bfloat16
-        assert torch.allclose(found.float(), expected, atol=0.02)
