@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "transforms": {"errors", "torch_context", "sampling", "geometry"},
     "losses": {"transforms"},
     "models": {"errors", "transforms", "losses"},
-    "cpu": {"errors", "models"},
+    "cpu": {"errors", "torch_context", "models"},
     "distillation": {"errors", "transforms", "losses"},
     "pipeline": {
         *("errors", "torch_context", "sampling", "geometry", "io", "transforms", "losses", "models", "cpu"),
