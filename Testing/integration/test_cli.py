@@ -140,7 +140,7 @@ def test_doctor_is_content_here(capsys):
 def test_help_needs_nothing_heavy():
     code = "import sys; from LDRCore import cli\ntry: cli.main(['register', '--help'])\nexcept SystemExit: pass\n"
     code += "print([m for m in ('torch', 'SimpleITK', 'numpy', 'matplotlib') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert done.stdout.strip().endswith("[]")
 
 

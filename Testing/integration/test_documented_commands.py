@@ -246,7 +246,7 @@ def make_recipe(arguments: list[str]) -> list[list[str]]:
     installed = [f"--old-file=.venv/.installed{part}" for part in ("", "-test", "-evaluate", "-lint")]
     given = [re.sub("=DIR$", f"={PLACEHOLDERS['DIR']}", argument) for argument in arguments]
     command = ["make", "--dry-run", "--no-print-directory", *installed, *given]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     text = done.stdout.replace("\\\n", " ")
     return [shlex.split(line.partition("||")[0]) for line in text.splitlines() if line.strip()]
 

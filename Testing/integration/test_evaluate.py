@@ -190,7 +190,7 @@ def test_an_interrupted_evaluation_ends_its_programs_and_keeps_its_rows(folder, 
     path = config(folder, f'[[system]]\nname = "slow"\nkind = "command"\ncommand = "{line}"\n')
     script = "import sys; from Training import evaluate; sys.exit(evaluate.main(sys.argv[1:]))"
     given = ["--config", str(path), "--out", str(tmp_path / "out"), "--no-costs", "--pairs", "1"]
-    process = subprocess.Popen([sys.executable, "-c", script, *given], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", script, *given], stderr=subprocess.PIPE, encoding="utf-8")
     deadline = time.monotonic() + 60
     while not (marker.exists() and marker.read_text(encoding="utf-8")) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -50,7 +50,7 @@ def test_what_is_said_is_about_what_is_taken(n, cascades, inverse, jacobian):
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, *arguments],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=True,
         cwd=ROOT,
         env={**os.environ, "LDR_NUMBA": "0"},
@@ -79,5 +79,5 @@ def test_more_asked_needs_more():
 
 def test_freed_blocks_are_kept_where_glibc_is():
     code = "from LDRCore.cpu import memory; print(memory.keep_freed_blocks())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True, cwd=ROOT)
     assert done.stdout.strip() == str(sys.platform == "linux" and platform.libc_ver()[0] == "glibc")

@@ -203,7 +203,7 @@ def test_importing_the_module_brings_neither_torch_nor_simpleitk_nor_qt():
         "print([m for m in ('torch', 'SimpleITK', 'LDRCore', 'qt', 'PySide6') if m in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=application.ROOT
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True, cwd=application.ROOT
     )
     assert done.stdout.strip().splitlines()[-1] == "[]"
 

@@ -226,7 +226,7 @@ def test_two_processes_equal_one_with_the_doubled_batch(tiny_brains, teacher, tm
         run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port",
                "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # fmt: skip
         command = [*run, "-m", "Training.train_student", *arguments, "--out", str(tmp_path / f"{name}.pt")]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False)
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = (weights_of(tmp_path / f"{name}.pt") for name in ("one", "two"))
     moved = max((v - w).abs().max() for v, w in zip(one.values(), two.values(), strict=True))
@@ -274,7 +274,7 @@ def test_fine_tuning_on_ones_own_pairs(demo_pair, tmp_path):
     ]
     command += ["--steps", "3", "--out", str(out), "--shape", "64,80,64", "--device", "cpu"]
     command += ["--cache", str(tmp_path / "cache")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     before = weights.load_cascade("brain-t1").state_dict()
     moved = max(float((v - before[k]).abs().max()) for k, v in weights_of(out).items())
@@ -418,7 +418,7 @@ def test_refusals_come_before_any_step(tiny_brains, teacher, tmp_path):
 
 def test_a_users_mistake_is_one_sentence_and_exit_code_2(tmp_path):
     command = [sys.executable, "-m", "Training.train_student", "--data", str(tmp_path), "--step", "3"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: a key must be one of")
     assert done.stderr.count("\n") == 1

@@ -61,7 +61,9 @@ def test_the_first_example_runs_as_printed(tiny_brains, tmp_path):
     for words in blocks("training.md")[0]:
         command = [sys.executable, *(str(tiny_brains) if word == "DIR" else word for word in words[1:])]
         command += SHORT[words[2]].split()
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, env=environment, cwd=tmp_path, capture_output=True, encoding="utf-8", check=False
+        )
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr[-2000:]}"
     assert len(TeacherStore(tmp_path / "teacher.h5")) == 12  # every ordered pair of four subjects
     student = checkpoints.read_checkpoint(tmp_path / "runs" / "s.pt")

@@ -29,7 +29,7 @@ COLOURS = {"Red": "Axial", "Yellow": "Sagittal", "Green": "Coronal"}
 def can_render() -> str:
     """Empty if this machine can render off screen, the reason if not (asked in another process: VTK may abort)."""
     code = "import vtk; w = vtk.vtkRenderWindow(); w.SetOffScreenRendering(1); w.Render(); print(w.GetClassName())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", env=os.environ)
     if done.returncode == 0 and done.stdout.strip():
         return ""
     return f"VTK cannot render off screen here: {(done.stderr or done.stdout).strip()[-200:]}"

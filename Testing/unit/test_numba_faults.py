@@ -66,7 +66,7 @@ def register(preamble: str = "", **environment: str) -> dict:
         cwd=ROOT,
         env={**clean, **environment},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
@@ -183,7 +183,7 @@ print(sampling.backend_name(), float(sampling.composed(image + 3, field).mean())
         clean = {k: v for k, v in os.environ.items() if k not in VARIABLES}
         environment = {**clean, "NUMBA_CACHE_DIR": str(tmp_path)}
         done = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", check=True
         )
         return done.stdout + done.stderr
 
@@ -273,7 +273,7 @@ loops = {name: loop for name, loop in vars(numba_loops).items() if hasattr(loop,
 called = {n: loop for n, loop in loops.items() if "begin" in inspect.signature(loop.py_func).parameters}
 print(len(called), [name for name, loop in called.items() if not loop.signatures])
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     count, missed = done.stdout.strip().split(" ", 1)
     assert int(count) >= 7
     assert missed == "[]"

@@ -49,7 +49,7 @@ def late():
     print(sorted(rows))
 threading.Thread(target=late).start()
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     assert done.stdout == f"{list(range(10))}\n", done.stderr
 
 

@@ -177,7 +177,7 @@ def installed(tmp_path_factory) -> Path:
     (slicer / "Nothing.cmake").write_text("")
     options = [f"-DSlicer_DIR={slicer}", "-DBUILD_TESTING=ON", f"-DCMAKE_INSTALL_PREFIX={work / 'installed'}"]
     done = subprocess.run(
-        [cmake, "-S", source, "-B", work / "build", *options], capture_output=True, text=True, check=False
+        [cmake, "-S", source, "-B", work / "build", *options], capture_output=True, encoding="utf-8", check=False
     )
     assert done.returncode == 0, done.stderr
     assert "unit test LightweightRegistration.py" in done.stdout
@@ -269,7 +269,7 @@ def test_the_installed_extension_registers_with_its_own_library_and_weights(inst
     assert (installed / "LightweightRegistration.py").is_file()
     assert (installed / "Resources" / "UI" / "LightweightRegistration.ui").is_file()
     done = subprocess.run(
-        [sys.executable, "-c", REGISTER, installed], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, "-c", REGISTER, installed], capture_output=True, encoding="utf-8", cwd=ROOT, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "brain-t1-small blob 1 warped to blob 0"

@@ -266,7 +266,7 @@ def test_the_architecture_page_names_files_that_exist():
 def test_importing_brings_neither_torch_nor_simpleitk(statement):
     heavy = ("torch", "SimpleITK", "numpy", "matplotlib", "numba")
     code = f"import sys; {statement}; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
 
 

@@ -208,7 +208,7 @@ def test_without_h5py(path, monkeypatch):
 def test_importing_it_needs_no_h5py():
     code = "import sys; sys.modules['h5py'] = None; import LDRCore.distillation.teacher_store as t; "
     code += "assert t.TeacherStore; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True, cwd=ROOT)
     assert done.stdout.strip() == "False"
 
 
@@ -297,7 +297,7 @@ except ValueError as error:
     print(error)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=False, cwd=ROOT)
     assert done.returncode == 0
     assert done.stdout.strip() == (
         f"a teacher store must lie where files can be written, got {path} ({os.strerror(errno.EFBIG)})"
