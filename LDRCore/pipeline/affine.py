@@ -14,6 +14,8 @@ from LDRCore.losses import correlation_coefficient
 from LDRCore.pipeline.model import Model
 from LDRCore.pipeline.preprocess import PreparedImage
 
+WITHIN = 0.2  # of the best start's correlation; of 32 validation pairs the later winner was at most .045 behind
+
 
 def centring_candidates(fixed: PreparedImage, moving: PreparedImage) -> list[np.ndarray]:
     """Return translations (4x4, LPS mm) that bring the contents together, in the order in which they are preferred.
@@ -34,9 +36,9 @@ def estimate_affine(
 ) -> np.ndarray:
     """Estimate the affine map fixed -> moving from the best of several initial maps.
 
-    All candidates run as one batch through the first pass; the one that then correlates best goes on alone. Of all
-    candidates and all passes the best correlated wins, so a stem that was made for other images cannot make the
-    alignment worse than it was.
+    All candidates that may still win run as one batch through the first pass; the one that then correlates best goes on
+    alone. Of all candidates and all passes the best correlated wins, so a stem that was made for other images cannot
+    make the alignment worse than where it began.
 
     Args:
         model: its stem; without one the first candidate is returned.
@@ -66,8 +68,9 @@ def estimate_affine(
             best, best_score = totals[leader], float(scores[leader])
         if done == passes:
             break
-        if done:
-            totals, moved = [totals[leader]], moved[leader : leader + 1]
+        # the first pass takes every start that may still win, later ones the best
+        kept = [leader] if done else (scores > scores[leader] - WITHIN).nonzero()[:, 0].tolist()
+        totals, moved = [totals[k] for k in kept], moved[kept]
         matrix, translation = stem.predict(moved, fixed_image.expand_as(moved))
         for k in range(len(totals)):
             step = geometry.tensor_affine_to_lps(matrix[k].cpu().numpy(), translation[k].cpu().numpy(), grid)

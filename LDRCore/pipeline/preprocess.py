@@ -106,7 +106,7 @@ def prepare(
         masked = torch.where(inside, masked, masked[inside].min())
     low, high = intensity_range(masked)
     fine = Volume(masked, native.to_lps).averaged(fine_mm)
-    fine = Volume(normalise(fine.data, low, high), fine.to_lps)
+    fine = Volume(normalise(fine.data, low, high), fine.to_lps, lowest=0.0)
     coarse = fine.averaged(coarse_mm)
     points = foreground_index(coarse.data[0, 0]) @ coarse.to_lps[:3, :3].T + coarse.to_lps[:3, 3]
     box = np.percentile(points[:: max(1, len(points) // 50_000)], (0.2, 99.8), axis=0)

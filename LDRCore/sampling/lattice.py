@@ -6,7 +6,6 @@ another array. Numpy only; both backends use it.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -81,11 +80,6 @@ def interpolation_lines(
         low = np.minimum(np.floor(position), max(last - 1, 0)).astype(np.int64)
         lines.append(Line(low, np.minimum(low + 1, last), position - low, (wanted - position) / rate))
     return lines
-
-
-def corners(low: Sequence[float] | np.ndarray, high: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Return the 8 corners of a box, (8, 3)."""
-    return np.array(list(itertools.product(*zip(low, high, strict=True))), dtype=float)
 
 
 @dataclass(frozen=True)

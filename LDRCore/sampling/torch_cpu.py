@@ -22,7 +22,6 @@ from LDRCore.sampling.lattice import Block
 SLAB_POINTS = 1 << 19  # sampled at once: about 20 MB of temporaries
 _SLICES_AT_ONCE = 4  # of a field, interpolated to the rows and columns of a lattice
 _BAND = 8  # slices of a lattice that are interpolated together from the few slices of a field about them
-_SPAN_POINTS = 1 << 17  # sampled at once where only part of a slice is: the fewer, the tighter the window about it
 
 Bounds = Sequence[tuple[float, float]]
 """For x, y and z: no point is lower, no point is higher."""
@@ -181,20 +180,54 @@ def slabs(
 ) -> Iterator[tuple[Block, torch.Tensor]]:
     """See `sampling.slabs_on_lattice`."""
     depth, height, width = shape
-    slab_points = _SPAN_POINTS if spans is not None and image.device.type == "cpu" else _slab_points(image.device)
-    slab = max(1, slab_points // (height * width))
+    slab = max(1, _slab_points(image.device) // (height * width))
     sampler = SliceSampler(image[None], padding, fill)
     points = _points(matrix, displacement, to_field, shape, image.device)
     for start in range(0, depth, slab):
         stop = min(start + slab, depth)
-        rows, columns = spans.window(start, stop) if spans is not None else (slice(0, height), slice(0, width))
+        rows, columns = (slice(0, height), slice(0, width)) if spans is None else spans.window(start, stop)
         block = slice(start, stop), rows, columns
         size = [part.stop - part.start for part in block]
         count = size[0] * size[1] * size[2]
         if count == 0:
             continue
-        points.write(block, sampler.buffer(count).view(3, *size))
-        yield block, sampler.sample(count, points.bounds(block)).view(size)
+        if spans is None or isinstance(points, _Parallel):
+            points.write(block, sampler.buffer(count).view(3, *size))
+            yield block, sampler.sample(count, points.bounds(block)).view(size)
+            continue
+        listed = _ListedPoints(spans, block, image.device)
+        values = image.new_full((count,), fill)
+        points.write_listed(block, listed, sampler.buffer(listed.count))
+        values.index_copy_(0, listed.index, sampler.sample(listed.count, points.bounds(block))[0])
+        yield block, values.view(size)
+
+
+class _ListedPoints:
+    """The points of a block that lie within their row's span, one after the other.
+
+    Attributes:
+        count: their number.
+        row: of each point its row in the block, counted over all slices, (n,) int32.
+        column: of each point its index along the lattice's last axis, (n,) float32.
+        index: of each point its index in the flat block, (n,) int64.
+    """
+
+    def __init__(self, spans: lattice.Spans, block: Block, device: torch.device) -> None:
+        slices, rows, columns = block
+        first, stop = (ends[slices, rows].ravel() for ends in (spans.first, spans.stop))
+        counts = stop - first
+        ends = counts.cumsum()
+        self.count = int(ends[-1])
+        number = torch.arange(self.count, dtype=torch.int64, device=device)
+
+        def repeated(values: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(np.repeat(values, counts)).to(device)
+
+        self.row = repeated(np.arange(len(counts), dtype=np.int32))
+        to_column = first - (ends - counts)
+        self.column = (number + repeated(to_column)).to(torch.float32)
+        width = columns.stop - columns.start
+        self.index = number + repeated(to_column - columns.start + width * np.arange(len(counts)))
 
 
 def points_on_lattice(
@@ -248,14 +281,24 @@ class _Affine:
         return (self._step[:, None] * k)[:, :, None, None]
 
     def bounds(self, block: Block) -> Bounds:
-        """Between which the points of a block lie; an affine map of a box has its extremes at corners."""
-        points = lattice.corners([part.start for part in block], [part.stop - 1 for part in block])
-        points = points @ self._matrix[:, :3].T + self._matrix[:, 3]
-        return _widened(points.min(0), points.max(0))
+        """Between which the points of a block lie; each axis of the lattice adds its extremes."""
+        low, high = self._matrix[:, 3].copy(), self._matrix[:, 3].copy()
+        for axis, part in enumerate(block):
+            ends = self._matrix[:, axis] * part.start, self._matrix[:, axis] * (part.stop - 1)
+            low += np.minimum(*ends)
+            high += np.maximum(*ends)
+        return _widened(low, high)
 
     def write(self, block: Block, out: torch.Tensor) -> None:
         slices, rows, columns = block
         torch.add(self.plane[:, None, rows, columns], self.step(slices.start, slices.stop), out=out)
+
+    def write_listed(self, block: Block, listed: _ListedPoints, out: torch.Tensor) -> None:
+        slices, rows, _ = block
+        begins = self.plane[:, None, rows, 0] + self.step(slices.start, slices.stop)[..., 0]
+        for component, begin, step in zip(out, begins.flatten(1), self._matrix[:, 2].tolist(), strict=True):
+            torch.index_select(begin, 0, listed.row, out=component)
+            component.add_(listed.column, alpha=step)
 
 
 def _widened(low: np.ndarray, high: np.ndarray) -> Bounds:
@@ -293,6 +336,11 @@ class _Oblique(_Displaced):
         self._in_field.write(block, self._field.buffer(count).view_as(out))
         self._affine.write(block, out)
         out += self._field.sample(count, self._in_field.bounds(block)).view_as(out)
+
+    def write_listed(self, block: Block, listed: _ListedPoints, out: torch.Tensor) -> None:
+        self._in_field.write_listed(block, listed, self._field.buffer(listed.count))
+        self._affine.write_listed(block, listed, out)
+        out += self._field.sample(listed.count, self._in_field.bounds(block))
 
 
 class _Parallel(_Displaced):

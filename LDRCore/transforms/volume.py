@@ -21,10 +21,12 @@ class Volume:
     Attributes:
         data: (1, 1, D, H, W) float32.
         to_lps: 4x4, tensor index (k, j, i) -> LPS mm.
+        lowest: a value that no voxel lies below, where that is known without looking.
     """
 
     data: torch.Tensor
     to_lps: np.ndarray
+    lowest: float | None = None
 
     @property
     def spacing_mm(self) -> np.ndarray:
@@ -33,8 +35,8 @@ class Volume:
 
     @functools.cached_property
     def minimum(self) -> float:
-        """The smallest value."""
-        return float(self.data.min())
+        """The smallest value, or `lowest`."""
+        return float(self.data.min()) if self.lowest is None else self.lowest
 
     @functools.cached_property
     def content(self) -> Box | None:
@@ -51,7 +53,7 @@ class Volume:
         lps_from_block = self.to_lps.copy()
         lps_from_block[:3, 3] += lps_from_block[:3, :3] @ ((np.array(factors) - 1) / 2)
         lps_from_block[:3, :3] = lps_from_block[:3, :3] * np.array(factors)
-        return Volume(_block_means(self.data, factors), lps_from_block)
+        return Volume(_block_means(self.data, factors), lps_from_block, self.lowest)
 
     def on(self, grid: Grid, transform_lps: np.ndarray | None = None) -> torch.Tensor:
         """Sample linearly at the points of a grid.

@@ -72,7 +72,7 @@ def sampled(image, matrix, field, to_field, padding, fill, content) -> torch.Ten
 @pytest.mark.parametrize("kind", ["oblique", "permuted and flipped", "singular"])
 @pytest.mark.parametrize("displaced", [None, "parallel", "oblique"])
 def test_a_content_box_changes_nothing(kind, padding, displaced, backend, rng, monkeypatch):
-    monkeypatch.setattr(sampling.torch_cpu, "_SPAN_POINTS", 2 * LATTICE[1] * LATTICE[2])  # several blocks
+    monkeypatch.setattr(sampling.torch_cpu, "SLAB_POINTS", 2 * LATTICE[1] * LATTICE[2])  # several blocks
     fill = 0.0 if padding == "zeros" else FILL
     left_out, sampled_anything = 0, 0
     for _ in range(25):
