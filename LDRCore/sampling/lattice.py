@@ -37,6 +37,12 @@ class Line:
         """Return the line for the lattice indices start to stop."""
         return Line(*(values[start:stop] for values in (self.low, self.high, self.weight, self.excess)))
 
+    def is_identity(self, size: int) -> bool:
+        """Return whether lattice index n is voxel n of a grid of `size` voxels, for all of them."""
+        ends = np.where(self.weight == 1, self.high, self.low)
+        exact = bool(((self.weight == 0) | (self.weight == 1)).all())
+        return exact and len(ends) == size and bool((ends == np.arange(size)).all())
+
     def matrix(self, size: int, first: int = 0) -> np.ndarray:
         """Return the (n, size) float32 matrix that interpolates `size` voxels of the grid, from `first` on."""
         matrix = np.zeros((len(self.low), size), dtype=np.float32)

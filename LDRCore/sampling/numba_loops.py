@@ -211,41 +211,15 @@ def _affine(image, matrix, out, start, span_first, span_stop, begin, end, paddin
 
 
 @loop
-def _keep_field_rows(field, zs, ys, xs, k, j, kept, buffer, rows):  # type: ignore[no-untyped-def]
-    """Have the field's two rows about row j of a lattice's slice k, as long as the lattice's rows.
+def _parallel(image, matrix, field, zs, ys, out, start, span_first, span_stop, begin, end, padding, fill):  # type: ignore[no-untyped-def]
+    """out(x) = image(M x + u(x)) where the lattice is parallel to the field's axes.
 
-    Args:
-        field: (3, d, h, w).
-        zs, ys, xs: (lower neighbour, upper neighbour, weight of the upper) along each axis of the lattice.
-        k, j: the lattice's row.
-        kept: which rows of the field are there now (even, odd), and of which lattice slice; -1 where none.
-        buffer: for one row of the field.
-        rows: (2, 3, width): the even and the odd row.
+    field: (3, d, h, W), already interpolated along the lattice's rows; zs, ys: (lower neighbour, upper neighbour,
+    weight of the upper) along the other two axes of the lattice.
     """
-    low, high, weight = xs
-    if k != kept[2]:
-        kept[0], kept[1], kept[2] = -1, -1, k
-    for q in (ys[0][j], ys[1][j]):
-        if kept[q % 2] == q:
-            continue
-        kept[q % 2] = q
-        share_above = zs[2][k]
-        for c in range(3):
-            below, above, row = field[c, zs[0][k], q], field[c, zs[1][k], q], rows[q % 2, c]
-            for i in range(len(buffer)):
-                buffer[i] = below[i] + share_above * (above[i] - below[i])
-            for i in range(len(row)):
-                n = np.uintp(low[i])
-                row[i] = buffer[n] + weight[i] * (buffer[np.uintp(high[i])] - buffer[n])
-
-
-@loop
-def _parallel(image, matrix, field, zs, ys, xs, out, start, span_first, span_stop, begin, end, padding, fill):  # type: ignore[no-untyped-def]
-    """out(x) = image(M x + u(x)) where the lattice is parallel to the field's axes; see `_keep_field_rows`."""
     height, width = out.shape[1], out.shape[2]
     flat = image.ravel()
     index, inside, points = np.empty(width, np.int32), np.empty(width, np.float32), np.empty((3, width), np.float32)
-    kept, buffer, rows = np.full(3, -1), np.empty(field.shape[3], np.float32), np.empty((2, 3, width), np.float32)
     for row in range(begin, end):
         k, j = row // height, row % height
         a, b = span_first[start + k, j], span_stop[start + k, j]
@@ -255,13 +229,16 @@ def _parallel(image, matrix, field, zs, ys, xs, out, start, span_first, span_sto
         if a >= b:
             continue
         z, y, x = points[0, : b - a], points[1, : b - a], points[2, : b - a]
-        _keep_field_rows(field, zs, ys, xs, start + k, j, kept, buffer, rows)
-        near, far, weight = rows[ys[0][j] % 2, :, a:b], rows[ys[1][j] % 2, :, a:b], ys[2][j]
         _affine_row(matrix, start + k, j, a, z, y, x)
-        for i in range(b - a):
-            z[i] += near[0, i] + weight * (far[0, i] - near[0, i])
-            y[i] += near[1, i] + weight * (far[1, i] - near[1, i])
-            x[i] += near[2, i] + weight * (far[2, i] - near[2, i])
+        low_z, high_z, wz = zs[0][start + k], zs[1][start + k], zs[2][start + k]
+        low_y, high_y, wy = ys[0][j], ys[1][j], ys[2][j]
+        for c in range(3):
+            point = points[c]
+            near, far = field[c, low_z, low_y, a:b], field[c, high_z, low_y, a:b]
+            low, lower = field[c, low_z, high_y, a:b], field[c, high_z, high_y, a:b]
+            for i in range(b - a):
+                upper = near[i] + wz * (far[i] - near[i])
+                point[i] += upper + wy * (low[i] + wz * (lower[i] - low[i]) - upper)
         _locate(z, y, x, image.shape, padding, index, inside)
         _interpolate(flat, image.shape, index, z, y, x, inside, padding, fill, target[a:b])
 
@@ -343,9 +320,12 @@ def slabs(
             arguments += (_interleaved(displacement), np.ascontiguousarray(to_field[:3], np.float64))
         else:
             kernel = _parallel
-            lines = lattice.interpolation_lines(displacement.shape[1:], to_field, shape, axes)
-            arguments += (array(displacement.permute(0, *(1 + a for a in axes)), 4),)
-            arguments += tuple((n.low, n.high, n.weight.astype(np.float32)) for n in lines)
+            z, y, x = lattice.interpolation_lines(displacement.shape[1:], to_field, shape, axes)
+            field = displacement.permute(0, *(1 + a for a in axes))
+            if not x.is_identity(field.shape[3]):
+                field = field @ torch.from_numpy(x.matrix(field.shape[3])).T
+            arguments += (array(field, 4),)
+            arguments += tuple((n.low, n.high, n.weight.astype(np.float32)) for n in (z, y))
     spans = lattice.whole_rows(shape) if spans is None else spans
     rows = np.ascontiguousarray(spans.first), np.ascontiguousarray(spans.stop)
     slab = max(1, SLAB_POINTS // (height * width))

@@ -181,3 +181,16 @@ def test_which_axes_are_parallel():
     turned[0, 0] = 1e-4
     assert lattice.parallel_axes(turned, (10, 10, 10)) is None
     assert lattice.parallel_axes(np.diag([1.0, 0, 1, 1]), (10, 10, 10)) is None
+
+
+def test_which_lines_are_the_identity():
+    def line(rate: float, offset: float, n: int, size: int) -> lattice.Line:
+        to_field = np.diag([rate, 1.0, 1.0, 1.0])
+        to_field[0, 3] = offset
+        return lattice.interpolation_lines((size, 4, 4), to_field, (n, 4, 4), [0, 1, 2])[0]
+
+    assert line(1.0, 0.0, 9, 9).is_identity(9)
+    assert not line(1.0, 0.5, 9, 9).is_identity(9)
+    assert not line(0.5, 0.0, 9, 5).is_identity(5)
+    assert not line(1.0, 1.0, 8, 9).is_identity(9)
+    assert not line(-1.0, 8.0, 9, 9).is_identity(9)
