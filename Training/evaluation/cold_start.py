@@ -6,6 +6,7 @@ Every function starts a fresh interpreter, waits for what a user waits for and r
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import SimpleITK as sitk
 from LDRCore import geometry
 from LDRCore.errors import RegistrationError
 from LDRCore.models import weights
+from LDRCore.sampling.numba_check import VARIABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKGROUND = ROOT / "LightweightRegistration" / "LightweightRegistrationLib" / "background.py"
@@ -50,6 +52,8 @@ def _run(*arguments: str) -> float:
 def first_apply(fixed: sitk.Image, moving: sitk.Image, *, chosen_s: float = 0.0, earlier: int = 0) -> float:
     """A registration by the process behind the panel, all of the panel's outputs back in this process.
 
+    The process does without numba, which Slicer's Python does not have.
+
     Args:
         fixed, moving: the volumes.
         chosen_s: so many seconds before, both volumes were chosen; 0: only now.
@@ -57,6 +61,8 @@ def first_apply(fixed: sitk.Image, moving: sitk.Image, *, chosen_s: float = 0.0,
     """
     worker = _background().Worker(ROOT, command=[sys.executable])
     how = {"model": weights.DEFAULT, "device": "cpu", "threads": 0}
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = "0"  # the process inherits it
     try:
         if chosen_s:
             worker.warm_up(how)
@@ -65,6 +71,9 @@ def first_apply(fixed: sitk.Image, moving: sitk.Image, *, chosen_s: float = 0.0,
             _apply(worker, fixed, moving, how)
         return _apply(worker, fixed, moving, how)
     finally:
+        os.environ.pop(VARIABLE)
+        if before is not None:
+            os.environ[VARIABLE] = before
         worker.close()
 
 
