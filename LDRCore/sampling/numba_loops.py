@@ -323,7 +323,8 @@ def slabs(
             z, y, x = lattice.interpolation_lines(displacement.shape[1:], to_field, shape, axes)
             field = displacement.permute(0, *(1 + a for a in axes))
             if not x.is_identity(field.shape[3]):
-                field = field @ torch.from_numpy(x.matrix(field.shape[3])).T
+                low, high = (field[..., torch.from_numpy(index)] for index in (x.low, x.high))
+                field = torch.lerp(low, high, torch.from_numpy(x.weight.astype(np.float32)))
             arguments += (array(field, 4),)
             arguments += tuple((n.low, n.high, n.weight.astype(np.float32)) for n in (z, y))
     spans = lattice.whole_rows(shape) if spans is None else spans
