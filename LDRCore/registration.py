@@ -30,7 +30,9 @@ def register(
     initial: str | sitk.Transform | None = None,
     fixed_mask: ImageLike | None = None,
     moving_mask: ImageLike | None = None,
+    refine: str = "none",
     refine_steps: int = 0,
+    similarity: str = "local-ncc",
     inverse: bool = False,
     device: str = "auto",
     progress: Progress | None = None,
@@ -44,13 +46,17 @@ def register(
         fixed, moving: a path (file, or a folder with one DICOM series), a sitk.Image, or (array[i, j, k], 4x4 affine
             voxel -> RAS mm).
         model: a name of `list_models()`, or a path to a .pt file with its card.
-        cascades: number of dense cascades, 1 to the model's maximum.
+        cascades: number of dense cascades, 0 (the affine stem alone) to the model's maximum.
         affine: let the model's affine stem align the images first.
         initial: "center" (also None: bring the contents' centres together), "none" (trust the scanner coordinates),
             or a SimpleITK transform fixed -> moving.
         fixed_mask, moving_mask: image > 0 inside, on the grid of its image; what lies outside cannot drive the
             result. The warped image is not masked.
-        refine_steps: steps of instance optimisation after the networks (local NCC; see `refine`), 0 for none.
+        refine: instance optimisation after the networks: "none", "fast", or "best" (see `pipeline.refine`).
+        refine_steps: iterations of instance optimisation at each of two resolutions, instead of those of `refine`; 0
+            for what `refine` says.
+        similarity: what the optimisation makes larger: "local-ncc" (images of the same or of inverted contrast), or
+            "mind" (self-similarity descriptors, for images of unlike contrast).
         inverse: also compute the inverse transform.
         device: "auto" (a GPU if there is one), "cpu", "cuda" ...
         progress: see `Progress`.
@@ -67,6 +73,7 @@ def register(
     from LDRCore import report
     from LDRCore.pipeline import affine as affine_stage
     from LDRCore.pipeline import dense as dense_stage
+    from LDRCore.pipeline import refine as refine_stage
     from LDRCore.pipeline.inputs import prepare_pair, read_inputs
     from LDRCore.pipeline.model import load_model
     from LDRCore.pipeline.options import Options
@@ -74,7 +81,7 @@ def register(
     from LDRCore.torch_context import own_torch_context
 
     initial = "center" if initial is None else initial
-    options = Options(model, cascades, affine, initial, refine_steps, inverse, device)
+    options = Options(model, cascades, affine, initial, inverse, device, refine, refine_steps, similarity)
     clock = report.Clock(progress, began_s)
     with own_torch_context():
         clock.start("read", 0.0, "reading images")
@@ -92,9 +99,13 @@ def register(
         affine_lps = affine_stage.estimate_affine(loaded, pair.fixed, pair.moving, starts) if affine else starts[0]
 
         clock.start("dense", 0.45, f"{cascades} cascade{'s' if cascades > 1 else ''}")
-        field = dense_stage.estimate_dense(
-            loaded, pair.fixed, pair.moving, affine_lps, cascades, refine_steps, clock.within(0.5, 0.7, "refining")
-        )
+        field = dense_stage.estimate_dense(loaded, pair.fixed, pair.moving, affine_lps, cascades)
+
+        levels = refine_stage.choose_plan(refine, refine_steps, networks=cascades > 0)
+        if levels:
+            clock.start("refine", 0.5, "refining")
+        refining = clock.within(0.5, 0.7, "refining")
+        field, refinement = refine_stage.refine(field, pair.fixed, pair.moving, levels, similarity, refining)
 
         clock.start("warp", 0.7, "warping the moving image")
         output: Output = DenseOutput(field, inputs.fixed, inputs.moving, pair.moving.native)
@@ -105,7 +116,7 @@ def register(
         warped = output.warp(clock.within(0.7, 0.85, "warping the moving image"))
 
         clock.start("report", 0.85, "measuring")
-        measures = report.measure(pair, field, starts[0])
+        measures = refinement | report.measure(pair, field, starts[0])
         inverse_transform: sitk.Transform | None = None
         if inverse:
             clock.start("invert", 0.9, "inverting")

@@ -128,7 +128,11 @@ def _add_model_options(command: argparse.ArgumentParser) -> None:
         "--model", default="brain-t1-small", help="a name from `ldr models`, or a .pt file (default brain-t1-small)"
     )
     command.add_argument("--cascades", type=int, default=3, help="dense cascades, 1 to the model's maximum (default 3)")
-    command.add_argument("--refine", type=int, default=0, help="steps of instance optimisation afterwards (default 0)")
+    command.add_argument(
+        "--refine",
+        default="none",
+        help="instance optimisation afterwards: none, fast, best, or a number of iterations (default none)",
+    )
     command.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default auto)")
 
 

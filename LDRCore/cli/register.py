@@ -74,9 +74,14 @@ def model_keywords(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": options.model,
         "cascades": options.cascades,
-        "refine_steps": options.refine,
+        **refinement_keywords(options.refine),
         "device": options.device,
     }
+
+
+def refinement_keywords(refine: str) -> dict[str, Any]:
+    """Return `refine`, or `refine_steps` where a number was given, for `LDRCore.register`."""
+    return {"refine_steps": int(refine)} if refine.isdecimal() else {"refine": refine}
 
 
 def describe_report(report: dict[str, Any], files: list[str]) -> str:

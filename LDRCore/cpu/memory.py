@@ -21,7 +21,7 @@ def needed_bytes(
     moving_size: Sequence[int],
     *,
     cascades: int,
-    refine_steps: int = 0,
+    refine: bool = False,
     inverse: bool = False,
     jacobian: bool = False,
 ) -> int:
@@ -31,7 +31,8 @@ def needed_bytes(
         card: the model's card (its working grid).
         fixed_size, moving_size: voxels along each axis, in any order.
         fixed_spacing_mm: of the fixed image, in the order of `fixed_size`.
-        cascades, refine_steps, inverse: as in `register`.
+        cascades, inverse: as in `register`.
+        refine: whether there is instance optimisation.
         jacobian: whether `RegistrationResult.jacobian_determinant` is asked for as well.
     """
     settings = card["working_grid"]
@@ -41,7 +42,7 @@ def needed_bytes(
         working *= (n * s + 2 * settings["margin_mm"]) / settings["spacing_mm"]
     working = min(working, MAX_WORKING_VOXELS)
     peak = BASE + _NATIVE * (fixed + moving) + (_WORKING + _CASCADE * cascades) * working
-    if refine_steps:
+    if refine:
         peak += _REFINED * working
     if inverse:
         peak += _INVERSE * working

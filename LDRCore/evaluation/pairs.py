@@ -41,7 +41,7 @@ class EvaluationOptions:
     """How pairs are registered and measured, checked before any file is read.
 
     Attributes:
-        model: keywords of `register` (model, cascades, refine_steps, device).
+        model: keywords of `register` (model, cascades, refine, device).
         frame: of landmark files, see `scoring.landmarks_lps`.
         protocol: see `scoring.overlaps`.
         surface: also measure surface distances.

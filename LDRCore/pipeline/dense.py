@@ -6,13 +6,10 @@ The moving image is seen after applying the affine map. What follows on the fixe
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
 from LDRCore.geometry import Grid
-from LDRCore.pipeline import refine
 from LDRCore.pipeline.model import Model
 from LDRCore.pipeline.preprocess import PreparedImage
 from LDRCore.transforms.field import DenseField, fade_out
@@ -41,14 +38,19 @@ def estimate_dense(
     moving: PreparedImage,
     affine_lps: np.ndarray,
     n_cascades: int,
-    refine_steps: int = 0,
-    progress: Callable[[float], None] | None = None,
 ) -> DenseField:
-    """Run the dense networks behind an affine map, and `refine` what they found."""
+    """Run the dense networks after applying an affine map.
+
+    Args:
+        model: the networks.
+        fixed, moving: prepared images.
+        affine_lps: 4x4, fixed -> moving, LPS mm.
+        n_cascades: how many networks to run; 0 leaves the displacement zero.
+    """
     grid = working_grid(model, fixed)
-    displacement = model.cascade.dense(moving.fine.on(grid, affine_lps), fixed.fine.on(grid), n_cascades).displacement
     field_grid = grid.coarser(model.cascade.field_stride)
-    if refine_steps:
-        pair = moving.coarse.on(field_grid, affine_lps), fixed.coarse.on(field_grid)
-        displacement = refine.refine(displacement, *pair, refine_steps, progress=progress)
+    displacement = torch.zeros(1, 3, *field_grid.shape, dtype=torch.float32, device=fixed.fine.data.device)
+    if n_cascades:
+        images = moving.fine.on(grid, affine_lps), fixed.fine.on(grid)
+        displacement = model.cascade.dense(*images, n_cascades).displacement
     return DenseField(fade_out(displacement, TAPER_VOXELS), field_grid.padded(TAPER_VOXELS), affine_lps, TAPER_VOXELS)

@@ -13,6 +13,8 @@ from LDRCore.errors import RegistrationError
 from LDRCore.models.weights import model_info
 
 INITIALS = ("center", "none")
+REFINEMENTS = ("none", "fast", "best")
+SIMILARITIES = ("local-ncc", "mind")
 SINGULAR = 1e-6  # smaller determinants count as not invertible
 
 
@@ -21,7 +23,7 @@ class Options:
     """Options of `register`, checked.
 
     Attributes:
-        model, cascades, affine, refine_steps, inverse: see `register`.
+        model, cascades, affine, refine, refine_steps, similarity, inverse: see `register`.
         initial: "center", "none", or a transform fixed -> moving.
         device: one that torch can use here ("auto" is resolved).
 
@@ -33,17 +35,23 @@ class Options:
     cascades: int
     affine: bool
     initial: str | sitk.Transform
-    refine_steps: int
     inverse: bool
     device: str
+    refine: str = "none"
+    refine_steps: int = 0
+    similarity: str = "local-ncc"
 
     def __post_init__(self) -> None:
         card = model_info(self.model)
         most = card["architecture"]["cascades"]
-        if not _is_whole(self.cascades) or not 1 <= self.cascades <= most:
-            raise RegistrationError(f"cascades must be 1 to {most} for model {card['name']}, got {self.cascades!r}")
+        if not _is_whole(self.cascades) or not 0 <= self.cascades <= most:
+            raise RegistrationError(f"cascades must be 0 to {most} for model {card['name']}, got {self.cascades!r}")
+        if self.refine not in REFINEMENTS:
+            raise RegistrationError(f"refine must be one of {REFINEMENTS}, got {self.refine!r}")
         if not _is_whole(self.refine_steps) or self.refine_steps < 0:
             raise RegistrationError(f"refine_steps must be a whole number, 0 or more, got {self.refine_steps!r}")
+        if self.similarity not in SIMILARITIES:
+            raise RegistrationError(f"similarity must be one of {SIMILARITIES}, got {self.similarity!r}")
         _check_initial(self.initial)
         object.__setattr__(self, "device", resolve_device(self.device))
 

@@ -65,6 +65,7 @@ class PreparedImage:
         low, high: the intensity range that became 0..1.
         centroid_lps: centre of the foreground, mm.
         box_lps: (2, 3) lower and upper bound of the foreground, mm.
+        mask: 1 inside, 0 outside, at about the resolution of `fine`; None without a mask.
     """
 
     native: Volume
@@ -74,6 +75,7 @@ class PreparedImage:
     high: float
     centroid_lps: np.ndarray
     box_lps: np.ndarray
+    mask: Volume | None = None
 
 
 def to_tensor(image: sitk.Image, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -100,14 +102,15 @@ def prepare(
         device: where the tensors live.
     """
     native = Volume(to_tensor(image, device), geometry.index_to_lps(image))
-    masked = native.data
+    masked, allowed = native.data, None
     if mask is not None:
         inside = torch.from_numpy(mask).to(device)[None, None]
         masked = torch.where(inside, masked, masked[inside].min())
+        allowed = Volume(inside.to(torch.float32), native.to_lps).averaged(fine_mm)
     low, high = intensity_range(masked)
     fine = Volume(masked, native.to_lps).averaged(fine_mm)
     fine = Volume(normalise(fine.data, low, high), fine.to_lps, lowest=0.0)
     coarse = fine.averaged(coarse_mm)
     points = foreground_index(coarse.data[0, 0]) @ coarse.to_lps[:3, :3].T + coarse.to_lps[:3, 3]
     box = np.percentile(points[:: max(1, len(points) // 50_000)], (0.2, 99.8), axis=0)
-    return PreparedImage(native, fine, coarse, low, high, points.mean(axis=0), box)
+    return PreparedImage(native, fine, coarse, low, high, points.mean(axis=0), box, allowed)

@@ -1,56 +1,223 @@
-"""Instance optimisation: a few gradient steps on one pair's own displacement. Never touches a model's weights."""
+"""Stage 3, refine: instance optimisation of the pair's own displacement, by `LDRCore.refinement`.
+
+It starts from what came before (networks, an affine map, or an initial transform alone) and looks at both images at
+the working resolution, not at the field's coarser one. Never touches a model's weights.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 
-from LDRCore import losses
+from LDRCore import sampling
+from LDRCore.geometry import Grid
+from LDRCore.pipeline.preprocess import PreparedImage
+from LDRCore.refinement.optimiser import Settings, optimise
+from LDRCore.refinement.similarity import LocalCorrelation, Mind, Similarity
 from LDRCore.transforms import spatial
+from LDRCore.transforms.field import DenseField, fade_out
+from LDRCore.transforms.volume import Volume
 
-SMOOTHNESS = 1.0
-FOLDING = 10.0
-RATE_VOX = 0.1
+SIMILARITIES: dict[str, Callable[..., Similarity]] = {"local-ncc": LocalCorrelation, "mind": Mind}
+MARGIN_MM = 8.0  # of the grid about the fixed image's content
+TAPER_MM = 24.0  # the field fades to zero over such a distance outside of the grid
+MAX_VOXELS = 5_000_000  # of the grid; content that needs more is looked at more coarsely
+_PARALLEL = 1e-3  # of a voxel over the grid, by which axes may deviate from the patient's and count as parallel
 
 
-def refine(
-    displacement: torch.Tensor,
-    moving: torch.Tensor,
-    fixed: torch.Tensor,
-    steps: int,
-    *,
-    progress: Callable[[float], None] | None = None,
-) -> torch.Tensor:
-    """Improve a displacement by Adam on local NCC + smoothness + folding.
+@dataclass(frozen=True)
+class Level:
+    """One level of a plan.
+
+    Attributes:
+        stride: the level's voxels are so many times those of the finest one.
+        settings: of the optimiser.
+    """
+
+    stride: int
+    settings: Settings
+
+
+PLANS: dict[str, tuple[Level, ...]] = {
+    "none": (),
+    "fast": (Level(2, Settings(10)), Level(1, Settings(10))),
+    "best": (Level(2, Settings(20, sigma_update=0.7)), Level(1, Settings(30, sigma_update=0.7))),
+}
+"""Levels by name, coarsest first; chosen on the validation pairs of `Training/configs/evaluate-refine.toml`."""
+FROM_AFFINE = (Level(4, Settings(40)), Level(2, Settings(30)))
+"""Levels that come first where no network has run."""
+
+
+def choose_plan(refine: str, steps: int, *, networks: bool) -> tuple[Level, ...]:
+    """Return the levels to run, coarsest first.
 
     Args:
-        displacement: (1, 3, D, H, W), voxels; where the networks left it. Not changed.
-        moving, fixed: (1, 1, D, H, W) on the displacement's grid, intensities about 0 to 1.
-        steps: number of Adam steps; 0 returns the displacement as it came.
-        progress: called after every step with the fraction done; an exception raised in it cancels.
+        refine: a key of `PLANS`.
+        steps: iterations at each of the levels of "fast", instead of a plan's own; 0 for the plan's.
+        networks: whether dense networks came before.
+    """
+    levels = PLANS[refine]
+    if steps:
+        levels = tuple(replace(level, settings=replace(level.settings, iterations=steps)) for level in PLANS["fast"])
+    return levels if networks or not levels else (*FROM_AFFINE, levels[-1])
+
+
+@torch.no_grad()
+def refine(
+    field: DenseField,
+    fixed: PreparedImage,
+    moving: PreparedImage,
+    levels: tuple[Level, ...],
+    similarity: str = "local-ncc",
+    progress: Callable[[float], None] | None = None,
+) -> tuple[DenseField, dict[str, Any]]:
+    """Improve a dense field.
+
+    Args:
+        field: T(x) = A (x + u(x)); A is kept.
+        fixed, moving: prepared images.
+        levels: see `choose_plan`; without any the field is returned as it is.
+        similarity: "local-ncc" or "mind".
+        progress: called after every iteration with the fraction done; an exception raised in it cancels.
 
     Returns:
-        (1, 3, D, H, W), the step with the smallest loss (the start, if nothing helped).
+        (field, facts for the report: for every level spacing, iterations, mean squared local correlation at its
+        begin and at its end).
     """
-    best, best_loss = displacement, float("inf")
-    current = displacement.detach().clone().requires_grad_()
-    optimizer = torch.optim.Adam([current], lr=RATE_VOX)
-    for step in range(steps + 1):
-        with torch.enable_grad():
-            loss = (
-                losses.local_ncc(spatial.warp(moving, current), fixed)
-                + SMOOTHNESS * losses.smoothness(current)
-                + FOLDING * losses.folding_penalty(current)
-            )
-        if float(loss.detach()) < best_loss:
-            best, best_loss = current.detach().clone(), float(loss.detach())
-        if step == steps:
+    if not levels:
+        return field, {}
+    finest = refinement_grid(fixed)
+    total = sum(level.settings.iterations for level in levels)
+    done = 0
+    facts = []
+    for level in levels:
+        grid = coarsened(finest, level.stride)
+        displacement = resampled(field, grid)
+        warp = _warper(moving.fine.averaged(level.stride * min(finest.spacing_mm)), grid, field.affine_lps)
+        target = _on_level(fixed.fine, finest, level.stride)
+        share = level.settings.iterations / total
+        outcome = optimise(
+            displacement,
+            SIMILARITIES[similarity](warp, target, mask=_mask(fixed, moving, grid, field.affine_lps)),
+            level.settings,
+            progress=None if progress is None else _part(progress, done / total, share),
+        )
+        done += level.settings.iterations
+        field = DenseField(outcome.displacement[None], grid, field.affine_lps)
+        facts.append(
+            {
+                "spacing_mm": [round(s, 3) for s in grid.spacing_mm],
+                "iterations": len(outcome.similarity),
+                "local_correlation": [round(outcome.similarity[0], 5), round(outcome.similarity[-1], 5)],
+            }
+        )
+    cells = math.ceil(TAPER_MM / max(field.grid.spacing_mm))
+    faded = fade_out(field.displacement_vox, cells)
+    return DenseField(faded, field.grid.padded(cells), field.affine_lps, cells), {"refinement": facts}
+
+
+def _part(progress: Callable[[float], None], begin: float, share: float) -> Callable[[float], None]:
+    return lambda fraction: progress(begin + share * fraction)
+
+
+def refinement_grid(fixed: PreparedImage) -> Grid:
+    """Return the grid that covers the fixed image's content at its working resolution.
+
+    Where the image's axes are the patient's, the grid's voxels are the image's own, so that the fixed image need not be
+    interpolated; elsewhere it is isotropic.
+    """
+    volume = fixed.fine
+    low, high = fixed.box_lps[0] - MARGIN_MM, fixed.box_lps[1] + MARGIN_MM
+    spacing = _patient_spacing(volume)
+    if spacing is None:
+        isotropic = float(volume.spacing_mm.min())
+        return Grid.around(
+            fixed.box_lps[0],
+            fixed.box_lps[1],
+            spacing_mm=isotropic,
+            margin_mm=MARGIN_MM,
+            multiple=2,
+            max_voxels=MAX_VOXELS,
+        )
+    while True:
+        count = [max(2, 2 * math.ceil((h - b) / s / 2)) for b, h, s in zip(low[::-1], high[::-1], spacing, strict=True)]
+        if math.prod(count) <= MAX_VOXELS:
             break
-        optimizer.zero_grad()
-        loss.backward()
-        with torch.device("cpu"):  # Adam counts its steps in a tensor on the default device
-            optimizer.step()
-        if progress is not None:
-            progress((step + 1) / steps)
-    return best if steps else displacement
+        spacing = spacing * 2
+    index = np.linalg.inv(volume.to_lps) @ np.append(low, 1)
+    x, y, z = (volume.to_lps @ np.round(index))[:3].tolist()
+    d, h, w = count
+    a, b, c = spacing.tolist()
+    return Grid((x, y, z), (a, b, c), (d, h, w))
+
+
+def _patient_spacing(volume: Volume) -> np.ndarray | None:
+    """Spacing along S, P, L of a volume whose axes are the patient's (permuted, flipped); None for an oblique one."""
+    columns = volume.to_lps[:3, :3]
+    main = np.abs(columns).argmax(0)
+    if len(set(main.tolist())) < 3:
+        return None
+    stray = columns.copy()
+    stray[main, range(3)] = 0
+    if (np.abs(stray) @ np.array(volume.data.shape[2:])).max() > _PARALLEL * volume.spacing_mm.min():
+        return None
+    spacing = np.empty(3)
+    spacing[2 - main] = np.abs(columns[main, range(3)])
+    return spacing
+
+
+def coarsened(grid: Grid, stride: int) -> Grid:
+    """Return a grid of blocks of `stride` voxels along each axis, each at the middle of its block."""
+    if stride == 1:
+        return grid
+    x, y, z = (o + s * (stride - 1) / 2 for o, s in zip(grid.origin_lps, grid.spacing_mm[::-1], strict=True))
+    a, b, c = (s * stride for s in grid.spacing_mm)
+    d, h, w = (max(2, n // stride) for n in grid.shape)
+    return Grid((x, y, z), (a, b, c), (d, h, w))
+
+
+def _on_level(volume: Volume, finest: Grid, stride: int) -> torch.Tensor:
+    """An image (D, H, W) on a level's grid, averaged over the blocks of the finest one."""
+    image = volume.on(finest)
+    if stride > 1:
+        pad = [p for n in reversed(finest.shape) for p in (0, max(0, 2 * stride - n))]
+        image = F.avg_pool3d(F.pad(image, pad, mode="replicate") if any(pad) else image, stride)
+    return image[0, 0].contiguous()
+
+
+def resampled(field: DenseField, grid: Grid) -> torch.Tensor:
+    """Return the displacement of a field on another grid, (3, D, H, W) in its voxels; border padding."""
+    field_from_grid = np.linalg.inv(field.grid.to_lps) @ grid.to_lps
+    source = field.displacement_vox[0]
+    matrix = torch.from_numpy(field_from_grid[:3]).to(source)
+    values = sampling.at_points(source, spatial.affine_coordinates(matrix, grid.shape)[0], "border")
+    ratio = [a / b for a, b in zip(field.grid.spacing_mm, grid.spacing_mm, strict=True)]
+    return values * values.new_tensor(ratio).view(3, 1, 1, 1)
+
+
+def _warper(volume: Volume, grid: Grid, affine_lps: np.ndarray) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what samples the moving image once at A (x + u(x)), for u in voxels of the grid."""
+    moving_from_grid = np.linalg.inv(volume.to_lps) @ affine_lps @ grid.to_lps
+    rows = moving_from_grid[:3, :3].tolist()
+
+    def warp(u: torch.Tensor) -> torch.Tensor:
+        displacement = torch.stack([u[0] * r[0] + u[1] * r[1] + u[2] * r[2] for r in rows])
+        return sampling.on_lattice(volume.data[0, 0], grid.shape, moving_from_grid, displacement, np.eye(4))
+
+    return warp
+
+
+def _mask(fixed: PreparedImage, moving: PreparedImage, grid: Grid, affine_lps: np.ndarray) -> torch.Tensor | None:
+    """1 on a level's grid where both masks allow an influence, (D, H, W); None where there is no mask."""
+    mask: torch.Tensor | None = None
+    for volume, transform in ((fixed.mask, None), (moving.mask, affine_lps)):
+        if volume is not None:
+            inside = (volume.on(grid, transform)[0, 0] > 0.5).float()
+            mask = inside if mask is None else mask * inside
+    return mask

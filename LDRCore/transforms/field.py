@@ -13,6 +13,8 @@ from LDRCore import geometry
 from LDRCore.geometry import Grid
 from LDRCore.transforms import spatial
 
+COARSE_MM = 3.0  # a larger spacing of a field is halved for its inverse
+
 
 @dataclass(frozen=True, eq=False)
 class DenseField:
@@ -72,13 +74,15 @@ def fade_out(displacement: torch.Tensor, voxels: int) -> torch.Tensor:
 def invert_field(field: DenseField) -> tuple[DenseField, float]:
     """Invert a dense field: ``y -> A^-1 y + v(A^-1 y)``.
 
-    v lives on a grid twice as fine: u is linear between its voxels, but its inverse is not.
+    v lives on a grid twice as fine where u's is coarse: u is linear between its voxels, but its inverse is not.
 
     Returns:
         (v with A^-1, the largest residual in mm at its voxels).
     """
-    d, h, w = (2 * n - 1 for n in field.grid.shape)
-    a, b, c = (s / 2 for s in field.grid.spacing_mm)
-    fine = Grid(field.grid.origin_lps, (a, b, c), (d, h, w))
+    fine = field.grid
+    if max(fine.spacing_mm) > COARSE_MM:
+        d, h, w = (2 * n - 1 for n in fine.shape)
+        a, b, c = (s / 2 for s in fine.spacing_mm)
+        fine = Grid(fine.origin_lps, (a, b, c), (d, h, w))
     inverse, residual_vox = spatial.invert(spatial.upsample(field.displacement_vox, fine.shape))
     return DenseField(inverse, fine, np.linalg.inv(field.affine_lps)), residual_vox * max(fine.spacing_mm)

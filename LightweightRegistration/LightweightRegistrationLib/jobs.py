@@ -330,7 +330,7 @@ def memory_error(images: dict[str, WorldImage], settings: Settings, wanted: dict
         fixed.spacing_mm[::-1].tolist(),
         moving.values.shape,
         cascades=settings.cascades,
-        refine_steps=settings.refine_steps,
+        refine=settings.refine_steps > 0,
         inverse=bool(wanted.get("inverse")),
         jacobian=bool(wanted.get("jacobian")),
     )

@@ -236,7 +236,7 @@ def files(tmp_path, blob) -> dict[str, Path]:
         ("good", ["--fixed-mask", "emptymask"], "empty mask"),
         ("good", ["--fixed-mask", "othermask"], "grid of its image"),
         ("good", ["--model", "liver"], "model must be one of"),
-        ("good", ["--cascades", "9"], "cascades must be 1 to 3"),
+        ("good", ["--cascades", "9"], "cascades must be 0 to 3"),
         ("good", ["--initial", "missing"], "transform must be an existing file"),
     ],
 )

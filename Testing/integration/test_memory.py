@@ -68,7 +68,7 @@ def test_more_asked_needs_more():
     plain = needed()
     for more in (
         {"cascades": 3},
-        {"refine_steps": 10},
+        {"refine": True},
         {"inverse": True},
         {"jacobian": True},
         {"size": (300, 200, 200)},

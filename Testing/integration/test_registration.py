@@ -280,9 +280,9 @@ def test_the_transform_is_told_before_the_image_is_warped(blob, initial):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cascades": 0}, "cascades must be 1 to 3 for model brain-t1-small, got 0"),
-        ({"cascades": 4}, "cascades must be 1 to 3 for model brain-t1-small, got 4"),
-        ({"cascades": 2.0}, "cascades must be 1 to 3 for model brain-t1-small, got 2.0"),
+        ({"cascades": -1}, "cascades must be 0 to 3 for model brain-t1-small, got -1"),
+        ({"cascades": 4}, "cascades must be 0 to 3 for model brain-t1-small, got 4"),
+        ({"cascades": 2.0}, "cascades must be 0 to 3 for model brain-t1-small, got 2.0"),
         ({"model": "liver"}, r"model must be one of \['brain-t1', 'brain-t1-small'\].*got 'liver'"),
         ({"initial": "magic"}, "initial must be .*got 'magic'"),
         ({"initial": 3}, "initial must be .*got 3"),
@@ -290,6 +290,8 @@ def test_the_transform_is_told_before_the_image_is_warped(blob, initial):
         ({"initial": sitk.AffineTransform([0.0] * 9, [0.0] * 3)}, "initial must be finite and invertible, got"),
         ({"initial": sitk.TranslationTransform(3, (0.0, float("nan"), 0.0))}, "initial must be finite and invertible"),
         ({"device": "abacus"}, "device must be .*got 'abacus'"),
+        ({"refine": "slow"}, r"refine must be one of \('none', 'fast', 'best'\), got 'slow'"),
+        ({"similarity": "ssd"}, "similarity must be one of .*got 'ssd'"),
         ({"refine_steps": -1}, "refine_steps must be a whole number, 0 or more, got -1"),
         ({"refine_steps": 2.5}, "refine_steps must be a whole number, 0 or more, got 2.5"),
     ],

@@ -69,7 +69,7 @@ BAD = {
         lambda f, m: (f, m, {"warped": m}),
         "the output 'warped' must not be one of the inputs, got 'blob 1'",
     ),
-    "cascades": (lambda f, m: (f, m, {"cascades": 9}), "cascades must be 1 to 3 for model brain-t1-small, got 9"),
+    "cascades": (lambda f, m: (f, m, {"cascades": 9}), "cascades must be 0 to 3 for model brain-t1-small, got 9"),
     "device": (
         lambda f, m: (f, m, {"device": "abacus"}),
         "device must be \"auto\" or one that torch can use here, got 'abacus'",

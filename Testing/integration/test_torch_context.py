@@ -18,7 +18,8 @@ from LDRCore import sampling
 from LDRCore.cpu import layout
 from LDRCore.models import weights
 from LDRCore.pipeline import model as model_file
-from LDRCore.pipeline.refine import refine
+from LDRCore.refinement.optimiser import Settings, optimise
+from LDRCore.refinement.similarity import LocalCorrelation
 from LDRCore.torch_context import own_torch_context
 from LDRCore.transforms import inversion, spatial
 
@@ -241,11 +242,16 @@ def test_kept_tensors_of_functions_can_be_trained_through(context):
 @pytest.mark.parametrize("name", ["float64", "meta", "cpu", "torch.device", "float16"])
 def test_refine_alone_makes_its_tensors_on_the_images_device(name):
     generator = torch.Generator().manual_seed(0)
-    moving, fixed = torch.rand(2, 1, 1, 16, 16, 16, generator=generator)
-    start = torch.zeros(1, 3, 16, 16, 16)
-    plain = refine(start, moving, fixed, 2)
+    moving, fixed = torch.rand(2, 16, 16, 16, generator=generator)
+    start = torch.zeros(3, 16, 16, 16)
+
+    def refined() -> torch.Tensor:
+        similarity = LocalCorrelation(lambda u: spatial.warp(moving[None, None], u[None])[0, 0], fixed)
+        return optimise(start, similarity, Settings(2)).displacement
+
+    plain = refined()
     with CONTEXTS[name]():
-        within = refine(start, moving, fixed, 2)
+        within = refined()
     assert torch.equal(plain, within)
     assert not torch.equal(plain, start)
 

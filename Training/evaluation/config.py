@@ -67,8 +67,8 @@ class System:
         kind: "nothing" (contents centred), "affine" (a model's stem alone), "model", "peer" (see `peers.METHODS`),
             "command" (any command line).
         model: name or path of a model (kinds "affine" and "model").
-        cascades: how many (kind "model").
-        refine: steps of instance optimisation (kind "model").
+        cascades: how many (kind "model"); 0 for the affine stem alone.
+        refine: instance optimisation, as in `LDRCore.register` (kind "model")
         method: of kind "peer".
         command: of kind "command": words with {fixed}, {moving}, {out} and perhaps {threads}; it reads two NIfTI files
             and writes a transform (.h5, .tfm, .mat) or a displacement field (.nii.gz, mm LPS) fixed -> moving.
@@ -79,8 +79,8 @@ class System:
     name: str
     kind: str
     model: str = ""
-    cascades: int = 0
-    refine: int = 0
+    cascades: int = -1
+    refine: str = "none"
     method: str = ""
     command: str = ""
     writes: str = ".nii.gz"
@@ -200,7 +200,7 @@ def _system(table: dict[str, Any], path: Path, places: dict[str, str]) -> System
         raise RegistrationError(f"kind of {system.name} must be one of {list(SYSTEM_KINDS)}, got {system.kind!r}")
     needed = {"affine": ("model",), "model": ("model", "cascades"), "peer": ("method",), "command": ("command",)}
     for key in needed.get(system.kind, ()):
-        if not getattr(system, key):
+        if getattr(system, key) in ("", -1):
             raise RegistrationError(f"system {system.name} of kind {system.kind} must have the key {key!r}")
     if system.kind == "peer" and system.method not in METHODS:
         raise RegistrationError(f"method of {system.name} must be one of {sorted(METHODS)}, got {system.method!r}")

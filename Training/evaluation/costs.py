@@ -49,12 +49,13 @@ def size_of(
     """Count an architecture as model cards write it (`stem`, `network`, `cascades`), weights or not."""
     from LDRCore.models import registry
 
-    cascade = registry.build_cascade(architecture)
+    count = architecture["cascades"]  # 0: the stem alone
+    cascade = registry.build_cascade({**architecture, "cascades": max(count, 1)})
     parameters = adds = 0
     if cascade.stem is not None:
         stem = registry.cost(cascade.stem, stem_shape)
         parameters, adds = stem.parameters, stem.multiply_adds * stem_passes
-    for network, stride in zip(cascade.networks, cascade.image_strides, strict=True):
+    for network, stride in zip(list(cascade.networks)[:count], cascade.image_strides, strict=False):
         dense = registry.cost(network, (128 // stride,) * 3)  # type: ignore[arg-type]
         parameters, adds = parameters + dense.parameters, adds + dense.multiply_adds
     return Size(parameters, adds)

@@ -177,12 +177,12 @@ _warmed: set[tuple[str, str]] = set()  # (model, device) that have run in this p
 
 def _run_model(system: System, pair: Loaded, place: Place) -> Outcome:
     model = find_model(system.model, place.models)
-    settings = {"model": model, "device": place.device, "cascades": max(system.cascades, 1)}
+    settings = {"model": model, "device": place.device, "cascades": max(system.cascades, 0)}
     if (model, place.device) not in _warmed:
         LDRCore.register(pair.fixed, pair.moving, **settings)
         _warmed.add((model, place.device))
     began = time.perf_counter()
-    result = LDRCore.register(pair.fixed, pair.moving, refine_steps=system.refine, **settings)
+    result = LDRCore.register(pair.fixed, pair.moving, refine=system.refine, **settings)
     seconds = time.perf_counter() - began
     transform = result.transform
     if system.kind == "affine":

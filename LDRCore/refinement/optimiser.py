@@ -1,0 +1,98 @@
+"""Greedy, compositive updates of a displacement by the closed-form gradient of local correlation.
+
+Each iteration warps the moving image by the displacement so far, takes the gradient of squared local normalised
+cross-correlation, smooths it, scales it so that its longest vector has a given length, composes it before the
+displacement, and smooths the result. There is no line search, no momentum and no autograd.
+
+Sources: Avants et al., Symmetric diffeomorphic image registration with cross-correlation, 2008 (similarity, greedy
+composition); Vercauteren et al., Diffeomorphic Demons, 2009 (smoothing of update and total).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from LDRCore.refinement.backend import operations
+from LDRCore.refinement.similarity import Similarity
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one level is optimised. Lengths are in voxels of its grid.
+
+    Attributes:
+        iterations: at most so many.
+        step: length of the longest vector of an update.
+        sigma_update, sigma_total: of the Gaussians on the update and on the displacement; 0 for none.
+        stall: stop when the mean similarity grew by less than this share over `patience` iterations.
+        patience: see `stall`.
+    """
+
+    iterations: int
+    step: float = 1.0
+    sigma_update: float = 0.9
+    sigma_total: float = 0.4
+    stall: float = 1e-3
+    patience: int = 4
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the optimisation of one level ended with.
+
+    Attributes:
+        displacement: (3, D, H, W), voxels.
+        similarity: mean similarity before each iteration.
+    """
+
+    displacement: torch.Tensor
+    similarity: list[float]
+
+
+@torch.no_grad()
+def optimise(
+    displacement: torch.Tensor,
+    similarity: Similarity,
+    settings: Settings,
+    *,
+    progress: Callable[[float], None] | None = None,
+) -> Outcome:
+    """Improve a displacement on one grid.
+
+    Args:
+        displacement: (3, D, H, W) float32, voxels. Not changed.
+        similarity: of the pair, on the same grid.
+        settings: see `Settings`.
+        progress: called after every iteration with the fraction done; an exception raised in it cancels.
+
+    Returns:
+        The displacement after the last iteration, or that of the largest similarity where a later one was smaller.
+    """
+    backend = operations(displacement)
+    best = displacement
+    history: list[float] = []
+    for iteration in range(settings.iterations):
+        gradient, value = similarity.gradient(displacement)
+        step, longest = backend.smooth(gradient, settings.sigma_update)
+        history.append(value)
+        if value >= max(history):
+            best = displacement
+        if longest <= 1e-12 or _stalled(history, settings):
+            break
+        displacement = backend.compose(displacement, step, settings.step / longest)
+        displacement, _ = backend.smooth(displacement, settings.sigma_total)
+        if progress is not None:
+            progress((iteration + 1) / settings.iterations)
+    # the last update was not measured: it is kept where all before it helped
+    return Outcome(displacement if history and history[-1] >= max(history) else best, history)
+
+
+def _stalled(history: list[float], settings: Settings) -> bool:
+    """Whether the similarity grew too little over the last iterations."""
+    if len(history) <= settings.patience:
+        return False
+    before = history[-1 - settings.patience]
+    return history[-1] - before < settings.stall * abs(before)

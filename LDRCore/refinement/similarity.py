@@ -1,0 +1,137 @@
+"""What the optimiser makes larger: a similarity of the warped and the fixed image with its gradient in closed form.
+
+A similarity is made for one grid. It is asked with a displacement (3, D, H, W) in voxels, and answers with its mean and
+with the gradient by a displacement that is composed before the given one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from LDRCore import sampling
+from LDRCore.refinement import torch_ops
+from LDRCore.refinement.backend import operations
+
+Warp = Callable[[torch.Tensor], torch.Tensor]
+"""Displacement (3, D, H, W) in voxels -> the moving image on the grid, (D, H, W)."""
+
+
+class Similarity(Protocol):
+    """A similarity of one pair on one grid."""
+
+    def gradient(self, displacement: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Return (gradient (3, D, H, W), mean similarity)."""
+
+
+class LocalCorrelation:
+    """Squared local normalised cross-correlation, for images of the same or of inverted contrast.
+
+    Source: Avants et al., Symmetric diffeomorphic image registration with cross-correlation, 2008; the gradient here is
+    exact (see `torch_ops.correlation_force`), not that of the window's middle alone.
+    """
+
+    def __init__(
+        self,
+        warp: Warp,
+        fixed: torch.Tensor,
+        *,
+        window: int = 3,
+        epsilon: float = 1e-4,
+        mask: torch.Tensor | None = None,
+    ) -> None:
+        """Compute what depends on the fixed image alone.
+
+        Args:
+            warp: see `Warp`; intensities about 0 to 1.
+            fixed: (D, H, W) float32, intensities about 0 to 1.
+            window: odd edge, voxels.
+            epsilon: variance that is added to that of every window; well below it a window counts as constant.
+            mask: (D, H, W), 0 where nothing may drive the displacement.
+        """
+        self._warp, self._fixed, self._mask = warp, fixed, mask
+        self._window, self._epsilon = window, epsilon
+        self._mean, square = torch_ops.window_means(torch.stack((fixed, fixed * fixed)), window)
+        self._variance = square.sub_(self._mean * self._mean).clamp_min_(0).add_(epsilon)
+        self._backend = operations(fixed)
+
+    def gradient(self, displacement: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """See `Similarity`."""
+        return self._backend.correlation_gradient(
+            self._warp(displacement),
+            self._fixed,
+            self._mean,
+            self._variance,
+            window=self._window,
+            epsilon=self._epsilon,
+            mask=self._mask,
+        )
+
+
+class Mind:
+    """Agreement of self-similarity descriptors (MIND-SSC, 12 channels), for images of unlike contrast.
+
+    Minus the squared difference of the descriptors, which are computed once and then warped. Source: Heinrich et al.,
+    Towards realtime multimodal fusion for image-guided interventions using self-similarities, 2013.
+    """
+
+    def __init__(self, warp: Warp, fixed: torch.Tensor, *, mask: torch.Tensor | None = None) -> None:
+        """Compute both images' descriptors.
+
+        Args:
+            warp, fixed, mask: see `LocalCorrelation`.
+        """
+        still = torch.zeros(3, *fixed.shape, dtype=fixed.dtype, device=fixed.device)
+        self._moving, self._fixed, self._mask = mind(warp(still)), mind(fixed), mask
+
+    def gradient(self, displacement: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """See `Similarity`."""
+        warped = sampling.displaced(self._moving, displacement, "border")
+        total = torch.zeros_like(displacement)
+        value = 0.0
+        for moving, fixed in zip(warped, self._fixed, strict=True):
+            difference = fixed - moving
+            value -= float(difference.square().mean())
+            if self._mask is not None:
+                difference = difference * self._mask
+            total.add_(torch_ops.gradient(moving).mul_(difference))
+        return total.mul_(2 / len(warped)), value / len(warped)
+
+
+_NEIGHBOURS = [(0, 0, 1), (0, 0, -1), (0, 1, 0), (0, -1, 0), (1, 0, 0), (-1, 0, 0)]
+_PAIRS = [
+    (a, b)
+    for n, a in enumerate(_NEIGHBOURS)
+    for b in _NEIGHBOURS[n + 1 :]
+    if sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) == 2
+]
+
+
+def mind(image: torch.Tensor, patch: int = 3) -> torch.Tensor:
+    """Compute the self-similarity context descriptor.
+
+    Channel c is exp(-D_c / V). D_c is the mean squared difference, over a patch, of two of a voxel's six neighbours
+    that lie sqrt(2) apart, less the smallest of all channels. V is the mean of the channels, kept near its own mean.
+
+    Args:
+        image: (D, H, W).
+        patch: odd edge, voxels.
+
+    Returns:
+        (12, D, H, W), 0 to 1.
+    """
+    padded = torch.nn.functional.pad(image[None, None], (1,) * 6, mode="replicate")[0, 0]
+    d, h, w = image.shape
+
+    def neighbour(offset: tuple[int, int, int]) -> torch.Tensor:
+        z, y, x = (1 + o for o in offset)
+        return padded[z : z + d, y : y + h, x : x + w]
+
+    squared = torch.stack([(neighbour(a) - neighbour(b)).square() for a, b in _PAIRS])
+    distance = torch_ops.window_means(squared, patch)
+    distance -= distance.amin(0, keepdim=True)
+    variance = distance.mean(0)
+    middle = float(variance.mean())
+    return torch.exp(-distance / variance.clamp(max(1e-3 * middle, 1e-9), max(1e3 * middle, 1e-6)))
