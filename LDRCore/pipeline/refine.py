@@ -21,7 +21,7 @@ from LDRCore.pipeline.preprocess import PreparedImage
 from LDRCore.refinement.optimiser import Settings, optimise
 from LDRCore.refinement.similarity import LocalCorrelation, Mind, Similarity
 from LDRCore.transforms import spatial
-from LDRCore.transforms.field import DenseField, fade_out
+from LDRCore.transforms.field import DenseField, fade_out, multiply
 from LDRCore.transforms.volume import Volume
 
 SIMILARITIES: dict[str, Callable[..., Similarity]] = {"local-ncc": LocalCorrelation, "mind": Mind}
@@ -204,10 +204,9 @@ def resampled(field: DenseField, grid: Grid) -> torch.Tensor:
 def _warper(volume: Volume, grid: Grid, affine_lps: np.ndarray) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return what samples the moving image once at A (x + u(x)), for u in voxels of the grid."""
     moving_from_grid = np.linalg.inv(volume.to_lps) @ affine_lps @ grid.to_lps
-    rows = moving_from_grid[:3, :3].tolist()
 
     def warp(u: torch.Tensor) -> torch.Tensor:
-        displacement = torch.stack([u[0] * r[0] + u[1] * r[1] + u[2] * r[2] for r in rows])
+        displacement = multiply(moving_from_grid[:3, :3], u)
         return sampling.on_lattice(volume.data[0, 0], grid.shape, moving_from_grid, displacement, np.eye(4))
 
     return warp

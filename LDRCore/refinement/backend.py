@@ -29,9 +29,6 @@ class Operations(Protocol):
     def smooth(self, displacement: torch.Tensor, sigma: float) -> tuple[torch.Tensor, float]:
         """(smoothed by a Gaussian of `sigma` voxels, length of the longest vector)."""
 
-    def compose(self, displacement: torch.Tensor, step: torch.Tensor, scale: float) -> torch.Tensor:
-        """``s(x) + u(x + s(x))`` for a step s, given times `scale`."""
-
 
 def operations(image: torch.Tensor) -> Operations:
     """Return `numba_loops` for images of a kind that `sampling` uses numba for, else `torch_ops`."""

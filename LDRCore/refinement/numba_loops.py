@@ -12,7 +12,6 @@ import math
 import numpy as np
 import torch
 
-from LDRCore import sampling
 from LDRCore.refinement import torch_ops
 from LDRCore.sampling.numba_support import array, inline, loop, share
 
@@ -276,8 +275,3 @@ def correlation_gradient(
     share(depth, lambda b, n: _window_factors(w, f, mean, variance, radius, e, factors, similarity, b, n))
     share(depth, lambda b, n: _gradient(w, f, factors, weight, radius, target, b, n))
     return gradient, float(similarity.sum() / w.size)
-
-
-def compose(displacement: torch.Tensor, step: torch.Tensor, scale: float) -> torch.Tensor:
-    """See `torch_ops.compose`."""
-    return sampling.composed(displacement, step * scale)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from LDRCore import sampling
 from LDRCore.refinement.backend import operations
 from LDRCore.refinement.similarity import Similarity
 
@@ -82,7 +83,7 @@ def optimise(
             best = displacement
         if longest <= 1e-12 or _stalled(history, settings):
             break
-        displacement = backend.compose(displacement, step, settings.step / longest)
+        displacement = sampling.composed(displacement, step * (settings.step / longest))
         displacement, _ = backend.smooth(displacement, settings.sigma_total)
         if progress is not None:
             progress((iteration + 1) / settings.iterations)

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 
 import torch
 
-from LDRCore import sampling
-
 TRUNCATE = 3.0  # a Gaussian ends after so many sigmas
 
 
@@ -119,8 +117,3 @@ def correlation_gradient(
     if mask is not None:
         force = force * mask
     return gradient(warped).mul_(force), float(similarity.mean())
-
-
-def compose(displacement: torch.Tensor, step: torch.Tensor, scale: float) -> torch.Tensor:
-    """``s(x) + u(x + s(x))`` for a step s, given times `scale`."""
-    return sampling.composed(displacement, step * scale)

@@ -56,6 +56,12 @@ class DenseField:
         return geometry.affine_transform(self.affine_lps)
 
 
+def multiply(matrix: np.ndarray, displacement: torch.Tensor) -> torch.Tensor:
+    """Multiply every vector of a displacement (3, D, H, W) by a 3x3 matrix."""
+    u = displacement
+    return torch.stack([u[0] * row[0] + u[1] * row[1] + u[2] * row[2] for row in matrix.tolist()])
+
+
 def fade_out(displacement: torch.Tensor, voxels: int) -> torch.Tensor:
     """Pad a displacement (B, 3, D, H, W) by some voxels on each side, falling from its edge value to exactly zero."""
     padded = F.pad(displacement, (voxels,) * 6, mode="replicate")

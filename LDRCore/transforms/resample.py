@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from LDRCore import sampling
-from LDRCore.transforms.field import DenseField
+from LDRCore.transforms.field import DenseField, multiply
 from LDRCore.transforms.volume import Volume
 
 
@@ -115,9 +115,7 @@ def _on_grid(
         (M, v, F): M, 4x4, target <- index; v, (3, d, h, w), in units of the target; F, 4x4, index of v <- index.
     """
     target_from_mapped = target_from_lps @ field.affine_lps
-    target_from_field = (target_from_mapped[:3, :3] @ field.grid.to_lps[:3, :3]).tolist()
-    u = field.displacement_vox[0]
-    displacement = torch.stack([u[0] * r[0] + u[1] * r[1] + u[2] * r[2] for r in target_from_field])
+    displacement = multiply(target_from_mapped[:3, :3] @ field.grid.to_lps[:3, :3], field.displacement_vox[0])
     return target_from_mapped @ to_lps, displacement, np.linalg.inv(field.grid.to_lps) @ to_lps
 
 

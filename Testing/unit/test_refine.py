@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from LDRCore import sampling
+from LDRCore.pipeline import options, refine
 from LDRCore.refinement import torch_ops
 from LDRCore.refinement.optimiser import Settings, optimise
 from LDRCore.refinement.similarity import LocalCorrelation, Mind, mind
@@ -132,6 +133,11 @@ def test_nothing_outside_of_the_mask_drives(backend):
     gradient, _ = LocalCorrelation(warper(moving), fixed, mask=mask).gradient(torch.zeros(3, *SHAPE))
     assert bool(gradient[:, :16].any())
     assert not gradient[:, 16:].any()
+
+
+def test_what_options_allow_is_what_the_stage_offers():
+    assert tuple(refine.PLANS) == options.REFINEMENTS
+    assert tuple(refine.SIMILARITIES) == options.SIMILARITIES
 
 
 def test_no_iterations_change_nothing():
