@@ -6,9 +6,6 @@ many slices as a window or a Gaussian is wide, so that every slice is read once 
 
 from __future__ import annotations
 
-import functools
-import math
-
 import numpy as np
 import torch
 
@@ -17,17 +14,23 @@ from LDRCore.sampling.numba_support import array, inline, loop, share
 
 
 @inline
+def _add(target, source, weight):  # type: ignore[no-untyped-def]
+    """Add a weighted row to another; both begin at index 0, which the compiler makes vector instructions of."""
+    for i in range(len(source)):
+        target[i] += weight * source[i]
+
+
+@inline
 def _box_rows(source, radius, line, out):  # type: ignore[no-untyped-def]
     """Sum a slice over boxes of edge 2 radius + 1, along both axes; zeros outside."""
     height, width = source.shape
     for j in range(height):
+        row = source[j]
         for i in range(width):
-            line[i] = source[j, i]
+            line[i] = row[i]
         for d in range(1, radius + 1):
-            for i in range(d, width):
-                line[i] += source[j, i - d]
-            for i in range(width - d):
-                line[i] += source[j, i + d]
+            _add(line[d:], row[: width - d], np.float32(1))
+            _add(line[: width - d], row[d:], np.float32(1))
         for b in range(max(0, j - radius), min(height, j + radius + 1)):
             target = out[b]
             for i in range(width):
@@ -165,26 +168,17 @@ def _smooth(field, kernel, norm_z, norm_y, norm_x, out, longest, begin, end):  #
                     for i in range(width):
                         target[i] = kernel[0] * source[i]
                     for d in range(1, radius + 1):
-                        weight = kernel[d]
-                        for i in range(d, width):
-                            target[i] += weight * source[i - d]
-                        for i in range(width - d):
-                            target[i] += weight * source[i + d]
+                        _add(target[d:], source[: width - d], kernel[d])
+                        _add(target[: width - d], source[d:], kernel[d])
                 for j in range(height):
-                    target = kept[c, j]
-                    middle = rows[j]
+                    target, source = kept[c, j], rows[j]
                     for i in range(width):
-                        target[i] = kernel[0] * middle[i]
+                        target[i] = kernel[0] * source[i]
                     for d in range(1, radius + 1):
-                        weight = kernel[d]
                         if j - d >= 0:
-                            row = rows[j - d]
-                            for i in range(width):
-                                target[i] += weight * row[i]
+                            _add(target, rows[j - d], kernel[d])
                         if j + d < height:
-                            row = rows[j + d]
-                            for i in range(width):
-                                target[i] += weight * row[i]
+                            _add(target, rows[j + d], kernel[d])
                     factor = norm_y[j]
                     for i in range(width):
                         target[i] *= factor * norm_x[i]
@@ -196,20 +190,14 @@ def _smooth(field, kernel, norm_z, norm_y, norm_x, out, longest, begin, end):  #
             for i in range(width):
                 length[i] = 0
             for c in range(3):
-                target = out[c, m, j]
-                middle = ring[m % count, c, j]
+                target, source = out[c, m, j], ring[m % count, c, j]
                 for i in range(width):
-                    target[i] = kernel[0] * middle[i]
+                    target[i] = kernel[0] * source[i]
                 for d in range(1, radius + 1):
-                    weight = kernel[d]
                     if m - d >= 0:
-                        row = ring[(m - d) % count, c, j]
-                        for i in range(width):
-                            target[i] += weight * row[i]
+                        _add(target, ring[(m - d) % count, c, j], kernel[d])
                     if m + d < depth:
-                        row = ring[(m + d) % count, c, j]
-                        for i in range(width):
-                            target[i] += weight * row[i]
+                        _add(target, ring[(m + d) % count, c, j], kernel[d])
                 factor = norm_z[m]
                 for i in range(width):
                     target[i] *= factor
@@ -219,24 +207,6 @@ def _smooth(field, kernel, norm_z, norm_y, norm_x, out, longest, begin, end):  #
         longest[m] = top
 
 
-@functools.lru_cache(maxsize=64)
-def _kernel(sigma: float) -> np.ndarray:
-    """One-sided weights of a Gaussian."""
-    distance = np.arange(math.ceil(torch_ops.TRUNCATE * sigma) + 1)
-    return np.exp(-(distance**2) / (2 * sigma**2)).astype(np.float32)
-
-
-@functools.lru_cache(maxsize=64)
-def _norms(n: int, sigma: float) -> np.ndarray:
-    """One over the sum of the weights that fall onto a line of n voxels, for each of them."""
-    kernel = _kernel(sigma)
-    index = np.arange(n)
-    total = np.full(n, kernel[0], np.float64)
-    for d in range(1, len(kernel)):
-        total += kernel[d] * ((index >= d).astype(float) + (index < n - d))
-    return (1 / total).astype(np.float32)
-
-
 def smooth(displacement: torch.Tensor, sigma: float) -> tuple[torch.Tensor, float]:
     """See `torch_ops.smooth`."""
     if sigma <= 0:
@@ -244,8 +214,9 @@ def smooth(displacement: torch.Tensor, sigma: float) -> tuple[torch.Tensor, floa
     out = torch.empty_like(displacement, memory_format=torch.contiguous_format)
     depth, height, width = displacement.shape[1:]
     longest = np.zeros(depth, np.float32)
-    norms = _norms(depth, sigma), _norms(height, sigma), _norms(width, sigma)
-    source, target, kernel = array(displacement, 4), out.numpy(), _kernel(sigma)
+    weights = torch_ops.gaussian(sigma)
+    norms = [1 / np.array(torch_ops.totals(n, weights), np.float32) for n in (depth, height, width)]
+    source, target, kernel = array(displacement, 4), out.numpy(), np.array(weights, np.float32)
     share(depth, lambda begin, end: _smooth(source, kernel, *norms, target, longest, begin, end))
     return out, float(np.sqrt(longest.max()))
 

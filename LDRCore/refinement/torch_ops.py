@@ -1,54 +1,98 @@
 """The steps of an iteration in torch alone. Images are (D, H, W), displacements (3, D, H, W) in voxels, float32.
 
-Sums over windows and Gaussians are separable: one product with a band matrix an axis, on a CPU many times faster than
-convolutions.
+Sums over windows and Gaussians are symmetric filters along one axis after the other: additions of shifted images. Large
+images are filtered slab by slab, with the neighbouring slices that a result depends on, so that temporaries stay in the
+cache.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
-TRUNCATE = 3.0  # a Gaussian ends after so many sigmas
+NEGLIGIBLE = 1e-3  # a Gaussian ends where its weight falls below such a share of the middle one
+_SLAB_VOXELS = 1 << 18
+
+
+def gaussian(sigma: float) -> tuple[float, ...]:
+    """Return the weights of a Gaussian of `sigma` voxels, the middle one (1) first, then those of one side."""
+    radius = math.floor(sigma * math.sqrt(-2 * math.log(NEGLIGIBLE)))
+    return tuple(math.exp(-(d**2) / (2 * sigma**2)) for d in range(radius + 1))
+
+
+def box(window: int) -> tuple[float, ...]:
+    """Return the weights of a mean over `window` voxels, as `gaussian` does."""
+    return (1 / window,) * (window // 2 + 1)
 
 
 @functools.lru_cache(maxsize=64)
-def _window_band(n: int, window: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """(n, n): row i averages the `window` voxels about i; voxels outside count as zero."""
-    index = torch.arange(n, device=device, dtype=torch.int64)
-    return ((index[:, None] - index[None]).abs() <= window // 2).to(dtype) / window
+def totals(n: int, weights: tuple[float, ...]) -> tuple[float, ...]:
+    """Return, for each voxel of a line of n, the sum of the weights that fall onto the line."""
+    return tuple(weights[0] + sum(w * ((i >= d) + (i + d < n)) for d, w in enumerate(weights[1:], 1)) for i in range(n))
 
 
-@functools.lru_cache(maxsize=64)
-def _gaussian_band(n: int, sigma: float, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """(n, n): row i is a Gaussian about i, cut off at the border and normalised."""
-    index = torch.arange(n, device=device, dtype=torch.float64)
-    distance = index[:, None] - index[None]
-    weights = torch.exp(-(distance**2) / (2 * sigma**2)) * (distance.abs() <= math.ceil(TRUNCATE * sigma))
-    return (weights / weights.sum(1, keepdim=True)).to(dtype)
+def _filtered(values: torch.Tensor, weights: Sequence[float], axis: int) -> torch.Tensor:
+    """Apply a symmetric filter along an axis, with zeros outside."""
+    n = values.shape[axis]
+    result = values * weights[0]
+    for d, weight in enumerate(weights[1:], 1):
+        if d < n:
+            result.narrow(axis, d, n - d).add_(values.narrow(axis, 0, n - d), alpha=weight)
+            result.narrow(axis, 0, n - d).add_(values.narrow(axis, d, n - d), alpha=weight)
+    return result
 
 
-def _separable(values: torch.Tensor, bands: Sequence[torch.Tensor]) -> torch.Tensor:
-    """(..., D, H, W) with a band matrix applied along each of the last three axes."""
-    z, y, x = bands
-    values = y @ (values @ x.T)
-    return (z @ values.flatten(-2)).view(values.shape)
+def filtered(values: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
+    """Apply a symmetric filter along the last three axes, with zeros outside.
+
+    Args:
+        values: (..., D, H, W).
+        weights: the middle one first, then those of one side.
+    """
+    for axis in (-1, -2, -3):
+        values = _filtered(values, weights, axis)
+    return values
 
 
 def window_means(images: torch.Tensor, window: int) -> torch.Tensor:
     """Average (..., D, H, W) over a box about every voxel, in which voxels outside count as zero."""
-    return _separable(images, [_window_band(n, window, images.device, images.dtype) for n in images.shape[-3:]])
+    return filtered(images, box(window))
+
+
+def _slabs(shape: Sequence[int], halo: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Yield for every slab of a volume: its slices, those with `halo` more on either side, the former in the latter."""
+    depth, height, width = shape
+    count = max(1, 2 * halo, _SLAB_VOXELS // (height * width))
+    for start in range(0, depth, count):
+        stop = min(start + count, depth)
+        low, high = max(start - halo, 0), min(stop + halo, depth)
+        yield slice(start, stop), slice(low, high), slice(start - low, stop - low)
 
 
 def smooth(displacement: torch.Tensor, sigma: float) -> tuple[torch.Tensor, float]:
-    """Smooth (3, D, H, W) by a Gaussian of `sigma` voxels (0: leave it), and return the longest vector's length too."""
-    if sigma > 0:
-        bands = [_gaussian_band(n, sigma, displacement.device, displacement.dtype) for n in displacement.shape[-3:]]
-        displacement = _separable(displacement, bands)
-    return displacement, float(displacement.square().sum(0).max().sqrt())
+    """Smooth (3, D, H, W) by a Gaussian of `sigma` voxels (0: leave it), and return the longest vector's length too.
+
+    At the border the weights that fall onto the grid are normalised.
+    """
+    if sigma <= 0:
+        return displacement, float(displacement.square().sum(0).max().sqrt())
+    weights, shape = gaussian(sigma), displacement.shape[1:]
+    z, y, x = (1 / displacement.new_tensor(totals(n, weights)) for n in shape)
+    plane = y[:, None] * x
+    result = torch.empty_like(displacement, memory_format=torch.contiguous_format)
+    longest = 0.0
+    for slab, wide, inner in _slabs(shape, len(weights) - 1):
+        square: torch.Tensor | None = None
+        for source, target in zip(displacement, result, strict=True):
+            part = filtered(source[wide], weights)[inner]
+            torch.mul(part, plane * z[slab, None, None], out=target[slab])
+            square = target[slab].square() if square is None else square.addcmul_(target[slab], target[slab])
+        assert square is not None
+        longest = max(longest, float(square.max()))
+    return result, math.sqrt(longest)
 
 
 def gradient(image: torch.Tensor) -> torch.Tensor:
@@ -68,7 +112,7 @@ def correlation_force(
     window: int,
     epsilon: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute the mean squared local correlation and its gradient by the warped image.
+    """Compute the squared local correlation and the gradient of its sum by the warped image.
 
     K is the mean over a window (zeros outside). With A = K(wf) - K(w) K(f), B = K(ww) - K(w)^2 + e,
     C = K(ff) - K(f)^2 + e, p = A / (B C) and q = A / B, the similarity of a voxel is A p; the sum's gradient is
@@ -83,15 +127,16 @@ def correlation_force(
     Returns:
         (similarity of every voxel, gradient of their sum), (D, H, W) each. Zero over constant windows.
     """
-    mean, square, product = window_means(torch.stack((warped, warped * warped, warped * fixed)), window)
-    covariance = product.sub_(mean * fixed_mean)
-    variance = square.sub_(mean * mean).clamp_min_(0).add_(epsilon)
-    p = covariance / (variance * fixed_variance)
+    mean = window_means(warped, window)
+    covariance = window_means(warped * fixed, window).addcmul_(mean, fixed_mean, value=-1)
+    variance = window_means(warped * warped, window).addcmul_(mean, mean, value=-1).clamp_min_(0).add_(epsilon)
     q = covariance / variance
+    p = q / fixed_variance
     pq = p * q
-    k_p, k_pq, k_rest = window_means(torch.stack((p, pq, pq * mean - p * fixed_mean)), window)
-    force = (fixed * k_p).sub_(warped * k_pq).add_(k_rest).mul_(2)
-    return covariance * p, force
+    force = fixed * window_means(p, window)
+    force.addcmul_(warped, window_means(pq, window), value=-1)
+    force += window_means((pq * mean).addcmul_(p, fixed_mean, value=-1), window)
+    return covariance.mul_(p), force.mul_(2)
 
 
 def correlation_gradient(
@@ -113,7 +158,15 @@ def correlation_gradient(
     Returns:
         (gradient (3, D, H, W), mean similarity).
     """
-    similarity, force = correlation_force(warped, fixed, fixed_mean, fixed_variance, window, epsilon)
-    if mask is not None:
-        force = force * mask
-    return gradient(warped).mul_(force), float(similarity.mean())
+    result = torch.zeros(3, *warped.shape, dtype=warped.dtype, device=warped.device)
+    total = 0.0
+    # a window's factors need the slices of that window, the force those of all windows that hold a voxel, and
+    # differences a slice on either side
+    for slab, wide, inner in _slabs(warped.shape, max(1, 2 * (window // 2))):
+        similarity, force = correlation_force(
+            warped[wide], fixed[wide], fixed_mean[wide], fixed_variance[wide], window, epsilon
+        )
+        total += float(similarity[inner].sum())
+        force = force[inner] if mask is None else force[inner] * mask[slab]
+        torch.mul(gradient(warped[wide])[:, inner], force, out=result[:, slab])
+    return result, total / warped.numel()

@@ -191,7 +191,7 @@ def slabs(
         count = size[0] * size[1] * size[2]
         if count == 0:
             continue
-        if spans is None or isinstance(points, _Parallel):
+        if spans is None or isinstance(points, _Parallel | _OnGrid):
             points.write(block, sampler.buffer(count).view(3, *size))
             yield block, sampler.sample(count, points.bounds(block)).view(size)
             continue
@@ -251,9 +251,11 @@ def _points(
     to_field: np.ndarray | None,
     shape: Sequence[int],
     device: torch.device,
-) -> _Affine | _Parallel | _Oblique:
+) -> _Affine | _OnGrid | _Parallel | _Oblique:
     if displacement is None or to_field is None:
         return _Affine(matrix, shape, device)
+    if displacement.shape[1:] == tuple(shape) and np.array_equal(to_field, np.eye(4)):
+        return _OnGrid(matrix, displacement, shape)
     if lattice.parallel_axes(to_field, shape) is None:
         return _Oblique(matrix, displacement, to_field, shape)
     return _Parallel(matrix, displacement, to_field, shape)
@@ -319,6 +321,19 @@ class _Displaced:
         """See `_Affine.bounds`."""
         low, high = np.array(self._affine.bounds(block)).T
         return _widened(low + self._reach[0], high + self._reach[1])
+
+
+class _OnGrid(_Displaced):
+    """The points ``M x + u(x)`` where the field lives on the lattice itself."""
+
+    def __init__(self, matrix: np.ndarray, displacement: torch.Tensor, shape: Sequence[int]) -> None:
+        super().__init__(matrix, displacement, shape)
+        self._displacement = displacement
+
+    def write(self, block: Block, out: torch.Tensor) -> None:
+        self._affine.write(block, out)
+        for component, u in zip(out, reversed(self._displacement.unbind()), strict=True):
+            component += u[block]
 
 
 class _Oblique(_Displaced):

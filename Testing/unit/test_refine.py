@@ -8,6 +8,7 @@ import torch
 from LDRCore import sampling
 from LDRCore.pipeline import options, refine
 from LDRCore.refinement import torch_ops
+from LDRCore.refinement.backend import operations
 from LDRCore.refinement.optimiser import Settings, optimise
 from LDRCore.refinement.similarity import LocalCorrelation, Mind, mind
 from LDRCore.transforms import spatial
@@ -67,6 +68,36 @@ def test_the_closed_form_is_autograds_gradient(window):
         values, force = torch_ops.correlation_force(warped, fixed, mean, variance, window, 1e-3)
     assert float(values.sum()) == pytest.approx(float(total), rel=1e-12)
     assert torch.allclose(force, warped.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_slabs_change_nothing(monkeypatch):
+    warped, fixed, mask = texture(*SHAPE), texture(*SHAPE, seed=1), (texture(*SHAPE, seed=2) > 0.5).float()
+    field = torch.stack((warped, fixed, mask))
+    similarity = LocalCorrelation(lambda u: warped, fixed, window=5)
+
+    def results() -> list[torch.Tensor | float]:
+        gradient = torch_ops.correlation_gradient(
+            warped, fixed, similarity._mean, similarity._variance, window=5, epsilon=1e-4, mask=mask
+        )
+        return [*gradient, *torch_ops.smooth(field, 0.9)]
+
+    whole = results()
+    monkeypatch.setattr(torch_ops, "_SLAB_VOXELS", 1)
+    for one, other in zip(whole, results(), strict=True):
+        assert torch.allclose(torch.as_tensor(one), torch.as_tensor(other), rtol=1e-5, atol=1e-7)
+
+
+def test_smoothing_is_a_normalised_gaussian(backend):
+    impulse = torch.zeros(3, 15, 17, 19)
+    impulse[1, 7, 8, 9] = 2.0
+    smoothed, longest = operations(impulse).smooth(impulse, 0.9)
+    one_step = float(torch.exp(torch.tensor(-1 / (2 * 0.9**2))))
+    assert float(smoothed[1, 7, 8, 10] / smoothed[1, 7, 8, 9]) == pytest.approx(one_step, rel=1e-5)
+    assert float(smoothed[1, 6, 7, 8] / smoothed[1, 7, 8, 9]) == pytest.approx(one_step**3, rel=1e-5)
+    assert float(smoothed.sum()) == pytest.approx(2.0, rel=1e-5)
+    assert longest == pytest.approx(float(smoothed[1, 7, 8, 9]))
+    constant, _ = operations(impulse).smooth(torch.ones(3, 9, 11, 13), 0.9)
+    assert torch.allclose(constant, torch.ones(()))
 
 
 def test_the_gradient_points_uphill(backend):
