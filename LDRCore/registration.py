@@ -25,14 +25,15 @@ def register(
     moving: ImageLike,
     *,
     model: str | os.PathLike[str] = "brain-t1-small",
-    cascades: int = 3,
+    cascades: int | None = None,
     affine: bool = True,
     initial: str | sitk.Transform | None = None,
     fixed_mask: ImageLike | None = None,
     moving_mask: ImageLike | None = None,
     refine: str = "none",
     refine_steps: int = 0,
-    similarity: str = "local-ncc",
+    refine_spacing: str = "working",
+    similarity: str = "auto",
     inverse: bool = False,
     device: str = "auto",
     progress: Progress | None = None,
@@ -45,8 +46,9 @@ def register(
     Args:
         fixed, moving: a path (file, or a folder with one DICOM series), a sitk.Image, or (array[i, j, k], 4x4 affine
             voxel -> RAS mm).
-        model: a name of `list_models()`, or a path to a .pt file with its card.
-        cascades: number of dense cascades, 0 (the affine stem alone) to the model's maximum.
+        model: a name of `list_models()`, a path to a .pt file with its card, or "none": no network, for anatomy that no
+            model knows; the best of the starts is refined then.
+        cascades: number of dense cascades, 0 (the affine stem alone) to the model's maximum; None for all.
         affine: let the model's affine stem align the images first.
         initial: "center" (also None: bring the contents' centres together), "none" (trust the scanner coordinates),
             or a SimpleITK transform fixed -> moving.
@@ -55,8 +57,11 @@ def register(
         refine: instance optimisation after the networks: "none", "fast", or "best" (see `pipeline.refine`).
         refine_steps: iterations of instance optimisation at each of two resolutions, instead of those of `refine`; 0
             for what `refine` says.
-        similarity: what the optimisation makes larger: "local-ncc" (images of the same or of inverted contrast), or
-            "mind" (self-similarity descriptors, for images of unlike contrast).
+        refine_spacing: voxels that the optimisation ends at: "working" (those of the model's working grid, about 2 mm),
+            or "native" (the fixed image's own; slower and needs more memory).
+        similarity: what the optimisation makes larger: "local-ncc" (squared correlation in small windows), "mind"
+            (self-similarity descriptors, for images of unlike contrast), or "auto": by the intensities; the report says
+            which and why.
         inverse: also compute the inverse transform.
         device: "auto" (a GPU if there is one), "cpu", "cuda" ...
         progress: see `Progress`.
@@ -76,12 +81,15 @@ def register(
     from LDRCore.pipeline import refine as refine_stage
     from LDRCore.pipeline.inputs import prepare_pair, read_inputs
     from LDRCore.pipeline.model import load_model
-    from LDRCore.pipeline.options import Options
+    from LDRCore.pipeline.options import Options, every_cascade
     from LDRCore.pipeline.output import ComposedOutput, DenseOutput, Output
     from LDRCore.torch_context import own_torch_context
 
     initial = "center" if initial is None else initial
-    options = Options(model, cascades, affine, initial, inverse, device, refine, refine_steps, similarity)
+    cascades = every_cascade(model) if cascades is None else cascades
+    options = Options(
+        model, cascades, affine, initial, inverse, device, refine, refine_steps, refine_spacing, similarity
+    )
     clock = report.Clock(progress, began_s)
     with own_torch_context():
         clock.start("read", 0.0, "reading images")
@@ -98,14 +106,15 @@ def register(
         starts = [start] if start is not None else affine_stage.centring_candidates(pair.fixed, pair.moving)
         affine_lps = affine_stage.estimate_affine(loaded, pair.fixed, pair.moving, starts) if affine else starts[0]
 
-        clock.start("dense", 0.45, f"{cascades} cascade{'s' if cascades > 1 else ''}")
+        clock.start("dense", 0.45, f"{cascades} cascade{'' if cascades == 1 else 's'}")
         field = dense_stage.estimate_dense(loaded, pair.fixed, pair.moving, affine_lps, cascades)
 
-        levels = refine_stage.choose_plan(refine, refine_steps, networks=cascades > 0)
-        if levels:
+        refinement: dict[str, Any] = {}
+        if options.refines:
             clock.start("refine", 0.5, "refining")
-        refining = clock.within(0.5, 0.7, "refining")
-        field, refinement = refine_stage.refine(field, pair.fixed, pair.moving, levels, similarity, refining)
+            field, refinement = refine_stage.run(
+                field, pair, inputs, options, loaded.card, clock.within(0.5, 0.7, "refining")
+            )
 
         clock.start("warp", 0.7, "warping the moving image")
         output: Output = DenseOutput(field, inputs.fixed, inputs.moving, pair.moving.native)
@@ -116,12 +125,12 @@ def register(
         warped = output.warp(clock.within(0.7, 0.85, "warping the moving image"))
 
         clock.start("report", 0.85, "measuring")
-        measures = refinement | report.measure(pair, field, starts[0])
+        measures = refinement | report.measure(pair, field, starts[0], output)
         inverse_transform: sitk.Transform | None = None
         if inverse:
             clock.start("invert", 0.9, "inverting")
-            inverse_transform, residual_mm = output.invert()
-            measures["inverse_residual_mm"] = round(residual_mm, 5)
+            inverse_transform = output.invert()
+            measures["inverse_consistency_mm"] = report.inverse_consistency(output, inverse_transform, pair)
         facts = report.build(options, loaded, inputs, pair, field, measures, clock)
     return RegistrationResult(warped, output.transform, output.affine, inverse_transform, facts, output.jacobian)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import time
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from LDRCore.losses import correlation_coefficient
 from LDRCore.pipeline.inputs import Inputs, Pair
 from LDRCore.pipeline.model import Model
 from LDRCore.pipeline.options import Options
-from LDRCore.transforms import spatial
+from LDRCore.pipeline.output import Output
+from LDRCore.transforms import inversion, spatial
 from LDRCore.transforms.field import DenseField
 
 Progress = Callable[[float, str], None]
@@ -67,15 +69,16 @@ class Clock:
         return self.times_s
 
 
-def measure(pair: Pair, field: DenseField, start: np.ndarray) -> dict[str, Any]:
-    """Measure similarity at each stage and regularity.
+def measure(pair: Pair, field: DenseField, start: np.ndarray, output: Output) -> dict[str, Any]:
+    """Measure similarity at each stage, and regularity on the fixed image's grid.
 
     Args:
         pair: the prepared images.
         field: the result.
         start: 4x4, the initial map that is preferred.
+        output: of the result.
     """
-    return {"similarity": similarity(pair, field, start), **regularity(field)}
+    return {"similarity": similarity(pair, field, start), **regularity(output), "dense_displacement_mm": lengths(field)}
 
 
 def similarity(pair: Pair, field: DenseField, start: np.ndarray) -> dict[str, float]:
@@ -95,26 +98,41 @@ def similarity(pair: Pair, field: DenseField, start: np.ndarray) -> dict[str, fl
     return {name: round(float(correlation_coefficient(moved, fixed)), 5) for name, moved in stages.items()}
 
 
-def regularity(field: DenseField) -> dict[str, Any]:
-    """Jacobian statistics of the whole transform on the field's own grid."""
-    determinant = spatial.jacobian_determinant(field.displacement_vox)
-    whole = determinant * float(np.linalg.det(field.affine_lps[:3, :3]))
-    spacing = torch.tensor(field.grid.spacing_mm, dtype=determinant.dtype, device=determinant.device).view(3, 1, 1, 1)
-    length = (field.displacement_vox[0] * spacing).square_().sum(0).sqrt_()
+def regularity(output: Output) -> dict[str, Any]:
+    """Measure the Jacobian determinant of the whole transform at every voxel of the fixed image."""
+    count = voxels = 0
+    lowest, highest = np.inf, -np.inf
+    for determinant in output.jacobian_slabs():
+        low, high = float(determinant.min()), float(determinant.max())
+        if low <= 0:
+            count += int(np.count_nonzero(determinant <= 0))
+        voxels += determinant.size
+        lowest, highest = min(lowest, low), max(highest, high)
     return {
-        "folding_fraction": float((whole <= 0).float().mean()),
-        "folding_count": int((whole <= 0).sum()),
-        "jacobian_determinant": {"min": round(float(whole.min()), 5), "max": round(float(whole.max()), 5)},
-        "dense_displacement_mm": {
-            "mean": round(float(length.mean()), 4),
-            "max": round(float(length.max()), 4),
-        },
+        "folding_fraction": count / voxels,
+        "folding_count": count,
+        "jacobian_determinant": {"min": round(lowest, 5), "max": round(highest, 5)},
     }
 
 
-def warnings(card: dict[str, Any], pair: Pair, similarity: dict[str, float]) -> list[str]:
+def lengths(field: DenseField) -> dict[str, float]:
+    """Return mean and largest length of the dense displacement at the voxels of its grid, mm."""
+    u = field.displacement_vox[0]
+    length = (u * u.new_tensor(field.grid.spacing_mm).view(3, 1, 1, 1)).square_().sum(0).sqrt_()
+    return {"mean": round(float(length.mean()), 4), "max": round(float(length.max()), 4)}
+
+
+def inverse_consistency(output: Output, inverse: sitk.Transform, pair: Pair) -> dict[str, float]:
+    """Measure how far the inverse brings mapped points of the fixed content back: mean, p99_9 and max, mm."""
+    return dataclasses.asdict(inversion.inverse_consistency(output.transform, inverse, *pair.fixed.box_lps))
+
+
+def warnings(card: dict[str, Any], pair: Pair, measures: dict[str, Any]) -> list[str]:
     """Return what a careful reader would want to be told about this pair and this model, a sentence each."""
+    similarity = measures["similarity"]
     found = []
+    if "refinement_skipped" in measures:
+        found.append(f"instance optimisation was skipped: {measures['refinement_skipped']}")
     made_for = card.get("made_for", "other images")
     for name, image in (("fixed", pair.fixed), ("moving", pair.moving)):
         if card.get("expects_nonnegative") and image.low < -200:
@@ -151,7 +169,7 @@ def build(
         "affine": options.affine,
         "refine": options.refine,
         "refine_steps": options.refine_steps,
-        "similarity_refined": options.similarity,
+        "refine_spacing": options.refine_spacing,
         "initial": options.initial if isinstance(options.initial, str) else "transform",
         "masks": {"fixed": inputs.fixed_mask is not None, "moving": inputs.moving_mask is not None},
         "fixed": images.describe(inputs.fixed),
@@ -162,11 +180,11 @@ def build(
             "shape": list(field.grid.shape),
             "spacing_mm": [round(s, 4) for s in field.grid.spacing_mm],
         },
-        "warnings": warnings(model.card, pair, measures["similarity"]),
+        "warnings": warnings(model.card, pair, measures),
         "device": options.device,
         "threads": torch.get_num_threads(),
         "compiled_sampling": sampling.backend_name() == "numba",
-        "precision": str(model.cascade.precision).removeprefix("torch."),
+        "precision": "float32" if model.cascade is None else str(model.cascade.precision).removeprefix("torch."),
         "versions": {
             "LDRCore": __version__,
             "torch": torch.__version__,

@@ -39,7 +39,7 @@ class RegistrationResult:
         affine: the affine part alone, fixed -> moving.
         inverse_transform: moving points -> fixed points, or None unless it was asked for.
         report: times in seconds per stage, similarity before and after, folding, model, versions, warnings.
-        fast_jacobian: makes the values of `jacobian_determinant` faster than from `transform`; None: from that.
+        compute_jacobian: computes the values of `jacobian_determinant`; None: from `transform`.
     """
 
     warped: sitk.Image
@@ -47,7 +47,7 @@ class RegistrationResult:
     affine: sitk.Transform
     inverse_transform: sitk.Transform | None
     report: dict[str, Any]
-    fast_jacobian: Callable[[], np.ndarray] | None = dataclasses.field(default=None, repr=False)
+    compute_jacobian: Callable[[], np.ndarray] | None = dataclasses.field(default=None, repr=False)
 
     @functools.cached_property
     def displacement_field(self) -> sitk.Image:
@@ -57,9 +57,9 @@ class RegistrationResult:
     @functools.cached_property
     def jacobian_determinant(self) -> sitk.Image:
         """det(dT/dx) on the fixed image's grid, float32; right on oblique grids (computed when first asked for)."""
-        if self.fast_jacobian is None:
+        if self.compute_jacobian is None:
             return geometry.jacobian_determinant_image(self.displacement_field)
-        image = sitk.GetImageFromArray(self.fast_jacobian())
+        image = sitk.GetImageFromArray(self.compute_jacobian())
         image.CopyInformation(self.warped)
         return image
 

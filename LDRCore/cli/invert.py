@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 import SimpleITK as sitk
 
@@ -14,14 +15,14 @@ from LDRCore.transforms import inversion
 
 
 def run(options: argparse.Namespace) -> CommandOutput:
-    """Invert a transform and say what residual is left."""
+    """Invert a transform and measure it."""
     check_output_file(options.out, options.overwrite)
     check_transform_name(options.out)
     transform = read_transform(options.transform)
     reference = images.three_dimensional(images.read(options.reference, "reference"), "reference")
-    inverse, residual_mm = inversion.invert_transform(transform, reference)
+    inverse, consistency = inversion.invert_transform(transform, reference)
     write_file(options.out, lambda name: sitk.WriteTransform(inverse, name))
     return CommandOutput(
-        {"file": str(options.out), "residual_mm": residual_mm},
-        f"written {options.out} (largest residual {residual_mm:.4f} mm)",
+        {"file": str(options.out), "inverse_consistency_mm": dataclasses.asdict(consistency)},
+        f"written {options.out} (distance of T^-1(T(x)) from x: {consistency})",
     )

@@ -125,13 +125,25 @@ def _add_doctor(command: argparse.ArgumentParser) -> None:
 
 def _add_model_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--model", default="brain-t1-small", help="a name from `ldr models`, or a .pt file (default brain-t1-small)"
+        "--model",
+        default="brain-t1-small",
+        help="a name from `ldr models`, a .pt file, or none: refine the best start (default brain-t1-small)",
     )
-    command.add_argument("--cascades", type=int, default=3, help="dense cascades, 1 to the model's maximum (default 3)")
+    command.add_argument("--cascades", type=int, help="dense cascades, 0 to the model's maximum (default: all)")
     command.add_argument(
         "--refine",
         default="none",
         help="instance optimisation afterwards: none, fast, best, or a number of iterations (default none)",
+    )
+    command.add_argument(
+        "--refine-spacing",
+        default="working",
+        help="voxels that it ends at: working (about 2 mm), or native: the fixed image's own (default working)",
+    )
+    command.add_argument(
+        "--similarity",
+        default="auto",
+        help="what it makes larger: local-ncc, mind (unlike contrasts), or auto: by the intensities (default auto)",
     )
     command.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default auto)")
 

@@ -14,7 +14,7 @@ from LDRCore.cli.output import CommandOutput, progress_bar
 from LDRCore.errors import RegistrationError
 from LDRCore.io import images
 from LDRCore.io.transforms import read_transform
-from LDRCore.pipeline.options import INITIALS
+from LDRCore.pipeline.options import INITIALS, every_cascade
 from LDRCore.result import RegistrationResult, check_output_folder
 
 
@@ -73,8 +73,10 @@ def model_keywords(options: argparse.Namespace) -> dict[str, Any]:
     """Return the keywords of `LDRCore.register` that the options of a model stand for."""
     return {
         "model": options.model,
-        "cascades": options.cascades,
+        "cascades": every_cascade(options.model) if options.cascades is None else options.cascades,
         **refinement_keywords(options.refine),
+        "refine_spacing": options.refine_spacing,
+        "similarity": options.similarity,
         "device": options.device,
     }
 
@@ -93,12 +95,31 @@ def describe_report(report: dict[str, Any], files: list[str]) -> str:
         f"correlation  {similarity['before']:.3f} as scanned, {similarity['initial']:.3f} centred, "
         f"{similarity['affine']:.3f} affine, {similarity['after']:.3f} deformed",
         f"Jacobian     {determinant['min']:.2f} to {determinant['max']:.2f}, "
-        f"folding {100 * report['folding_fraction']:.3f} % of the field",
+        f"folding {100 * report['folding_fraction']:.3f} % of the fixed image's voxels",
+        *_describe_extras(report),
         "seconds      " + ", ".join(f"{name} {value:.2f}" for name, value in times.items()),
         *[f"warning      {text}" for text in report["warnings"]],
         "written      " + f"{Path(files[0]).parent}: " + ", ".join(Path(file).name for file in files),
     ]
     return "\n".join(lines)
+
+
+def _describe_extras(report: dict[str, Any]) -> list[str]:
+    """Lines on refinement and inverse, where they were asked for."""
+    lines = []
+    for level in report.get("refinement", ()):
+        before, after = level["similarity"]
+        lines.append(
+            f"refinement   {level['iterations']} iterations at {min(level['spacing_mm']):g} mm, "
+            f"{report['similarity_chosen']['name']} {before:.4f} to {after:.4f}"
+        )
+    if "inverse_consistency_mm" in report:
+        told = report["inverse_consistency_mm"]
+        lines.append(
+            f"inverse      brings mapped points back to {told['mean']:.3f} mm (mean), "
+            f"{told['p99_9']:.3f} mm (99.9th percentile)"
+        )
+    return lines
 
 
 def _check_overview(options: argparse.Namespace) -> None:

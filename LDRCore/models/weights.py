@@ -24,6 +24,22 @@ if TYPE_CHECKING:
 BUNDLED = Path(__file__).parents[1] / "bundled"
 DEFAULT = "brain-t1-small"  # what `register`, the command line and the panel use where no model is named
 
+NO_NETWORK: dict[str, Any] = {
+    "name": "none",
+    "version": "1",
+    "summary": "no network: the best start, then instance optimisation; for any anatomy",
+    "made_for": "any images of the same anatomy",
+    "architecture": {"cascades": 0},
+    "working_grid": {
+        "spacing_mm": 2.0,
+        "margin_mm": 8.0,
+        "stem_spacing_mm": 4.0,
+        "stem_shape": [64, 64, 64],
+        "stem_passes": 0,
+    },
+}
+"""The card that stands for `model="none"`."""
+
 
 def list_models() -> list[str]:
     """Return the names of the models that ship with this package."""
@@ -39,7 +55,8 @@ def _card_path(name_or_path: str | os.PathLike[str]) -> Path:
     if path.suffix in (".pt", ".json") and card.exists():
         return card
     raise RegistrationError(
-        f"model must be one of {list_models()} or a path to a .pt file with its .json card beside it, got {text!r}"
+        f"model must be one of {[*list_models(), NO_NETWORK['name']]} or a path to a .pt file with its .json card "
+        f"beside it, got {text!r}"
     )
 
 
@@ -49,6 +66,8 @@ def model_info(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         RegistrationError: no such model, or a card that cannot be read.
     """
+    if name_or_path == NO_NETWORK["name"]:
+        return NO_NETWORK
     path = _card_path(name_or_path)
     try:
         card = json.loads(path.read_text(encoding="utf-8"))

@@ -41,16 +41,13 @@ def estimate_affine(
     make the alignment worse than where it began.
 
     Args:
-        model: its stem; without one the first candidate is returned.
+        model: its stem; without one the best candidate is returned.
         fixed, moving: prepared.
         candidates: 4x4, LPS mm, fixed -> moving.
 
     Returns:
         4x4, LPS mm.
     """
-    stem = model.cascade.stem
-    if stem is None:
-        return candidates[0]
     settings = model.card["working_grid"]
     shape = tuple(settings["stem_shape"])
     extent = float((fixed.box_lps[1] - fixed.box_lps[0]).max())
@@ -59,19 +56,19 @@ def estimate_affine(
     fixed_image = fixed.coarse.on(grid)
     totals = list(candidates)
     best, best_score = candidates[0], -np.inf
-    passes = settings["stem_passes"]
+    passes = 0 if model.stem is None else settings["stem_passes"]
     for done in range(passes + 1):
         moved = torch.cat([moving.coarse.on(grid, t) for t in totals])
         scores = correlation_coefficient(moved, fixed_image)
         leader = int(scores.argmax())
         if float(scores[leader]) > best_score:
             best, best_score = totals[leader], float(scores[leader])
-        if done == passes:
+        if model.stem is None or done == passes:
             break
         # the first pass takes every start that may still win, later ones the best
         kept = [leader] if done else (scores > scores[leader] - WITHIN).nonzero()[:, 0].tolist()
         totals, moved = [totals[k] for k in kept], moved[kept]
-        matrix, translation = stem.predict(moved, fixed_image.expand_as(moved))
+        matrix, translation = model.stem.predict(moved, fixed_image.expand_as(moved))
         for k in range(len(totals)):
             step = geometry.tensor_affine_to_lps(matrix[k].cpu().numpy(), translation[k].cpu().numpy(), grid)
             totals[k] = totals[k] @ step

@@ -26,7 +26,7 @@ def working_grid(model: Model, fixed: PreparedImage) -> Grid:
         fixed.box_lps[1],
         spacing_mm=settings["spacing_mm"],
         margin_mm=settings["margin_mm"],
-        multiple=model.cascade.multiple,
+        multiple=1 if model.cascade is None else model.cascade.multiple,
         max_voxels=MAX_VOXELS,
     )
 
@@ -48,9 +48,9 @@ def estimate_dense(
         n_cascades: how many networks to run; 0 leaves the displacement zero.
     """
     grid = working_grid(model, fixed)
-    field_grid = grid.coarser(model.cascade.field_stride)
+    field_grid = grid if model.cascade is None else grid.coarser(model.cascade.field_stride)
     displacement = torch.zeros(1, 3, *field_grid.shape, dtype=torch.float32, device=fixed.fine.data.device)
-    if n_cascades:
+    if model.cascade is not None and n_cascades:
         images = moving.fine.on(grid, affine_lps), fixed.fine.on(grid)
         displacement = model.cascade.dense(*images, n_cascades).displacement
     return DenseField(fade_out(displacement, TAPER_VOXELS), field_grid.padded(TAPER_VOXELS), affine_lps, TAPER_VOXELS)

@@ -9,11 +9,12 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from LDRCore.models.weights import load_cascade, model_info
+from LDRCore.models.weights import NO_NETWORK, load_cascade, model_info
 
 if TYPE_CHECKING:
     import torch
 
+    from LDRCore.models.affine import AffineStem
     from LDRCore.models.cascade import Cascade
 
 
@@ -24,19 +25,20 @@ class Model:
     Attributes:
         name: the card's name.
         card: the whole card.
-        cascade: stem and networks for inference on `device`; not for training, see `weights.load_cascade`.
+        cascade: stem and networks for inference on `device`; not for training, see `weights.load_cascade`. None for
+            the model "none".
         device: where it lives.
     """
 
     name: str
     card: dict[str, Any]
-    cascade: Cascade
+    cascade: Cascade | None
     device: str
 
     @property
-    def max_cascades(self) -> int:
-        """Largest number of cascades that can be asked for."""
-        return len(self.cascade)
+    def stem(self) -> AffineStem | None:
+        """The affine stem, where there is one."""
+        return None if self.cascade is None else self.cascade.stem
 
 
 def load_model(name_or_path: str | os.PathLike[str], device: str = "cpu") -> Model:
@@ -66,6 +68,8 @@ def _load(name_or_path: str, device: str, card_text: str, convolutions: torch.dt
     from LDRCore.torch_context import own_torch_context
 
     card = json.loads(card_text)
+    if card == NO_NETWORK:
+        return Model(card["name"], card, None, device)
     with own_torch_context():
         return Model(card["name"], card, deploy(load_cascade(name_or_path, card), device, convolutions), device)
 

@@ -14,7 +14,8 @@ from LDRCore.models.weights import model_info
 
 INITIALS = ("center", "none")
 REFINEMENTS = ("none", "fast", "best")
-SIMILARITIES = ("local-ncc", "mind")
+SIMILARITIES = ("auto", "local-ncc", "mind")
+SPACINGS = ("working", "native")
 SINGULAR = 1e-6  # smaller determinants count as not invertible
 
 
@@ -23,7 +24,8 @@ class Options:
     """Options of `register`, checked.
 
     Attributes:
-        model, cascades, affine, refine, refine_steps, similarity, inverse: see `register`.
+        model, affine, refine, refine_steps, refine_spacing, similarity, inverse: see `register`.
+        cascades: how many networks run; see `every_cascade`.
         initial: "center", "none", or a transform fixed -> moving.
         device: one that torch can use here ("auto" is resolved).
 
@@ -39,7 +41,8 @@ class Options:
     device: str
     refine: str = "none"
     refine_steps: int = 0
-    similarity: str = "local-ncc"
+    refine_spacing: str = "working"
+    similarity: str = "auto"
 
     def __post_init__(self) -> None:
         card = model_info(self.model)
@@ -50,10 +53,17 @@ class Options:
             raise RegistrationError(f"refine must be one of {REFINEMENTS}, got {self.refine!r}")
         if not _is_whole(self.refine_steps) or self.refine_steps < 0:
             raise RegistrationError(f"refine_steps must be a whole number, 0 or more, got {self.refine_steps!r}")
+        if self.refine_spacing not in SPACINGS:
+            raise RegistrationError(f"refine_spacing must be one of {SPACINGS}, got {self.refine_spacing!r}")
         if self.similarity not in SIMILARITIES:
             raise RegistrationError(f"similarity must be one of {SIMILARITIES}, got {self.similarity!r}")
         _check_initial(self.initial)
         object.__setattr__(self, "device", resolve_device(self.device))
+
+    @property
+    def refines(self) -> bool:
+        """Whether instance optimisation was asked for."""
+        return self.refine != "none" or self.refine_steps > 0
 
     @property
     def initial_matrix(self) -> np.ndarray | None:
@@ -69,6 +79,11 @@ class Options:
         if isinstance(self.initial, str) or self.initial.IsLinear():
             return None
         return self.initial
+
+
+def every_cascade(model: str | os.PathLike[str]) -> int:
+    """Return the number of cascades of a model."""
+    return int(model_info(model)["architecture"]["cascades"])
 
 
 def _is_whole(value: object) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from LDRCore import geometry
 from LDRCore.torch_context import own_torch_context
 from LDRCore.transforms import inversion, resample
-from LDRCore.transforms.field import DenseField, invert_field
+from LDRCore.transforms.field import DenseField
 from LDRCore.transforms.volume import Volume
 
 
@@ -26,15 +26,17 @@ class Output(Protocol):
     transform: sitk.Transform
     affine: sitk.Transform
 
-    @property
-    def jacobian(self) -> Callable[[], np.ndarray] | None:
-        """Function that computes the determinant on the fixed grid, (D, H, W) float32; None if there is no fast one."""
+    def jacobian(self) -> np.ndarray:
+        """Compute the determinant on the fixed grid, (D, H, W) float32."""
+
+    def jacobian_slabs(self) -> Iterator[np.ndarray]:
+        """Compute the same some slices at a time."""
 
     def warp(self, progress: Callable[[float], None] | None = None) -> sitk.Image:
         """Warp the moving image onto the fixed grid, in its own pixel type, sampled once."""
 
-    def invert(self) -> tuple[sitk.Transform, float]:
-        """Return (inverse transform moving -> fixed, largest residual in mm)."""
+    def invert(self) -> sitk.Transform:
+        """Compute the inverse transform, moving -> fixed."""
 
 
 class DenseOutput:
@@ -55,22 +57,23 @@ class DenseOutput:
         warped.CopyInformation(self._fixed)
         return warped
 
-    def invert(self) -> tuple[sitk.Transform, float]:
+    def invert(self) -> sitk.Transform:
         """See `Output`."""
-        inverse, residual_mm = invert_field(self._field)
-        transform = geometry.affine_then_dense(inverse.displacement_mm(), inverse.grid, inverse.affine_lps)
-        return transform, residual_mm
+        return inversion.inverted(self._field)
 
     def jacobian(self) -> np.ndarray:
         """See `Output`."""
         with own_torch_context():
             return resample.jacobian_determinant(self._shape, self._to_lps, self._field)
 
+    def jacobian_slabs(self) -> Iterator[np.ndarray]:
+        """See `Output`."""
+        for _, _, determinant in resample.jacobian_slabs(self._shape, self._to_lps, self._field):
+            yield determinant
+
 
 class ComposedOutput:
     """``T(x) = T0(A (x + u(x)))`` behind a non-linear initial transform T0: sampled by SimpleITK."""
-
-    jacobian: None = None
 
     def __init__(self, field: DenseField, initial: sitk.Transform, fixed: sitk.Image, moving: sitk.Image) -> None:
         self._fixed, self._moving = fixed, moving
@@ -82,6 +85,16 @@ class ComposedOutput:
         minimum = float(sitk.GetArrayViewFromImage(self._moving).min())
         return sitk.Resample(self._moving, self._fixed, self.transform, sitk.sitkLinear, minimum)
 
-    def invert(self) -> tuple[sitk.Transform, float]:
+    def invert(self) -> sitk.Transform:
         """See `Output`."""
-        return inversion.invert_transform(self.transform, self._fixed)
+        inverse, _ = inversion.invert_transform(self.transform, self._fixed)
+        return inverse
+
+    def jacobian(self) -> np.ndarray:
+        """See `Output`."""
+        field = geometry.displacement_field_image(self.transform, self._fixed)
+        return sitk.GetArrayFromImage(geometry.jacobian_determinant_image(field))
+
+    def jacobian_slabs(self) -> Iterator[np.ndarray]:
+        """See `Output`."""
+        yield self.jacobian()

@@ -17,9 +17,11 @@ import torch.nn.functional as F
 
 from LDRCore import sampling
 from LDRCore.geometry import Grid
-from LDRCore.pipeline.preprocess import PreparedImage
+from LDRCore.pipeline.inputs import Inputs, Pair, prepare_pair
+from LDRCore.pipeline.options import Options
+from LDRCore.pipeline.preprocess import FOREGROUND_LEVEL, PreparedImage
 from LDRCore.refinement.optimiser import Settings, optimise
-from LDRCore.refinement.similarity import LocalCorrelation, Mind, Similarity
+from LDRCore.refinement.similarity import LocalCorrelation, Mind, Similarity, choose_similarity
 from LDRCore.transforms import spatial
 from LDRCore.transforms.field import DenseField, fade_out, multiply
 from LDRCore.transforms.volume import Volume
@@ -28,6 +30,7 @@ SIMILARITIES: dict[str, Callable[..., Similarity]] = {"local-ncc": LocalCorrelat
 MARGIN_MM = 8.0  # of the grid about the fixed image's content
 TAPER_MM = 24.0  # the field fades to zero over such a distance outside of the grid
 MAX_VOXELS = 5_000_000  # of the grid; content that needs more is looked at more coarsely
+MAX_NATIVE_VOXELS = 16_000_000  # of the grid where the fixed image's own voxels were asked for
 _PARALLEL = 1e-3  # of a voxel over the grid, by which axes may deviate from the patient's and count as parallel
 
 
@@ -54,18 +57,58 @@ FROM_AFFINE = (Level(4, Settings(40)), Level(2, Settings(30)))
 """Levels that come first where no network has run."""
 
 
-def choose_plan(refine: str, steps: int, *, networks: bool) -> tuple[Level, ...]:
+def choose_plan(refine: str, steps: int, *, networks: bool, native_stride: int = 1) -> tuple[Level, ...]:
     """Return the levels to run, coarsest first.
 
     Args:
         refine: a key of `PLANS`.
         steps: iterations at each of the levels of "fast", instead of a plan's own; 0 for the plan's.
         networks: whether dense networks came before.
+        native_stride: how many times finer than the working resolution the images are; there is one more level then.
     """
     levels = PLANS[refine]
     if steps:
         levels = tuple(replace(level, settings=replace(level.settings, iterations=steps)) for level in PLANS["fast"])
-    return levels if networks or not levels else (*FROM_AFFINE, levels[-1])
+    if not levels:
+        return ()
+    if not networks:
+        levels = (*FROM_AFFINE, levels[-1])
+    if native_stride > 1:
+        finest = levels[-1]
+        levels = (*(replace(level, stride=level.stride * native_stride) for level in levels), finest)
+    return levels
+
+
+def native_stride(working: PreparedImage) -> int:
+    """Return how many voxels of the image itself one voxel of its working resolution spans, along the finest axis."""
+    return max(1, round(float(working.fine.spacing_mm.min() / working.native.spacing_mm.min())))
+
+
+def run(
+    field: DenseField,
+    pair: Pair,
+    inputs: Inputs,
+    options: Options,
+    card: dict[str, Any],
+    progress: Callable[[float], None] | None,
+) -> tuple[DenseField, dict[str, Any]]:
+    """Improve a dense field as the options of a registration say; see `refine`.
+
+    Args:
+        field: what comes from the networks, or zero after an affine map.
+        pair: prepared at the working resolution.
+        inputs: the images themselves, prepared anew where the voxels of the fixed image are asked for.
+        options: of the registration.
+        card: of the model.
+        progress: see `refine`.
+    """
+    stride = native_stride(pair.fixed) if options.refine_spacing == "native" else 1
+    if stride > 1:
+        unaveraged = card | {"working_grid": card["working_grid"] | {"spacing_mm": 0.0}}
+        pair = prepare_pair(inputs, options.nonlinear_initial, unaveraged, options.device)
+    levels = choose_plan(options.refine, options.refine_steps, networks=options.cascades > 0, native_stride=stride)
+    most = MAX_VOXELS if stride == 1 else MAX_NATIVE_VOXELS
+    return refine(field, pair.fixed, pair.moving, levels, options.similarity, progress, max_voxels=most)
 
 
 @torch.no_grad()
@@ -74,37 +117,48 @@ def refine(
     fixed: PreparedImage,
     moving: PreparedImage,
     levels: tuple[Level, ...],
-    similarity: str = "local-ncc",
+    similarity: str = "auto",
     progress: Callable[[float], None] | None = None,
+    *,
+    max_voxels: int = MAX_VOXELS,
 ) -> tuple[DenseField, dict[str, Any]]:
     """Improve a dense field.
 
     Args:
         field: T(x) = A (x + u(x)); A is kept.
-        fixed, moving: prepared images.
+        fixed, moving: prepared images, at the resolution of the finest level.
         levels: see `choose_plan`; without any the field is returned as it is.
-        similarity: "local-ncc" or "mind".
+        similarity: "auto", "local-ncc" or "mind".
         progress: called after every iteration with the fraction done; an exception raised in it cancels.
+        max_voxels: of the finest level's grid.
 
     Returns:
-        (field, facts for the report: for every level spacing, iterations, mean squared local correlation at its
-        begin and at its end).
+        (field, facts for the report). The field is the one that was given where the images have nothing in common to
+        refine by; the facts then say why.
     """
     if not levels:
         return field, {}
-    finest = refinement_grid(fixed)
+    finest = refinement_grid(fixed, max_voxels)
     total = sum(level.settings.iterations for level in levels)
-    done = 0
-    facts = []
+    done, why = 0, "it was asked for"
+    facts: list[dict[str, Any]] = []
     for level in levels:
         grid = coarsened(finest, level.stride)
         displacement = resampled(field, grid)
         warp = _warper(moving.fine.averaged(level.stride * min(finest.spacing_mm)), grid, field.affine_lps)
         target = _on_level(fixed.fine, finest, level.stride)
+        mask = _mask(fixed, moving, grid, field.affine_lps)
+        if not facts:
+            begin = warp(displacement)
+            obstacle = _obstacle(begin, target, mask)
+            if obstacle:
+                return field, {"refinement": [], "refinement_skipped": obstacle}
+            if similarity == "auto":
+                similarity, why = choose_similarity(begin, target)
         share = level.settings.iterations / total
         outcome = optimise(
             displacement,
-            SIMILARITIES[similarity](warp, target, mask=_mask(fixed, moving, grid, field.affine_lps)),
+            SIMILARITIES[similarity](warp, target, mask=mask),
             level.settings,
             progress=None if progress is None else _part(progress, done / total, share),
         )
@@ -114,19 +168,30 @@ def refine(
             {
                 "spacing_mm": [round(s, 3) for s in grid.spacing_mm],
                 "iterations": len(outcome.similarity),
-                "local_correlation": [round(outcome.similarity[0], 5), round(outcome.similarity[-1], 5)],
+                "similarity": [round(outcome.similarity[0], 5), round(outcome.similarity[-1], 5)],
             }
         )
     cells = math.ceil(TAPER_MM / max(field.grid.spacing_mm))
     faded = fade_out(field.displacement_vox, cells)
-    return DenseField(faded, field.grid.padded(cells), field.affine_lps, cells), {"refinement": facts}
+    field = DenseField(faded, field.grid.padded(cells), field.affine_lps, cells)
+    return field, {"refinement": facts, "similarity_chosen": {"name": similarity, "why": why}}
+
+
+def _obstacle(warped: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None) -> str | None:
+    """Say why two images on a level's grid cannot be refined; None if they can."""
+    if mask is not None and not mask.any():
+        return "the masks leave no voxel that lies in both"
+    common = (warped > FOREGROUND_LEVEL) & (target > FOREGROUND_LEVEL)
+    if not (common if mask is None else common * mask).any():
+        return "the images do not overlap after the affine alignment"
+    return None
 
 
 def _part(progress: Callable[[float], None], begin: float, share: float) -> Callable[[float], None]:
     return lambda fraction: progress(begin + share * fraction)
 
 
-def refinement_grid(fixed: PreparedImage) -> Grid:
+def refinement_grid(fixed: PreparedImage, max_voxels: int) -> Grid:
     """Return the grid that covers the fixed image's content at its working resolution.
 
     Where the image's axes are the patient's, the grid's voxels are the image's own, so that the fixed image need not be
@@ -143,11 +208,11 @@ def refinement_grid(fixed: PreparedImage) -> Grid:
             spacing_mm=isotropic,
             margin_mm=MARGIN_MM,
             multiple=2,
-            max_voxels=MAX_VOXELS,
+            max_voxels=max_voxels,
         )
     while True:
         count = [max(2, 2 * math.ceil((h - b) / s / 2)) for b, h, s in zip(low[::-1], high[::-1], spacing, strict=True)]
-        if math.prod(count) <= MAX_VOXELS:
+        if math.prod(count) <= max_voxels:
             break
         spacing = spacing * 2
     index = np.linalg.inv(volume.to_lps) @ np.append(low, 1)

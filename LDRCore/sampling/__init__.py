@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from LDRCore.sampling import lattice, numba_check, torch_cpu
+from LDRCore.sampling import jacobian, lattice, numba_check, torch_cpu
 from LDRCore.sampling.lattice import Block
 
 PADDINGS = ("zeros", "border", "half")
@@ -254,4 +254,30 @@ def points_on_lattice(
     Yields:
         (start, stop, points): of slices start to stop, (3, slices, H', W'), component c of M's row c.
     """
-    yield from torch_cpu.points_on_lattice(shape, matrix, displacement, to_field, halo)
+    yield from jacobian.points_on_lattice(shape, matrix, displacement, to_field, halo)
+
+
+def determinants_on_lattice(
+    shape: Sequence[int], matrix: np.ndarray, displacement: torch.Tensor, to_field: np.ndarray
+) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """Compute the Jacobian determinant of ``M x + u(F x)`` by x at every index x of a lattice, slab by slab.
+
+    Central differences along the lattice's axes, one-sided at its borders.
+
+    Args:
+        shape: (D', H', W') of the lattice, 2 or more each.
+        matrix: M, 4x4, lattice index -> target, of any unit.
+        displacement: u, (3, d, h, w), in units of the target, with border padding.
+        to_field: F, 4x4, lattice index -> index of `displacement`.
+
+    Yields:
+        (start, stop, determinant): of slices start to stop, (slices, H', W') float32.
+    """
+    if min(shape) < 2:
+        raise ValueError(f"a lattice with a Jacobian must have 2 points or more along each axis, got {tuple(shape)}")
+    if backend_name(displacement) == "numba" and lattice.parallel_axes(to_field, shape) is not None:
+        from LDRCore.sampling import numba_jacobian
+
+        yield from numba_jacobian.determinants(shape, matrix, displacement, to_field)
+    else:
+        yield from jacobian.determinants(shape, matrix, displacement, to_field)

@@ -314,19 +314,13 @@ def slabs(
     kernel = _affine
     if displacement is not None and to_field is not None:
         _check_field(displacement, displacement.shape[1:])
-        axes = lattice.parallel_axes(to_field, shape)
-        if axes is None:
+        interpolated = interpolated_rows(displacement, to_field, shape)
+        if interpolated is None:
             kernel = _oblique
             arguments += (_interleaved(displacement), np.ascontiguousarray(to_field[:3], np.float64))
         else:
             kernel = _parallel
-            z, y, x = lattice.interpolation_lines(displacement.shape[1:], to_field, shape, axes)
-            field = displacement.permute(0, *(1 + a for a in axes))
-            if not x.is_identity(field.shape[3]):
-                low, high = (field[..., torch.from_numpy(index)] for index in (x.low, x.high))
-                field = torch.lerp(low, high, torch.from_numpy(x.weight.astype(np.float32)))
-            arguments += (array(field, 4),)
-            arguments += tuple((n.low, n.high, n.weight.astype(np.float32)) for n in (z, y))
+            arguments += interpolated
     spans = lattice.whole_rows(shape) if spans is None else spans
     rows = np.ascontiguousarray(spans.first), np.ascontiguousarray(spans.stop)
     slab = max(1, SLAB_POINTS // (height * width))
@@ -334,6 +328,23 @@ def slabs(
         values = torch.empty(min(slab, depth - start), height, width, dtype=torch.float32, device="cpu")
         _fill(kernel, (*arguments, values.numpy(), start, *rows), len(values) * height, _PADDINGS[padding], fill)
         yield (slice(start, start + len(values)), slice(0, height), slice(0, width)), values
+
+
+def interpolated_rows(displacement: torch.Tensor, to_field: np.ndarray, shape: Sequence[int]) -> Any:
+    """Interpolate a field (3, d, h, w) along the rows of a lattice that is parallel to its axes.
+
+    Returns:
+        (field, zs, ys) as `_parallel` takes them; None where the lattice is oblique.
+    """
+    axes = lattice.parallel_axes(to_field, shape)
+    if axes is None:
+        return None
+    z, y, x = lattice.interpolation_lines(displacement.shape[1:], to_field, shape, axes)
+    field = displacement.permute(0, *(1 + a for a in axes))
+    if not x.is_identity(field.shape[3]):
+        low, high = (field[..., torch.from_numpy(index)] for index in (x.low, x.high))
+        field = torch.lerp(low, high, torch.from_numpy(x.weight.astype(np.float32)))
+    return array(field, 4), *((n.low, n.high, n.weight.astype(np.float32)) for n in (z, y))
 
 
 def _fill(kernel: Any, arguments: tuple[Any, ...], rows: int, padding: int, fill: float) -> None:

@@ -135,7 +135,8 @@ class SliceSampler:
         return result.flatten(1)
 
 
-def _slab_points(device: torch.device) -> int:
+def slab_points(device: torch.device) -> int:
+    """Return how many points are sampled at once."""
     return SLAB_POINTS if device.type == "cpu" else 32 * SLAB_POINTS
 
 
@@ -143,7 +144,7 @@ def at_points(image: torch.Tensor, coordinates: torch.Tensor, padding: str) -> t
     """See `sampling.at_points`; coordinates (3, n), result (C, n)."""
     sampler = SliceSampler(image, padding)
     result = image.new_empty(image.shape[0], coordinates.shape[1])
-    slab = _slab_points(image.device)
+    slab = slab_points(image.device)
     for start in range(0, coordinates.shape[1], slab):
         part = coordinates[:, start : start + slab]
         count = part.shape[1]
@@ -180,9 +181,9 @@ def slabs(
 ) -> Iterator[tuple[Block, torch.Tensor]]:
     """See `sampling.slabs_on_lattice`."""
     depth, height, width = shape
-    slab = max(1, _slab_points(image.device) // (height * width))
+    slab = max(1, slab_points(image.device) // (height * width))
     sampler = SliceSampler(image[None], padding, fill)
-    points = _points(matrix, displacement, to_field, shape, image.device)
+    points = points_of_lattice(matrix, displacement, to_field, shape, image.device)
     for start in range(0, depth, slab):
         stop = min(start + slab, depth)
         rows, columns = (slice(0, height), slice(0, width)) if spans is None else spans.window(start, stop)
@@ -230,28 +231,14 @@ class _ListedPoints:
         self.index = number + repeated(to_column - columns.start + width * np.arange(len(counts)))
 
 
-def points_on_lattice(
-    shape: Sequence[int], matrix: np.ndarray, displacement: torch.Tensor, to_field: np.ndarray, halo: int
-) -> Iterator[tuple[int, int, torch.Tensor]]:
-    """See `sampling.points_on_lattice`."""
-    points = _points(matrix[[2, 1, 0]], _reversed(displacement), to_field, shape, displacement.device)
-    depth, height, width = shape
-    slab = max(4 * halo, _slab_points(displacement.device) // (height * width), 1)
-    for start in range(0, depth, slab):
-        stop = min(start + slab, depth)
-        low, high = max(start - halo, 0), min(stop + halo, depth)
-        buffer = displacement.new_empty(3, high - low, height, width)
-        points.write((slice(low, high), slice(0, height), slice(0, width)), buffer)
-        yield start, stop, buffer
-
-
-def _points(
+def points_of_lattice(
     matrix: np.ndarray,
     displacement: torch.Tensor | None,
     to_field: np.ndarray | None,
     shape: Sequence[int],
     device: torch.device,
 ) -> _Affine | _OnGrid | _Parallel | _Oblique:
+    """Return what writes the points ``M x + u(F x)`` of a lattice, components in the order x, y, z."""
     if displacement is None or to_field is None:
         return _Affine(matrix, shape, device)
     if displacement.shape[1:] == tuple(shape) and np.array_equal(to_field, np.eye(4)):
@@ -261,7 +248,7 @@ def _points(
     return _Parallel(matrix, displacement, to_field, shape)
 
 
-def _reversed(field: torch.Tensor) -> torch.Tensor:
+def reversed_components(field: torch.Tensor) -> torch.Tensor:
     """Components in the order x, y, z; several times faster than torch's flip."""
     return torch.stack(field.unbind()[::-1])
 
@@ -314,7 +301,7 @@ class _Displaced:
 
     def __init__(self, matrix: np.ndarray, displacement: torch.Tensor, shape: Sequence[int]) -> None:
         self._affine = _Affine(matrix, shape, displacement.device)
-        low, high = _reversed(displacement).flatten(1).aminmax(dim=1)
+        low, high = reversed_components(displacement).flatten(1).aminmax(dim=1)
         self._reach = low.cpu().numpy().astype(float), high.cpu().numpy().astype(float)
 
     def bounds(self, block: Block) -> Bounds:
@@ -344,7 +331,7 @@ class _Oblique(_Displaced):
     ) -> None:
         super().__init__(matrix, displacement, shape)
         self._in_field = _Affine(to_field, shape, displacement.device)
-        self._field = SliceSampler(_reversed(displacement))
+        self._field = SliceSampler(reversed_components(displacement))
 
     def write(self, block: Block, out: torch.Tensor) -> None:
         count = out[0].numel()
@@ -371,7 +358,7 @@ class _Parallel(_Displaced):
         super().__init__(matrix, displacement, shape)
         axes = lattice.parallel_axes(to_field, shape)
         assert axes is not None
-        values = _reversed(displacement).permute(0, *(1 + a for a in axes))
+        values = reversed_components(displacement).permute(0, *(1 + a for a in axes))
         self._z, y, x = lattice.interpolation_lines(displacement.shape[1:], to_field, shape, axes)
         device = displacement.device
         self._values = values @ torch.from_numpy(x.matrix(values.shape[3])).to(device).T  # (3, d, h, W)

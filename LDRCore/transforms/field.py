@@ -77,18 +77,15 @@ def fade_out(displacement: torch.Tensor, voxels: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def invert_field(field: DenseField) -> tuple[DenseField, float]:
-    """Invert a dense field: ``y -> A^-1 y + v(A^-1 y)``.
+def invert_field(field: DenseField) -> DenseField:
+    """Invert a dense field: ``y -> A^-1 y + v(A^-1 y)``; returns v with A^-1.
 
     v lives on a grid twice as fine where u's is coarse: u is linear between its voxels, but its inverse is not.
-
-    Returns:
-        (v with A^-1, the largest residual in mm at its voxels).
     """
     fine = field.grid
     if max(fine.spacing_mm) > COARSE_MM:
         d, h, w = (2 * n - 1 for n in fine.shape)
         a, b, c = (s / 2 for s in fine.spacing_mm)
         fine = Grid(fine.origin_lps, (a, b, c), (d, h, w))
-    inverse, residual_vox = spatial.invert(spatial.upsample(field.displacement_vox, fine.shape))
-    return DenseField(inverse, fine, np.linalg.inv(field.affine_lps)), residual_vox * max(fine.spacing_mm)
+    inverse, _ = spatial.invert(spatial.upsample(field.displacement_vox, fine.shape))
+    return DenseField(inverse, fine, np.linalg.inv(field.affine_lps))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import SimpleITK as sitk
 import torch
@@ -10,30 +12,62 @@ from LDRCore import geometry
 from LDRCore.errors import RegistrationError
 from LDRCore.geometry import Grid
 from LDRCore.torch_context import own_torch_context
-from LDRCore.transforms import spatial
 from LDRCore.transforms.field import DenseField, invert_field
 
-_SPACING_MM = 3.0
+_SPACING_MM = 3.0  # of the grid that a transform is sampled on, unless it holds a finer field
 _MAX_VOXELS = 4_000_000
 _MARGIN_MM = 24.0
+_POINTS = 20_000  # at which an inverse is measured
+
+
+@dataclass(frozen=True)
+class InverseConsistency:
+    """Distances between x and T^-1(T(x)) over many points x, mm.
+
+    Attributes:
+        mean, p99_9, max: mean, 99.9th percentile and largest distance.
+    """
+
+    mean: float
+    p99_9: float
+    max: float
+
+    def __str__(self) -> str:
+        return f"mean {self.mean:.4f}, 99.9th percentile {self.p99_9:.3f}, largest {self.max:.3f} mm"
+
+
+def inverse_consistency(
+    transform: sitk.Transform, inverse: sitk.Transform, low_lps: np.ndarray, high_lps: np.ndarray
+) -> InverseConsistency:
+    """Measure how far an inverse brings mapped points back, at random points of a box: between a field's voxels too.
+
+    Args:
+        transform: fixed -> moving.
+        inverse: moving -> fixed.
+        low_lps, high_lps: corners of the box in fixed space, mm.
+    """
+    points = np.random.default_rng(0).uniform(low_lps, high_lps, (_POINTS, 3))
+    returned = geometry.transform_points(geometry.transform_points(points, transform), inverse)
+    distance = np.linalg.norm(returned - points, axis=1)
+    values = distance.mean(), np.percentile(distance, 99.9), distance.max()
+    return InverseConsistency(*(round(float(value), 5) for value in values))
 
 
 @own_torch_context()
-def invert_transform(transform: sitk.Transform, reference: sitk.Image) -> tuple[sitk.Transform, float]:
+def invert_transform(transform: sitk.Transform, reference: sitk.Image) -> tuple[sitk.Transform, InverseConsistency]:
     """Invert a transform fixed -> moving.
 
     A linear transform is inverted exactly. Of any other, the affine map that fits it best over the reference image is
-    split off and inverted exactly; what remains is inverted by fixed point on a grid of about 3 mm that covers the
-    image.
+    split off and inverted exactly; what remains is inverted by fixed point on a grid that covers the image, of 3 mm or
+    of the finest displacement field that the transform holds.
 
     Args:
         transform: fixed -> moving.
         reference: the fixed image; the inverse is good for the points that its content goes to.
 
     Returns:
-        (inverse, residual): inverse maps moving -> fixed; residual is the largest distance in mm between x and
-        T(T^-1(x)) on that grid (of the grid's representation of T; where T folds there is no inverse and the residual
-        is large).
+        (inverse, consistency): inverse maps moving -> fixed; consistency is measured in the reference image against
+        the transform that was given. Where it folds there is no inverse, and distances are large.
 
     Raises:
         RegistrationError: the linear part cannot be inverted.
@@ -41,17 +75,20 @@ def invert_transform(transform: sitk.Transform, reference: sitk.Image) -> tuple[
     matrix = geometry.linear_matrix(transform)
     if matrix is not None:
         _check_invertible(matrix)
-        return geometry.affine_transform(np.linalg.inv(matrix)), 0.0
+        return geometry.affine_transform(np.linalg.inv(matrix)), InverseConsistency(0.0, 0.0, 0.0)
     field = _own_field(transform)
-    if field is not None:
-        _check_invertible(field.affine_lps)
-        inverse, residual_mm = invert_field(field)
-    else:
+    if field is None:
         field = _sampled_field(transform, reference)
-        v, residual_vox = spatial.invert(field.displacement_vox)
-        inverse = DenseField(v, field.grid, np.linalg.inv(field.affine_lps))
-        residual_mm = residual_vox * max(field.grid.spacing_mm)
-    return geometry.affine_then_dense(inverse.displacement_mm(), inverse.grid, inverse.affine_lps), residual_mm
+    _check_invertible(field.affine_lps)
+    inverse = inverted(field)
+    corners = geometry.corners_lps(reference)
+    return inverse, inverse_consistency(transform, inverse, corners.min(0), corners.max(0))
+
+
+def inverted(field: DenseField) -> sitk.Transform:
+    """Return the inverse of a dense field as one SimpleITK transform."""
+    inverse = invert_field(field)
+    return geometry.affine_then_dense(inverse.displacement_mm(), inverse.grid, inverse.affine_lps)
 
 
 def _check_invertible(affine_lps: np.ndarray) -> None:
@@ -86,13 +123,25 @@ def _own_field(transform: sitk.Transform) -> DenseField | None:
     return _field(sitk.GetArrayFromImage(image), Grid((x, y, z), (a, b, c), (d, h, w)), affine_lps)
 
 
+def _displacement_fields(transform: sitk.Transform) -> list[sitk.Image]:
+    """Return the displacement fields that a transform consists of."""
+    if transform.GetName() == "CompositeTransform":
+        composite = sitk.CompositeTransform(transform)
+        parts = [composite.GetNthTransform(n) for n in range(composite.GetNumberOfTransforms())]
+        return [field for part in parts for field in _displacement_fields(part)]
+    if transform.GetName() == "DisplacementFieldTransform":
+        return [sitk.DisplacementFieldTransform(transform).GetDisplacementField()]
+    return []
+
+
 def _sampled_field(transform: sitk.Transform, reference: sitk.Image) -> DenseField:
     """Sample any transform on a grid around an image; split it into the affine map that fits best and the rest."""
+    spacing_mm = min([_SPACING_MM, *(min(field.GetSpacing()) for field in _displacement_fields(transform))])
     corners = geometry.corners_lps(reference)
     grid = Grid.around(
         corners.min(0),
         corners.max(0),
-        spacing_mm=_SPACING_MM,
+        spacing_mm=spacing_mm,
         margin_mm=_MARGIN_MM,
         multiple=1,
         max_voxels=_MAX_VOXELS,

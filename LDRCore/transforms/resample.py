@@ -6,7 +6,7 @@ slices are in memory. `geometry` does the same for transforms of any kind, by IT
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -70,9 +70,26 @@ def _store(values: torch.Tensor, target: np.ndarray) -> None:
         target[:] = values.cpu().numpy()
 
 
-@torch.no_grad()
 def jacobian_determinant(shape: Sequence[int], to_lps: np.ndarray, field: DenseField) -> np.ndarray:
     """Compute det(dT/dx) of ``T(x) = A (x + u(x))`` at every voxel of the fixed grid.
+
+    Args:
+        shape, to_lps, field: see `jacobian_slabs`.
+
+    Returns:
+        (D, H, W) float32.
+    """
+    result = np.empty(shape, np.float32)
+    for start, stop, determinant in jacobian_slabs(shape, to_lps, field):
+        result[start:stop] = determinant
+    return result
+
+
+@torch.no_grad()
+def jacobian_slabs(
+    shape: Sequence[int], to_lps: np.ndarray, field: DenseField
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Compute det(dT/dx) of ``T(x) = A (x + u(x))`` on the fixed grid, some slices at a time.
 
     Takes central differences along the grid's axes, one-sided at its borders, as `geometry.jacobian_determinant_image`.
     Divides the determinant by index by that of the grid itself, which accounts for direction, spacing and flips.
@@ -82,23 +99,12 @@ def jacobian_determinant(shape: Sequence[int], to_lps: np.ndarray, field: DenseF
         to_lps: 4x4, index of the fixed grid -> LPS mm.
         field: A and u.
 
-    Returns:
-        (D, H, W) float32.
+    Yields:
+        (start, stop, determinant): of slices start to stop, (slices, H, W) float32.
     """
-    lps_from_fixed, displacement, field_from_fixed = _on_grid(np.eye(4), to_lps, field)
-    affine = torch.from_numpy(2 * lps_from_fixed[:3, :3]).to(displacement)[:, :, None, None, None]
-    scale = 1 / (8 * float(np.linalg.det(to_lps[:3, :3])))
-    result = np.empty(shape, np.float32)
-    # of the displacement alone, whose numbers are small; the derivative of the affine part is known
-    for start, stop, part in sampling.points_on_lattice(
-        shape, np.zeros((4, 4)), displacement, field_from_fixed, halo=1
-    ):
-        low = max(start - 1, 0)
-        a, b, c = (_differences(part, axis + 1).add_(affine[:, axis]) for axis in range(3))
-        cross = b.roll(-1, 0) * c.roll(-2, 0) - b.roll(-2, 0) * c.roll(-1, 0)
-        determinant = (a * cross).sum(0).mul_(scale)
-        result[start:stop] = determinant[start - low : stop - low].cpu().numpy()
-    return result
+    scale = 1 / float(np.linalg.det(to_lps[:3, :3]))
+    for start, stop, determinant in sampling.determinants_on_lattice(shape, *_on_grid(np.eye(4), to_lps, field)):
+        yield start, stop, determinant.mul_(scale).cpu().numpy()
 
 
 def _on_grid(
@@ -117,16 +123,3 @@ def _on_grid(
     target_from_mapped = target_from_lps @ field.affine_lps
     displacement = multiply(target_from_mapped[:3, :3] @ field.grid.to_lps[:3, :3], field.displacement_vox[0])
     return target_from_mapped @ to_lps, displacement, np.linalg.inv(field.grid.to_lps) @ to_lps
-
-
-def _differences(values: torch.Tensor, axis: int) -> torch.Tensor:
-    """Return twice the derivative along an axis: central differences, one-sided at the two ends."""
-    result = torch.empty_like(values)
-    n = values.shape[axis]
-    if n > 2:
-        inner = result.narrow(axis, 1, n - 2)
-        torch.sub(values.narrow(axis, 2, n - 2), values.narrow(axis, 0, n - 2), out=inner)
-    for end, before in ((0, 0), (n - 1, n - 2)):
-        difference = values.narrow(axis, before + 1, 1) - values.narrow(axis, before, 1)
-        result.narrow(axis, end, 1).copy_(difference.mul_(2))
-    return result

@@ -43,8 +43,8 @@ def rows(report: dict[str, Any]) -> Rows:
         (_("Device"), _device(report)),
         (_("Model"), _model(report)),
     ]
-    if "inverse_residual_mm" in report:
-        shown.append((_("Inverse"), _("exact to {mm:.3f} mm").format(mm=report["inverse_residual_mm"])))
+    if "inverse_consistency_mm" in report:
+        shown.append((_("Inverse"), _("exact to {mm:.3f} mm").format(mm=report["inverse_consistency_mm"]["p99_9"])))
     shown += [(_("Warning"), sentence(text)) for text in report["warnings"]]
     return shown
 

@@ -159,7 +159,8 @@ def warp(answer: Answer, request: dict[str, Any]) -> None:
     residual_mm = None
     if request["inverse"]:
         answer.event("progress", fraction=0.1, message="inverting the transform")
-        transform, residual_mm = inversion.invert_transform(transform, grid_of(request["fixed"]))
+        transform, consistency = inversion.invert_transform(transform, grid_of(request["fixed"]))
+        residual_mm = consistency.p99_9
     reference = grid_of(request["reference"])
     names = []
     for n, item in enumerate(request["items"]):

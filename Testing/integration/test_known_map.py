@@ -166,10 +166,10 @@ def test_the_inverse_brings_mapped_points_back():
     u = geometry.lps_to_displacement(known_map.displacement(lattice.points()).astype(np.float32), grid)
     coarse = DenseField(torch.from_numpy(u)[None], grid, known_map.AFFINE_LPS)
     mapped = known_map.map_points(LANDMARKS)
-    inverse, residual_mm = invert_field(coarse)
-    assert residual_mm < 0.01
+    inverse = invert_field(coarse)
     by_field = geometry.affine_then_dense(inverse.displacement_mm(), inverse.grid, inverse.affine_lps)
-    by_transform, _ = inversion.invert_transform(coarse.transform(), FIXED.image(np.zeros(FIXED.size[::-1])))
+    by_transform, told = inversion.invert_transform(coarse.transform(), FIXED.image(np.zeros(FIXED.size[::-1])))
+    assert 0 < told.mean < told.p99_9 <= told.max < 0.3
     for back in (by_field, by_transform):
         assert np.abs(LDRCore.transform_points(mapped, back) - LANDMARKS).max() < 0.3
 

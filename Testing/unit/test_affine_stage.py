@@ -45,7 +45,7 @@ class StubStem:
 
 def model(stem: StubStem | None, passes: int) -> SimpleNamespace:
     grid = {"stem_shape": SHAPE, "stem_spacing_mm": SPACING_MM, "stem_passes": passes}
-    return SimpleNamespace(cascade=SimpleNamespace(stem=stem), card={"working_grid": grid})
+    return SimpleNamespace(stem=stem, card={"working_grid": grid})
 
 
 def head(points: np.ndarray) -> np.ndarray:
@@ -96,9 +96,10 @@ def test_the_best_correlated_of_all_candidates_and_passes_is_kept():
     assert candidates[0] is wrong  # and the list is the caller's
 
 
-def test_without_a_stem_the_first_candidate_holds():
-    affine_lps = estimate_affine(model(None, 2), prepared(np.eye(4)), prepared(np.eye(4)), [TRANSLATION_LPS, np.eye(4)])
-    assert affine_lps is TRANSLATION_LPS
+def test_without_a_stem_the_best_correlated_candidate_holds():
+    for candidates in ([TRANSLATION_LPS, np.eye(4)], [np.eye(4), TRANSLATION_LPS]):
+        affine_lps = estimate_affine(model(None, 2), prepared(TRANSLATION_LPS), prepared(np.eye(4)), candidates)
+        assert affine_lps is TRANSLATION_LPS
 
 
 def test_only_the_best_candidate_goes_on_after_the_first_pass():

@@ -208,7 +208,7 @@ def test_a_halo_adds_the_slices_about_a_slab(monkeypatch):
 def test_the_points_of_a_block_lie_between_the_bounds(to_field):
     shape, matrix = (25, 31, 36), turned(7) @ np.diag([1.3, -0.9, 0.8, 1])
     field = None if to_field is None else 6 * (smooth(3, 10, 11, 13, seed=1) - 0.5)
-    points = torch_cpu._points(matrix, field, to_field, shape, torch.device("cpu"))
+    points = torch_cpu.points_of_lattice(matrix, field, to_field, shape, torch.device("cpu"))
     reach = 0 if field is None else float((field.amax((1, 2, 3)) - field.amin((1, 2, 3))).max())
     for block in (np.s_[0:25, 0:31, 0:36], np.s_[7:8, 3:20, 5:6], np.s_[20:25, 30:31, 0:36]):
         coordinates = torch.empty(3, *(part.stop - part.start for part in block))
@@ -269,3 +269,22 @@ def test_the_reference_is_torchs_own_sampler_everywhere(monkeypatch):
             monkeypatch.setattr(sampling, name, None)
         assert float((spatial.warp(image, field) - fast).abs().max()) < TOLERANCE
     assert sampling.backend_name() != "reference"
+
+
+@pytest.mark.parametrize("name", ["torch", "numba"])
+@pytest.mark.parametrize("to_field", TO_FIELD.values(), ids=TO_FIELD)
+def test_determinants_are_those_of_the_differences_of_the_points(name, to_field, monkeypatch):
+    if name == "numba" and sampling.backend_name() != "numba":
+        pytest.skip("needs the package numba (pip install 'LDRCore[fast]')")
+    monkeypatch.setattr(torch_cpu, "SLAB_POINTS", 4 * 31 * 36)  # several slabs
+    shape, matrix = (25, 31, 36), turned(7) @ np.diag([1.3, -0.9, 0.8, 1])
+    field = 6 * (smooth(3, 40, 42, 44, seed=1) - 0.5)
+    ((_, _, points),) = sampling.points_on_lattice(shape, matrix, field, to_field, halo=25)
+    columns = [np.stack(np.gradient(component.numpy())) for component in points]
+    expected = np.linalg.det(np.moveaxis(np.stack(columns), (0, 1), (-2, -1)))
+    with sampling.forced(name):
+        found = np.empty(shape)
+        for start, stop, determinant in sampling.determinants_on_lattice(shape, matrix, field, to_field):
+            found[start:stop] = determinant
+    assert expected.std() > 0.05
+    assert np.abs(found - expected).max() < 1e-4
