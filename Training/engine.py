@@ -4,7 +4,7 @@
         for step in run:                    # continues where the checkpoint ended
             ...                             # all randomness from (seed, step, index), so a resumed run is the same run
             run.log(step, {"loss": loss})   # a number that is not finite ends the run and leaves the last checkpoint
-            run.log_validation(step + 1, figures, "Dice, 3 cascades")  # keeps the checkpoint where this one is highest
+            run.log_validation(step + 1, figures, ("Dice, 3 cascades", 0.6))  # keeps the checkpoint where this one is highest
 
 Files of a run, NAME being `out` without its suffix: NAME.pt, the last checkpoint; NAME.best.pt, that of the best
 validation so far; NAME.curves.jsonl, one JSON object a line. SIGTERM, SIGINT and the time limit save and stop after the
@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
+from LDRCore.cpu import memory
 from LDRCore.distillation import disk
 from Training.checkpoints import best_path, read_checkpoint, save_atomically
 from Training.config import ConfigError, as_dict, option
@@ -144,6 +145,7 @@ class Run:
         self._since = self.seconds
 
     def __enter__(self) -> Run:
+        memory.keep_freed_blocks()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._handlers[number] = signal.signal(number, self._ask_to_stop)
         if self.settings.tensorboard and self.rank.leads:
@@ -248,7 +250,7 @@ class Run:
         """Whether something that is done every so many steps is due after this step; always after the last one."""
         return (step + 1) % every == 0 or step + 1 == self.settings.steps
 
-    def log_validation(self, step: int, figures: Mapping[str, float], criterion: str) -> None:
+    def log_validation(self, step: int, figures: Mapping[str, float], criterion: tuple[str, float]) -> None:
         """Take validation figures: a line of the curves, and the best checkpoint where the criterion is highest so far.
 
         The checkpoint is written when the step ends.
@@ -256,7 +258,7 @@ class Run:
         Args:
             step: how many steps the network has trained.
             figures: by name.
-            criterion: the name of the one that decides; higher is better, and one that is not finite is never best.
+            criterion: name and value of what decides; higher is better, and one that is not finite is never best.
         """
         if not self.rank.leads:
             return
@@ -264,9 +266,9 @@ class Run:
         if self._board:
             for name, value in figures.items():
                 self._board.add_scalar(f"validation/{name}", value, step)
-        value = figures[criterion]
+        name, value = criterion
         if math.isfinite(value) and (self.best is None or value > self.best["value"]):
-            self.best = {"step": step, "criterion": criterion, "value": value}
+            self.best = {"step": step, "criterion": name, "value": value}
             self._best_is_new = True
 
     def picture(self, step: int, make: Callable[[], Any]) -> None:

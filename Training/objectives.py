@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,17 @@ class ModelSettings:
 
     network: str = option("ldr", "dense network, a name of LDRCore.models.registry.DENSE")
     options: tuple[str, ...] = option((), 'its options, as in ["head=half", "channels=8x32x64x128"]')
-    coarse_cascades: int = option(0, "the first so many cascades look at images averaged to half their size,")
-    coarse_options: tuple[str, ...] = option(
-        (), 'with these options, so that all fields share a grid, as ["head=deconv"]'
+    stages: tuple[str, ...] = option(
+        (), 'or the networks one by one, as ["ldr head=deconv image_stride=2", "ldr-gradient hidden=16 repeat=4"]'
     )
-    cascades: int = option(3, "how often the network is applied, each time with weights of its own")
+    cascades: int = option(3, "how many networks, each with weights of its own; with `stages` their number, repeat counted")
     multiplier: float | None = option(None, "factor on every network's displacement; none: 1 / cascades")
     affine: str | None = option(None, "affine stem trained along with the networks (a name of STEMS)")
     affine_options: tuple[str, ...] = option((), "its options")
     detach: bool = option(False, "no gradient through the images that later cascades see (cheaper)")
     init: str | None = option(None, "start from a checkpoint's or a model's networks (as many or fewer cascades)")
     similarity: str = option("correlation", '"correlation" (global, Eq. 9-11), "local_ncc" or "none"')
+    window: int = option(7, "odd edge of the window of local_ncc, voxels of the loss grid")
     every_cascade: bool = option(False, "similarity, overlap and folding after every cascade, not only the last")
     smooth: float = option(0.0, "weight of the smoothness of the composed displacement")
     smooth_each: float = option(1.0, "weight of the smoothness of every network's own displacement")
@@ -57,19 +58,18 @@ class ModelSettings:
             raise ConfigError(f"similarity must be one of {sorted(SIMILARITIES)}, got {self.similarity!r}")
         if self.similarity == "none" and not self.dice:
             raise ConfigError("similarity none needs dice > 0 (labels then drive the training), got dice = 0")
+        if self.window < 3 or self.window % 2 == 0:
+            raise ConfigError(f"window must be an odd number from 3, got {self.window}")
         if self.cascades < 1:
             raise ConfigError(f"cascades must be at least 1, got {self.cascades}")
-        if not 0 <= self.coarse_cascades <= self.cascades:
-            raise ConfigError(f"coarse_cascades must be 0 to {self.cascades} (cascades), got {self.coarse_cascades}")
 
     def architecture(self) -> dict[str, Any]:
         """The model card's `architecture` entry."""
-        network = {"name": self.network, **parse_options(self.options)}
-        entry: dict[str, Any] = {"network": network}
-        if self.coarse_cascades:
-            coarse = {"name": self.network, **parse_options(self.coarse_options), "image_stride": 2}
-            entry["network"] = [coarse] * self.coarse_cascades + [network] * (self.cascades - self.coarse_cascades)
-        entry |= {"cascades": self.cascades, "multiplier": self.multiplier}
+        network: Any = {"name": self.network, **parse_options(self.options)}
+        if self.stages:
+            named = [stage.split() or [""] for stage in self.stages]
+            network = [{"name": name, **parse_options(tuple(options))} for name, *options in named]
+        entry: dict[str, Any] = {"network": network, "cascades": self.cascades, "multiplier": self.multiplier}
         if self.affine:
             entry["stem"] = {"name": self.affine, **parse_options(self.affine_options)}
         return entry
@@ -106,6 +106,13 @@ def write_options(options: dict[str, Any]) -> tuple[str, ...]:
         return "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
     return tuple(f"{name}={text(value)}" for name, value in options.items())
+
+
+def write_stage(entry: registry.Entry) -> str:
+    """The text of `ModelSettings.stages` for a network of a model card."""
+    more = {"image_stride": entry.image_stride} if entry.image_stride > 1 else {}
+    more |= {"repeat": entry.repeat} if entry.repeat > 1 else {}
+    return " ".join((entry.name, *write_options(entry.options | more)))
 
 
 def build(settings: ModelSettings, run: engine.RunSettings, shape: tuple[int, int, int]) -> Cascade:
@@ -182,19 +189,23 @@ def reconstruction(
     total = torch.zeros((), device=batch.fixed.device)
     terms: dict[str, float] = {}
     grid = batch.fixed_target.shape[2:]
+    similarity = SIMILARITIES[settings.similarity]
+    if settings.similarity == "local_ncc":
+        similarity = partial(similarity, window=settings.window)
     for share, composed, increment in zip(shares, output.composed, output.increments, strict=True):
         each = losses.smoothness(increment)
         total = total + settings.smooth_each * each * (share or 1.0)
         if not share:
             continue
-        warped = spatial.warp(batch.moving_target, spatial.upsample(composed, grid))
-        parts = {settings.similarity: (1.0, SIMILARITIES[settings.similarity](warped, batch.fixed_target))}
+        fine = spatial.upsample(composed, grid)
+        warped = spatial.warp(batch.moving_target, fine)
+        parts = {settings.similarity: (1.0, similarity(warped, batch.fixed_target))}
         if settings.smooth:
             parts["smooth"] = (settings.smooth, losses.smoothness(composed))
         if settings.fold:
             parts["fold"] = (settings.fold, losses.folding_penalty(composed))
         if settings.dice:
-            parts["overlap"] = (settings.dice, _overlap(composed, batch, grid, stride, n_labels))
+            parts["overlap"] = (settings.dice, _overlap(fine, batch, stride, n_labels))
         total = total + share * sum(weight * value for weight, value in parts.values())
         terms = {k: float(v.detach()) for k, (_, v) in parts.items()} | {"smooth_each": float(each.detach())}
     if output.affine is not None:
@@ -204,48 +215,55 @@ def reconstruction(
     return total, terms
 
 
-def _overlap(composed: torch.Tensor, batch: Sample, grid, stride: int, n_labels: int) -> torch.Tensor:
+def _overlap(fine: torch.Tensor, batch: Sample, stride: int, n_labels: int) -> torch.Tensor:
+    """Overlap of the labels after displacements on the loss grid."""
     found = []
     for k, labels in enumerate(batch.labels):
         assert isinstance(labels, LabelPair)
-        where = labels.positions(spatial.upsample(composed[k : k + 1], grid))
+        where = labels.positions(fine[k : k + 1])
         found.append(losses.label_overlap(where, labels.moving, labels.fixed_loss, stride, n_labels=n_labels))
     return torch.stack(found).mean()
 
 
 @torch.no_grad()
-def validate(model: Cascade, source: PairSource) -> dict[str, float]:
+def validate(model: Cascade, sources: dict[str, PairSource]) -> dict[str, float]:
     """Mean figures over the pairs of `pairs.validation_pairs`, each on its canonical window without augmentation.
 
-    Dice (all labels of the window, nearest) with the start alone and after every cascade where there are labels,
-    correlation always, and the folding fraction of the last cascade.
+    Dice (all labels of the window, nearest) with the initial transform alone and after every cascade where there are
+    labels, correlation always, and the folding fraction of the last cascade.
     """
-    rows: list[dict[str, float]] = []
-    for k in range(len(source.pairs or [])):
-        sample = source.sample(0, k, augment=False)
-        output = model(sample.moving, sample.fixed)
-        row: dict[str, float] = {}
-        fields = [None, *output.composed]
-        for n, composed in enumerate(fields):
-            name = "start" if n == 0 else f"{n} cascades"
-            if sample.labels[0] is not None:
-                row[f"Dice, {name}"] = sample.labels[0].dice(composed)
-            full = torch.zeros_like(sample.fixed).expand(-1, 3, -1, -1, -1)
-            if composed is not None:
-                full = spatial.upsample(composed, sample.fixed.shape[2:])
-            row[f"correlation, {name}"] = 1 - float(losses.correlation(spatial.warp(sample.moving, full), sample.fixed))
-        row["folding_percent"] = 100 * spatial.folding_fraction(output.displacement)
-        rows.append(row)
-    return {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
+    figures: dict[str, float] = {}
+    for kind, source in sources.items():
+        rows = [_figures(model, source.sample(0, k, augment=False)) for k in range(len(source.pairs or []))]
+        figures |= {f"{kind} {name}".strip(): float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    return figures
 
 
-def criterion(figures: dict[str, float]) -> str:
-    """Name the figure of `validate` that says which checkpoint is best: higher is better.
+def _figures(model: Cascade, sample: Sample) -> dict[str, float]:
+    output = model(sample.moving, sample.fixed)
+    row: dict[str, float] = {}
+    for n, composed in enumerate([None, *output.composed]):
+        name = "start" if n == 0 else f"{n} cascades"
+        if sample.labels[0] is not None:
+            row[f"Dice, {name}"] = sample.labels[0].dice(composed)
+        full = torch.zeros_like(sample.fixed).expand(-1, 3, -1, -1, -1)
+        if composed is not None:
+            full = spatial.upsample(composed, sample.fixed.shape[2:])
+        row[f"correlation, {name}"] = 1 - float(losses.correlation(spatial.warp(sample.moving, full), sample.fixed))
+    row["folding_percent"] = 100 * spatial.folding_fraction(output.displacement)
+    return row
 
-    Dice of the last cascade; its correlation where the validation pairs have no labels.
+
+def criterion(figures: dict[str, float]) -> tuple[str, float]:
+    """Return (name, value) of the figure of `validate` that says which checkpoint is best: higher is better.
+
+    Dice of the last cascade; its correlation where the validation pairs have no labels. The mean over the kinds of
+    pairs where there are several.
     """
-    dice = [name for name in figures if name.startswith("Dice, ")]
-    return (dice or [name for name in figures if name.startswith("correlation, ")])[-1]
+    word = "Dice, " if any("Dice, " in name for name in figures) else "correlation, "
+    last = [name for name in figures if word in name][-1]
+    name = word + last.split(word)[1]
+    return name, float(np.mean([value for key, value in figures.items() if key.endswith(name)]))
 
 
 def picture(batch: Sample, displacement: torch.Tensor) -> torch.Tensor:

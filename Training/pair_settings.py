@@ -32,6 +32,7 @@ class PairSettings:
     n_pairs: int | None = option(None, "train on so many pairs, drawn once; none: any two scans at every step")
     initial: str = option("stem", f"map between the scans before the networks: one of {', '.join(INITIALS)}")
     stem: str = option("brain-t1", "model whose stem gives that map, where initial is stem")
+    val_initial: str | None = option(None, "the same for the pairs to validate on; none: as initial")
     jitter_deg: float = option(4.0, "that map is disturbed by up to so many degrees about each axis,")
     jitter_mm: float = option(4.0, "so many millimetres,")
     jitter_scale: float = option(0.04, "and so much scale (half of it shear)")
@@ -49,8 +50,9 @@ class PairSettings:
     def __post_init__(self) -> None:
         if (self.data is None) == (self.pairs is None):
             raise ConfigError(f"one of data and pairs must be given, got data={self.data} and pairs={self.pairs}")
-        if self.initial not in INITIALS:
-            raise ConfigError(f"initial must be one of {INITIALS}, got {self.initial!r}")
+        for name in ("initial", "val_initial"):
+            if getattr(self, name) not in (*INITIALS, None)[: len(INITIALS) + (name == "val_initial")]:
+                raise ConfigError(f"{name} must be one of {INITIALS}, got {getattr(self, name)!r}")
         if self.loss_stride not in (1, 2):
             raise ConfigError(f"loss_stride must be 1 or 2, got {self.loss_stride}")
         if any(n % 16 for n in self.shape):

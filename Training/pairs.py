@@ -313,10 +313,19 @@ class PairSource:
                 yield step, batch
 
 
-def validation_pairs(settings: PairSettings, device: torch.device) -> PairSource:
-    """The same few pairs of the validation split at every call."""
+def validation_pairs(settings: PairSettings, device: torch.device) -> dict[str, PairSource]:
+    """The same few pairs of the validation split at every call, by the word that their figures begin with.
+
+    Where pairs with and without skull are trained on, both "whole" and "stripped", otherwise as they are, by "".
+    """
     assert settings.val_split
-    few = dataclasses.replace(settings, n_pairs=settings.val_pairs)
-    source = PairSource(few, settings.val_split, 7, device)
-    source.pairs = source.pairs[: settings.val_pairs] if source.pairs else None
-    return source
+    few = dataclasses.replace(
+        settings, n_pairs=settings.val_pairs, initial=settings.val_initial or settings.initial, val_initial=None
+    )
+    kinds = {"whole": 0.0, "stripped": 1.0} if 0 < settings.stripped < 1 else {"": settings.stripped}
+    sources = {}
+    for kind, stripped in kinds.items():
+        source = PairSource(dataclasses.replace(few, stripped=stripped), settings.val_split, 7, device)
+        source.pairs = source.pairs[: settings.val_pairs] if source.pairs else None
+        sources[kind] = source
+    return sources

@@ -167,8 +167,8 @@ def recipes(found: Found) -> Grid:
                     continue
                 seen.add(listed.name)
                 card = weights.model_info(systems.find_model(system.model, plan.place.models))
-                stages = registry.networks_of(card["architecture"])
-                networks = [", ".join(str(v) for v in (name, *options.values())) for name, _, options in stages]
+                entries = registry.networks_of(card["architecture"])
+                networks = [", ".join(str(v) for v in (n.name, *n.options.values())) for n in entries]
                 about = card.get("data", {})
                 grid.append(
                     [

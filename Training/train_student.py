@@ -159,12 +159,12 @@ def from_card(given: dict[str, Any]) -> dict[str, Any]:
     if not source or checkpoints.is_checkpoint(source):
         return found
     card = weights.model_info(source)
-    stages = registry.networks_of(card["architecture"])
+    entries = registry.networks_of(card["architecture"])
+    if any(entry != entries[0] for entry in entries) or entries[0].repeat > 1:
+        found["stages"] = tuple(objectives.write_stage(entry) for entry in entries)
     found |= {
-        "network": stages[-1][0],
-        "options": objectives.write_options(stages[-1][2]),
-        "coarse_cascades": sum(stride > 1 for _, stride, _ in stages),
-        "coarse_options": objectives.write_options(stages[0][2]),
+        "network": entries[-1].name,
+        "options": objectives.write_options(entries[-1].options),
         "cascades": card["architecture"]["cascades"],
         "multiplier": card["architecture"].get("multiplier"),
         "spacing_mm": card["working_grid"]["spacing_mm"],

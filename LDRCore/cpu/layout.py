@@ -42,6 +42,7 @@ def arrange(cascade: Cascade, precision: torch.dtype) -> Cascade:
     arranged = Cascade(
         networks,
         None if cascade.stem is None else arrange_network(cascade.stem, precision),
+        repeats=cascade.repeats,
         image_strides=cascade.image_strides,
         stem_stride=cascade.stem_stride,
         multiplier=cascade.multiplier,

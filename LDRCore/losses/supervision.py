@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from LDRCore import sampling
 from LDRCore.losses.regularity import mean_squared_difference
 
 
@@ -45,6 +48,9 @@ def label_overlap(
         stride: sample the moving labels on a grid this much coarser: with larger values the gradient reaches farther.
         n_labels: larger than every label value.
     """
+    known = moving_labels.device.type == "cpu" and fixed_labels.dtype == torch.int64
+    if known and coordinates_vox.dtype == torch.float32 and sampling.backend_name(coordinates_vox) == "numba":
+        return _Overlap.apply(coordinates_vox, moving_labels, fixed_labels, stride, n_labels)  # type: ignore[no-any-return,no-untyped-call]
     position = coordinates_vox / stride
     base = position.detach().floor()
     fraction = position - base
@@ -67,3 +73,23 @@ def label_overlap(
     present = fixed_mass > 0
     present[0] = False
     return 1 - dice[present].mean()
+
+
+class _Overlap(torch.autograd.Function):
+    """`label_overlap` by compiled loops, with its gradient in closed form."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, coordinates: torch.Tensor, moving: torch.Tensor, fixed: torch.Tensor, stride: int, n_labels: int
+    ) -> torch.Tensor:
+        from LDRCore.losses import numba_loops
+
+        loss, slopes = numba_loops.overlap(coordinates, moving, fixed, stride, n_labels)
+        ctx.save_for_backward(slopes)
+        return coordinates.new_tensor(loss)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
+        (slopes,) = ctx.saved_tensors
+        return slopes * gradient, None, None, None, None

@@ -40,11 +40,11 @@ class Cascade(nn.Module):
 
     Each network takes the moving image, warped by all stages before it, and the fixed image; its displacement is
     composed with theirs. The original moving image is sampled each time, so that an image is never interpolated twice.
-    A cascade trained with n networks runs with any 1..n of them.
+    A network may be applied several times in a row. Of the n cascades any first 1..n can be run.
 
     Displacements are composed at the resolution that the networks predict, and up-sampled only where an image is
-    warped. A stage may take both images averaged to a coarser grid: at half the size it costs an eighth. All
-    displacements live on one grid, whatever size of image they were predicted from.
+    warped. A stage may take both images averaged to a coarser grid: at half the size it costs an eighth. Composed
+    displacements live on the finest grid that a network predicts on; coarser predictions are resampled to it.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class Cascade(nn.Module):
         networks: Sequence[DenseNetwork],
         stem: AffineStem | None = None,
         *,
+        repeats: Sequence[int] | None = None,
         image_strides: Sequence[int] | None = None,
         stem_stride: int = 1,
         multiplier: float | None = None,
@@ -63,10 +64,13 @@ class Cascade(nn.Module):
         Args:
             networks: the dense networks, first stage first.
             stem: affine stage in front of them.
+            repeats: for each network, how often it is applied in a row, with the same weights; once by default.
             image_strides: for each network, how many times fewer voxels along an axis its images have; 1 for all by
-                default. The product with the network's `field_stride` must be the same for all.
+                default. The product with the network's `field_stride` is the stride of its field, a multiple of the
+                smallest one.
             stem_stride: the same for the stem's images.
-            multiplier: factor on every network's displacement; 1 / n by default (the release's flow multiplier).
+            multiplier: factor on every network's displacement; by default 1 / n of n cascades (the release's flow
+                multiplier).
             detach_images: no gradient from a stage's input image to the stages before it (cheaper training; the
                 composition stays differentiable).
             precision: of the networks' convolutions, float32 or bfloat16; sampling and composing stay float32.
@@ -77,21 +81,33 @@ class Cascade(nn.Module):
         self.image_strides = tuple(image_strides) if image_strides else (1,) * len(networks)
         if len(self.image_strides) != len(networks) or min(self.image_strides) < 1:
             raise ValueError(f"image_strides must be {len(networks)} numbers from 1, got {self.image_strides}")
+        self.repeats = tuple(repeats) if repeats else (1,) * len(networks)
+        if len(self.repeats) != len(networks) or min(self.repeats) < 1:
+            raise ValueError(f"repeats must be {len(networks)} numbers from 1, got {self.repeats}")
         pairs = zip(networks, self.image_strides, strict=True)
         strides = {network.field_stride * stride for network, stride in pairs}
-        if len(strides) > 1:
-            raise ValueError(f"all fields of a cascade must share one grid, got strides of {sorted(strides)}")
+        if any(stride % min(strides) for stride in strides):
+            raise ValueError(f"the stride of every field must be a multiple of the smallest, got {sorted(strides)}")
         self.stem = stem
         self.stem_stride = stem_stride
         self.networks = nn.ModuleList(networks)
-        self.multiplier = 1.0 / len(networks) if multiplier is None else multiplier
+        self.multiplier = 1.0 / len(self) if multiplier is None else multiplier
         self.detach_images = detach_images
         self.precision = precision
-        self.field_stride: int = strides.pop()
+        self.field_stride: int = min(strides)
         self.multiple: int = math.lcm(*self.image_strides, stem_stride, *(network.multiple for network in networks))
 
     def __len__(self) -> int:
-        return len(self.networks)
+        """Return the number of cascades: how often networks are applied."""
+        return sum(self.repeats)
+
+    def stages(self) -> list[tuple[DenseNetwork, int]]:
+        """Return (network, image stride) of every cascade, in the order in which they are applied."""
+        found: list[tuple[DenseNetwork, int]] = []
+        for network, stride, repeat in zip(self.networks, self.image_strides, self.repeats, strict=True):
+            assert isinstance(network, DenseNetwork)
+            found += [(network, stride)] * repeat
+        return found
 
     def field_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape of the composed displacement's grid for images of size `shape` (D, H, W)."""
@@ -102,7 +118,7 @@ class Cascade(nn.Module):
 
         Args:
             moving, fixed: (B, 1, D, H, W) on one grid, intensities about 0 to 1.
-            n_cascades: how many of the dense networks to run, all by default.
+            n_cascades: how many of the cascades to run, all by default.
 
         Raises:
             ValueError: n_cascades outside 1..len(self), or a grid that the networks cannot take.
@@ -150,13 +166,14 @@ class Cascade(nn.Module):
         total = initial
         composed: list[torch.Tensor] = []
         increments: list[torch.Tensor] = []
-        for network, stride in zip(self.networks[:count], self.image_strides, strict=False):
-            assert isinstance(network, DenseNetwork)
+        for network, stride in self.stages()[:count]:
             source, target = _level(pyramid, moving, fixed, tuple(n // stride for n in fixed.shape[2:]))
             if total is not None:
                 source = spatial.warp_by_coarse(source, total.detach() if self.detach_images else total)
             increment = self._predict(network, source.detach() if self.detach_images else source, target)
-            increment = increment.float() if self.multiplier == 1 else increment.float() * self.multiplier
+            increment = spatial.upsample(increment.float(), self.field_shape(fixed.shape[2:]))
+            if self.multiplier != 1:
+                increment = increment * self.multiplier
             total = increment if total is None else spatial.compose(total, increment)
             increments.append(increment)
             composed.append(total)

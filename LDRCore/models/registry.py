@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +15,7 @@ from LDRCore.models.affine import AffineLDR, AffineStem
 from LDRCore.models.base import DenseNetwork
 from LDRCore.models.cascade import Cascade
 from LDRCore.models.ldr import LDR
+from LDRCore.models.ldr_gradient import LDRGradient
 from LDRCore.models.ldr_release import LDRRelease
 from LDRCore.models.mobilenet import MobileNet
 from LDRCore.models.unet import UNet, UNetPlusPlus
@@ -25,6 +26,7 @@ T = TypeVar("T", bound=nn.Module)
 
 DENSE: dict[str, Callable[..., DenseNetwork]] = {
     "ldr": LDR,
+    "ldr-gradient": LDRGradient,
     "ldr-release": LDRRelease,
     "mobilenet": MobileNet,
     "unet": UNet,
@@ -92,46 +94,77 @@ def build_cascade(architecture: dict[str, Any]) -> Cascade:
 
     Args:
         architecture: `network` and optionally `stem`, each a name or {"name": ..., options}; `cascades`; optionally
-            `multiplier`. `network` may be a list, one entry for each cascade. `image_stride` (see `Cascade`) is given
-            among the options.
+            `multiplier`. `network` may be a list, one entry for each cascade; an entry with "repeat": n is applied n
+            times with the same weights. `image_stride` (see `Cascade`) is given among the options.
 
     Raises:
         ValueError: unknown names, or a list shorter than `cascades`.
     """
-    stages = networks_of(architecture)
-    networks = [build_network(name, **options) for name, _, options in stages]
+    entries = networks_of(architecture)
     stem, stem_stride = None, 1
     if architecture.get("stem"):
-        name, stem_stride, options = _read_entry(architecture["stem"])
-        stem = build_stem(name, **options)
+        entry = _read_entry(architecture["stem"])
+        stem, stem_stride = build_stem(entry.name, **entry.options), entry.image_stride
     return Cascade(
-        networks,
+        [build_network(entry.name, **entry.options) for entry in entries],
         stem,
-        image_strides=[stride for _, stride, _ in stages],
+        repeats=[entry.repeat for entry in entries],
+        image_strides=[entry.image_stride for entry in entries],
         stem_stride=stem_stride,
         multiplier=architecture.get("multiplier"),
     )
 
 
-def networks_of(architecture: dict[str, Any]) -> list[tuple[str, int, dict[str, Any]]]:
-    """Return (name, image stride, options) of every cascade of a model card's `architecture` entry.
+@dataclass(frozen=True)
+class Entry:
+    """A network of a model card's `architecture` entry.
+
+    Attributes:
+        name: a key of `DENSE` or `STEMS`.
+        options: of its class.
+        image_stride: see `Cascade`.
+        repeat: how often it is applied in a row.
+    """
+
+    name: str
+    options: dict[str, Any]
+    image_stride: int = 1
+    repeat: int = 1
+
+
+def networks_of(architecture: dict[str, Any]) -> list[Entry]:
+    """Return the networks of a model card's `architecture` entry, without those that `cascades` leaves out.
 
     >>> networks_of({"network": {"name": "ldr", "head": "half", "image_stride": 2}, "cascades": 1})
-    [('ldr', 2, {'head': 'half'})]
+    [Entry(name='ldr', options={'head': 'half'}, image_stride=2, repeat=1)]
 
     Raises:
-        ValueError: a list of networks that is shorter than `cascades`.
+        ValueError: a list of networks that is shorter than `cascades`, or a `repeat` that is not 1 or more.
     """
     network, cascades = architecture["network"], architecture["cascades"]
-    entries = network if isinstance(network, list) else [network] * cascades
-    if len(entries) < cascades:
-        raise ValueError(f"network must be one entry, or one for each of {cascades} cascades, got {len(entries)}")
-    return [_read_entry(entry) for entry in entries[:cascades]]
+    if not isinstance(network, list):
+        entry = _read_entry(network)
+        network = [network] * (cascades if entry.repeat == 1 else 1)
+    found: list[Entry] = []
+    missing = cascades
+    for entry in map(_read_entry, network):
+        if missing > 0:
+            found.append(replace(entry, repeat=min(entry.repeat, missing)))
+            missing -= entry.repeat
+    if missing > 0:
+        raise ValueError(
+            f"network must be one entry, or one for each of {cascades} cascades (repeat counted), "
+            f"got {cascades - missing}"
+        )
+    return found
 
 
-def _read_entry(entry: str | dict[str, Any]) -> tuple[str, int, dict[str, Any]]:
+def _read_entry(entry: str | dict[str, Any]) -> Entry:
     options: dict[str, Any] = {"name": entry} if isinstance(entry, str) else dict(entry)
-    return options.pop("name"), options.pop("image_stride", 1), options
+    name, stride, repeat = options.pop("name"), options.pop("image_stride", 1), options.pop("repeat", 1)
+    if not isinstance(repeat, int) or repeat < 1:
+        raise ValueError(f"repeat must be a whole number from 1, got {repeat!r}")
+    return Entry(name, options, stride, repeat)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,17 @@ class Operations(Protocol):
     ) -> tuple[torch.Tensor, float]:
         """See `torch_ops.correlation_gradient`."""
 
+    def mean_correlation_force(
+        self,
+        warped: torch.Tensor,
+        fixed: torch.Tensor,
+        fixed_mean: torch.Tensor,
+        fixed_variance: torch.Tensor,
+        window: int,
+        epsilon: float,
+    ) -> tuple[float, torch.Tensor]:
+        """See `torch_ops.mean_correlation_force`."""
+
     def smooth(self, displacement: torch.Tensor, sigma: float) -> tuple[torch.Tensor, float]:
         """(smoothed by a Gaussian of `sigma` voxels, length of the longest vector)."""
 

@@ -148,6 +148,34 @@ def _gradient(warped, fixed, factors, weight, radius, out, begin, end):  # type:
 
 
 @loop
+def _force(warped, fixed, factors, radius, out, begin, end):  # type: ignore[no-untyped-def]
+    """Gradient of local correlation by the warped image, for the slices begin ... end."""
+    depth, height, width = warped.shape
+    count = 2 * radius + 1
+    scale = np.float32(2) / np.float32(count * count * count)
+    ring = np.zeros((count, 3, height, width), np.float32)
+    line = np.empty(width, np.float32)
+    for k in range(begin - radius, end + radius):
+        kept = ring[k % count]
+        kept[:] = 0
+        if 0 <= k < depth:
+            for n in range(3):
+                _box_rows(factors[n, k], radius, line, kept[n])
+        m = k - radius
+        if m < begin:
+            continue
+        for j in range(height):
+            w, f, force = warped[m, j], fixed[m, j], out[m, j]
+            force[:] = 0
+            for r in range(count):
+                p, pq, rest = ring[r, 0, j], ring[r, 1, j], ring[r, 2, j]
+                for i in range(width):
+                    force[i] += f[i] * p[i] - w[i] * pq[i] + rest[i]
+            for i in range(width):
+                force[i] *= scale
+
+
+@loop
 def _smooth(field, kernel, norm_z, norm_y, norm_x, out, longest, begin, end):  # type: ignore[no-untyped-def]
     """Smooth the slices begin ... end of (3, D, H, W) by a Gaussian; its weights are normalised at the borders.
 
@@ -246,3 +274,22 @@ def correlation_gradient(
     share(depth, lambda b, n: _window_factors(w, f, mean, variance, radius, e, factors, similarity, b, n))
     share(depth, lambda b, n: _gradient(w, f, factors, weight, radius, target, b, n))
     return gradient, float(similarity.sum() / w.size)
+
+
+def mean_correlation_force(
+    warped: torch.Tensor,
+    fixed: torch.Tensor,
+    fixed_mean: torch.Tensor,
+    fixed_variance: torch.Tensor,
+    window: int,
+    epsilon: float,
+) -> tuple[float, torch.Tensor]:
+    """See `torch_ops.mean_correlation_force`."""
+    radius = window // 2
+    w, f, mean, variance = (array(t, 3) for t in (warped, fixed, fixed_mean, fixed_variance))
+    depth = w.shape[0]
+    factors, force = np.empty((3, *w.shape), np.float32), np.empty(w.shape, np.float32)
+    similarity, e = np.zeros(depth), np.float32(epsilon)
+    share(depth, lambda b, n: _window_factors(w, f, mean, variance, radius, e, factors, similarity, b, n))
+    share(depth, lambda b, n: _force(w, f, factors, radius, force, b, n))
+    return float(similarity.sum() / w.size), torch.from_numpy(force)

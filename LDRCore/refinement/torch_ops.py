@@ -104,6 +104,12 @@ def gradient(image: torch.Tensor) -> torch.Tensor:
     return result.mul_(0.5)
 
 
+def window_statistics(image: torch.Tensor, window: int, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (mean, variance + epsilon) of the window about every voxel of an image (D, H, W)."""
+    mean, square = window_means(torch.stack((image, image * image)), window)
+    return mean, square.sub_(mean * mean).clamp_min_(0).add_(epsilon)
+
+
 def correlation_force(
     warped: torch.Tensor,
     fixed: torch.Tensor,
@@ -170,3 +176,22 @@ def correlation_gradient(
         force = force[inner] if mask is None else force[inner] * mask[slab]
         torch.mul(gradient(warped[wide])[:, inner], force, out=result[:, slab])
     return result, total / warped.numel()
+
+
+def mean_correlation_force(
+    warped: torch.Tensor,
+    fixed: torch.Tensor,
+    fixed_mean: torch.Tensor,
+    fixed_variance: torch.Tensor,
+    window: int,
+    epsilon: float,
+) -> tuple[float, torch.Tensor]:
+    """Compute the mean of the similarity that `correlation_force` returns, and the gradient of its sum."""
+    result, total = torch.empty_like(warped), 0.0
+    for slab, wide, inner in _slabs(warped.shape, 2 * (window // 2)):
+        similarity, force = correlation_force(
+            warped[wide], fixed[wide], fixed_mean[wide], fixed_variance[wide], window, epsilon
+        )
+        total += float(similarity[inner].sum())
+        result[slab] = force[inner]
+    return total / warped.numel(), result

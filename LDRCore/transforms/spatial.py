@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from LDRCore import sampling
+from LDRCore.transforms import gradients
 
 _INTERPOLATIONS = {"linear": "bilinear", "nearest": "nearest"}  # torch calls trilinear sampling "bilinear"
 _PADDINGS = ("zeros", "border")
@@ -135,6 +136,8 @@ def warp(
         )
     if _samples_fast(interpolation, padding, image, displacement):
         return _batch([sampling.displaced(i, u, padding) for i, u in zip(image, displacement, strict=True)])
+    if (interpolation, padding) == ("linear", "zeros") and gradients.can_take(image, displacement):
+        return gradients.warp(image, displacement)
     grid = identity_grid(displacement.shape[2:], device=displacement.device, dtype=displacement.dtype)
     return sample(image, grid + displacement, interpolation=interpolation, padding=padding)
 
@@ -188,12 +191,32 @@ def upsample(displacement: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     old = displacement.shape[2:]
     if tuple(old) == tuple(shape):
         return displacement
+    if displacement.requires_grad and displacement.device.type == "cpu":
+        return _upsample_by_products(displacement, shape)
     factor = torch.tensor(
         [(n_out - 1) / max(n_in - 1, 1) for n_out, n_in in zip(shape, old, strict=True)],
         dtype=displacement.dtype,
         device=displacement.device,
     ).view(1, 3, 1, 1, 1)
     return F.interpolate(displacement * factor, size=tuple(shape), mode="trilinear", align_corners=True)
+
+
+def _upsample_by_products(displacement: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Do the same with one matrix product an axis: with its derivative several times faster on a CPU."""
+    with torch.autocast("cpu", enabled=False):
+        z, y, x = (
+            torch.from_numpy(_interpolation(m, n)).to(displacement) for m, n in zip(displacement.shape[2:], shape, strict=True)
+        )
+        factor = displacement.new_tensor([(n - 1) / max(m - 1, 1) for n, m in zip(shape, displacement.shape[2:], strict=True)])
+        fine = y @ ((displacement * factor.view(3, 1, 1, 1)) @ x.T)
+        return (z @ fine.flatten(3)).view(*displacement.shape[:2], *shape)
+
+
+@lru_cache(maxsize=32)
+def _interpolation(m: int, n: int) -> np.ndarray:
+    """Return the weights (n, m) by which n points with the same ends are interpolated linearly between m."""
+    position = np.linspace(0, m - 1, n)
+    return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(m)))
 
 
 def shrink(image: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

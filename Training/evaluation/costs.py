@@ -55,9 +55,10 @@ def size_of(
     if cascade.stem is not None:
         stem = registry.cost(cascade.stem, stem_shape)
         parameters, adds = stem.parameters, stem.multiply_adds * stem_passes
-    for network, stride in zip(list(cascade.networks)[:count], cascade.image_strides, strict=False):
+    parts = zip(cascade.networks, cascade.image_strides, cascade.repeats, strict=True)
+    for network, stride, repeat in parts if count else ():
         dense = registry.cost(network, (128 // stride,) * 3)  # type: ignore[arg-type]
-        parameters, adds = parameters + dense.parameters, adds + dense.multiply_adds
+        parameters, adds = parameters + dense.parameters, adds + dense.multiply_adds * repeat
     return Size(parameters, adds)
 
 

@@ -1,0 +1,146 @@
+"""This project's own light network: an LDR that is fed the gradient of local correlation by the displacement it adds."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from LDRCore.models.base import DenseNetwork, check_pair, initialise_flow
+from LDRCore.refinement import torch_ops
+from LDRCore.refinement.backend import operations
+
+LIMIT = 2.0  # no vector that the first convolution sees is longer, in units of a typical length
+
+
+class LDRGradient(DenseNetwork):
+    """A learned step of an optimiser: images and gradient in, displacement at half size out.
+
+    The gradient is that of squared local normalised cross-correlation by a displacement composed before the warped
+    moving image (`refinement.torch_ops.correlation_gradient`), which the network would otherwise have to find out. It
+    is an input, without a derivative of its own. It enters twice: at the images' size beside them, and at half size,
+    averaged and smoothed, in the result: times a learned gain, and a gain that the network predicts for every voxel. Applied again to what it
+    warped, the same weights go on improving; a card says how often by "repeat".
+
+    Sources: learned gradient descent, Adler & Oktem, Solving ill-posed inverse problems using iterative deep neural
+    networks, 2017; recurrent inference machines, Putzky & Welling, 2017; for registration, Qiu et al., Embedding
+    gradient-based optimization in image registration networks (GraDIRN), 2022. The layers are those of `LDR`.
+    """
+
+    def __init__(
+        self,
+        channels: tuple[int, ...] = (16, 32, 64, 64),
+        up: tuple[int, ...] | None = None,
+        hidden: int = 0,
+        window: int = 3,
+        epsilon: float = 1e-4,
+    ) -> None:
+        """Build the network.
+
+        Args:
+            channels: of the stride-2 convolutions, finest first; at most four.
+            up: channels of the transposed convolutions, coarsest first; by default those of the skips that they are
+                concatenated with.
+            hidden: channels of a 3x3x3 convolution before the last; 0 for none.
+            window: odd edge of the window of local correlation, voxels.
+            epsilon: variance that is added to that of every window; well below it a window counts as constant.
+        """
+        super().__init__()
+        self.field_stride = 2
+        self.window, self.epsilon = window, epsilon
+        widths = up or tuple(reversed(channels[:-1]))
+        if len(widths) != len(channels) - 1:
+            raise ValueError(f"up must be {len(channels) - 1} numbers for channels {channels}, got {widths}")
+        self.encoder = nn.ModuleList(nn.Conv3d(a, b, 4, stride=2, padding=1) for a, b in pairwise((5, *channels)))
+        self.decoder = nn.ModuleList()
+        below = channels[-1]
+        for width, skip in zip(widths, reversed(channels[:-1]), strict=True):
+            self.decoder.append(nn.ConvTranspose3d(below, width, 4, stride=2, padding=1))
+            below = width + skip
+        self.mix = nn.Conv3d(below, hidden, 3, padding=1) if hidden else None
+        self.flow = nn.Conv3d(hidden or below, 4, 3, padding=1)
+        self.gain = nn.Parameter(torch.tensor(0.3))
+        initialise_flow(self.flow)
+
+    def predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+        """See `DenseNetwork.predict`."""
+        check_pair(moving, fixed, self.multiple)
+        fine, coarse = forces(moving, fixed, self.window, self.epsilon)
+        features = torch.cat((moving, fixed, fine), dim=1)
+        skips: list[torch.Tensor] = []
+        for layer in self.encoder:
+            features = torch.relu(layer(features))
+            skips.append(features)
+        features = skips.pop()
+        for layer in self.decoder:
+            features = torch.cat((torch.relu(layer(features)), skips.pop()), dim=1)
+        if self.mix is not None:
+            features = torch.relu(self.mix(features))
+        return add_force(self.flow(features).float(), coarse, self.gain)
+
+
+def add_force(flow: torch.Tensor, force: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+    """Add the force, times a gain everywhere and a gain of every voxel, to a displacement.
+
+    Args:
+        flow: (B, 4, d, h, w), displacement and every voxel's gain.
+        force: (B, 3, d, h, w).
+        gain: everywhere.
+    """
+    return flow[:, :3] + (flow[:, 3:] + gain.float()) * force
+
+
+@torch.no_grad()
+def forces(
+    moving: torch.Tensor, fixed: torch.Tensor, window: int, epsilon: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the gradient of local correlation at both sizes, in units of a typical length.
+
+    A typical length is the mean length of all vectors, each weighted by its length: regions without any gradient do not
+    count. Where both images are constant everything is zero.
+
+    Args:
+        moving, fixed: (B, 1, D, H, W), intensities about 0 to 1; the moving image warped so far.
+        window, epsilon: see `LDRGradient`.
+
+    Returns:
+        (B, 3, D, H, W), no vector longer than `LIMIT`, and (B, 3, D / 2, H / 2, W / 2), averaged and smoothed; float32.
+    """
+    if moving.is_meta:  # sizes alone, see `registry.cost`
+        return moving.expand(-1, 3, -1, -1, -1), moving[..., ::2, ::2, ::2].expand(-1, 3, -1, -1, -1)
+    with torch.autocast(moving.device.type, enabled=False):
+        pairs = zip(moving.float(), fixed.float(), strict=True)
+        gradient = torch.stack([_correlation_gradient(w[0], f[0], window, epsilon) for w, f in pairs])
+        coarse = _smooth(F.avg_pool3d(gradient, 2))
+        coarse.div_(_typical_length(_lengths(coarse)))
+        lengths = _lengths(gradient)
+        most = LIMIT * _typical_length(lengths)
+        return gradient.mul_(torch.maximum(lengths, most).reciprocal_().mul_(LIMIT)), coarse
+
+
+def _correlation_gradient(warped: torch.Tensor, fixed: torch.Tensor, window: int, epsilon: float) -> torch.Tensor:
+    """(3, D, H, W) for images (D, H, W)."""
+    statistics = torch_ops.window_statistics(fixed, window, epsilon)
+    compute = operations(warped).correlation_gradient
+    return compute(warped, fixed, *statistics, window=window, epsilon=epsilon, mask=None)[0]
+
+
+def _smooth(field: torch.Tensor) -> torch.Tensor:
+    """Smooth by (1, 2, 1) / 4 along each axis, a Gaussian of 0.7 voxels, with border padding."""
+    field = F.pad(field, (1,) * 6, mode="replicate")
+    return F.avg_pool3d(F.avg_pool3d(field, 2, stride=1), 2, stride=1)
+
+
+def _lengths(field: torch.Tensor) -> torch.Tensor:
+    """(B, 1, D, H, W): lengths of the vectors of (B, 3, D, H, W)."""
+    z, y, x = field.split(1, dim=1)
+    return (z * z).addcmul_(y, y).addcmul_(x, x).sqrt_()
+
+
+def _typical_length(lengths: torch.Tensor) -> torch.Tensor:
+    """(B, 1, 1, 1, 1): mean of (B, 1, D, H, W), weighted by itself; never 0."""
+    flat = lengths.flatten(1)
+    mean = torch.linalg.vecdot(flat, flat) / flat.sum(1).clamp_min(1e-30)
+    return mean.clamp_min(1e-12).view(-1, 1, 1, 1, 1)
