@@ -23,6 +23,7 @@ from LDRCore.models.affine import SLOPE, AffineLDR, AffineStem
 from LDRCore.models.base import DenseNetwork, check_pair
 from LDRCore.models.cascade import Cascade
 from LDRCore.models.ldr import LDR
+from LDRCore.models.ldr_gradient import LDRGradient, add_force, forces
 from LDRCore.torch_context import own_torch_context
 
 _LAST = torch.channels_last_3d
@@ -55,6 +56,8 @@ def arrange_network(network: Any, precision: torch.dtype) -> Any:
     """Return a dense network or a stem in its layout for a CPU; the same object where there is none for its class."""
     if type(network) is LDR:
         return LDROnCPU(network, precision)
+    if type(network) is LDRGradient:
+        return LDRGradientOnCPU(network, precision)
     return AffineLDROnCPU(network) if type(network) is AffineLDR else network
 
 
@@ -153,7 +156,7 @@ def _onednn(dtype: torch.dtype) -> tuple[Callable[..., torch.Tensor] | None, Cal
 class LDROnCPU(DenseNetwork):
     """LDR for inference on a CPU: convolutions of blocks of voxels, rectified as they are computed."""
 
-    def __init__(self, network: LDR, precision: torch.dtype) -> None:
+    def __init__(self, network: LDR | LDRGradient, precision: torch.dtype) -> None:
         """Copy a network's weights.
 
         Args:
@@ -170,6 +173,7 @@ class LDROnCPU(DenseNetwork):
         ]
         self._decoder = [subvoxel_convolution(layer, precision, relu=True) for layer in decoder]
         self._last = subvoxel_convolution(last, precision, relu=True)
+        self._components = network.flow.out_channels
         if isinstance(network.flow, nn.Conv3d):
             self._from_subvoxels, self._from_skip = block_convolutions(network.flow, last.out_channels, precision)
             self._flow = None
@@ -179,7 +183,11 @@ class LDROnCPU(DenseNetwork):
     def predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         """See `DenseNetwork.predict`."""
         check_pair(moving, fixed, self.multiple)
-        skips = [self._first(interleave(moving, fixed, self.precision))]
+        return self._flow_of(interleave(moving, fixed, self.precision))
+
+    def _flow_of(self, pairs: torch.Tensor) -> torch.Tensor:
+        """The result of the flow layer, in order, from pairs of voxels."""
+        skips = [self._first(pairs)]
         for layer in self._encoder:
             skips.append(layer(skips[-1]))
         features = skips.pop()
@@ -188,7 +196,24 @@ class LDROnCPU(DenseNetwork):
         subvoxels, skip = outside_zeroed(self._last(features)), skips.pop()
         if self._flow is not None:
             return from_subvoxels(self._flow(join(subvoxels, skip)))
-        return from_blocks(self._from_skip(skip).add_(self._from_subvoxels(subvoxels)))
+        return from_blocks(self._from_skip(skip).add_(self._from_subvoxels(subvoxels)), self._components)
+
+
+class LDRGradientOnCPU(LDROnCPU):
+    """LDRGradient for inference on a CPU."""
+
+    def __init__(self, network: LDRGradient, precision: torch.dtype) -> None:
+        """See `LDROnCPU`."""
+        super().__init__(network, precision)
+        self._window, self._epsilon = network.window, network.epsilon
+        self._gain = network.gain.detach().clone()
+
+    def predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+        """See `DenseNetwork.predict`."""
+        check_pair(moving, fixed, self.multiple)
+        fine, coarse = forces(moving, fixed, self._window, self._epsilon)
+        flow = self._flow_of(interleave_all((moving, fixed, *fine.split(1, dim=1)), self.precision))
+        return add_force(flow.float(), coarse, self._gain)
 
 
 class AffineLDROnCPU(AffineStem):
@@ -235,9 +260,27 @@ def interleave(moving: torch.Tensor, fixed: torch.Tensor, precision: torch.dtype
     return pairs.view(batch, depth, height, width // 2 + 1, 4).permute(0, 4, 1, 2, 3)
 
 
+def interleave_all(images: Sequence[torch.Tensor], precision: torch.dtype) -> torch.Tensor:
+    """Do the same with any number of images, and zeros as further ones up to a multiple of 8."""
+    batch, _, depth, height, width = images[0].shape
+    channels = _up_to_eights(len(images))
+    rows = torch.zeros(batch, depth, height, width + 2, channels, dtype=precision, device=images[0].device)
+    for channel, image in enumerate(images):
+        rows[..., 1:-1, channel] = image[:, 0]
+    return rows.view(batch, depth, height, width // 2 + 1, 2 * channels).permute(0, 4, 1, 2, 3)
+
+
+def _up_to_eights(channels: int) -> int:
+    return 2 if channels == 2 else channels + -channels % 8
+
+
 def pairs_convolution(layer: nn.Conv3d, precision: torch.dtype, *, relu: bool = False) -> Convolution:
-    """Return a 3x3x3 or 4x4x4, stride 2, padding 1 convolution of two images for what `interleave` returns."""
-    weight = F.pad(layer.weight, (0, layer.kernel_size[2] % 2))  # four voxels of a row, seen as two pairs
+    """Return a 3x3x3 or 4x4x4, stride 2, padding 1 convolution of images for what `interleave` returns of two, `interleave_all` of more.
+
+    Four voxels of a row are seen as two pairs.
+    """
+    images = layer.in_channels
+    weight = F.pad(layer.weight, (0, layer.kernel_size[2] % 2, 0, 0, 0, 0, 0, _up_to_eights(images) - images))
     weight = weight.unflatten(4, (2, 2)).permute(0, 5, 1, 2, 3, 4).flatten(1, 2)
     return Convolution.of(weight, layer.bias, precision, stride=(2, 2, 1), padding=(1, 1, 0), relu=relu)
 

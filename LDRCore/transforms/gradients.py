@@ -1,12 +1,32 @@
-"""A warp whose derivative by the displacement is known in closed form, for training on a CPU."""
+"""Warping and up-sampling with derivatives by the displacement, for training on a CPU: the same as in `spatial`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 
 from LDRCore import sampling
+
+
+def upsample(displacement: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Do what `spatial.upsample` does, by one matrix product an axis: with its derivative several times faster."""
+    sizes = list(zip(displacement.shape[2:], shape, strict=True))
+    z, y, x = (torch.from_numpy(_interpolation(m, n)).to(displacement) for m, n in sizes)
+    factor = displacement.new_tensor([(n - 1) / max(m - 1, 1) for m, n in sizes]).view(3, 1, 1, 1)
+    with torch.autocast(displacement.device.type, enabled=False):
+        fine = y @ ((displacement * factor) @ x.T)
+        return (z @ fine.flatten(3)).view(*displacement.shape[:2], *shape)
+
+
+@lru_cache(maxsize=32)
+def _interpolation(m: int, n: int) -> np.ndarray:
+    """Return the weights (n, m) by which n points with the same ends are interpolated linearly between m."""
+    position = np.linspace(0, m - 1, n)[:, None]
+    return np.maximum(0, 1 - np.abs(position - np.arange(m)))
 
 
 def can_take(image: torch.Tensor, displacement: torch.Tensor) -> bool:

@@ -52,7 +52,7 @@ def curves(path: Path) -> list[dict]:
 
 def test_coarse_first_cascades_and_a_start_from_the_fine_one_among_them(tiny_brains, tmp_path):
     light = ("head=half", "channels=8x32x64x128")
-    coarse = {"cascades": 2, "coarse_cascades": 1, "coarse_options": ("head=deconv",), "options": light}
+    coarse = {"cascades": 2, "stages": ("ldr head=deconv image_stride=2", " ".join(("ldr", *light)))}
     train_student.train(student(tiny_brains, tmp_path / "two.pt", **coarse))
     facts = checkpoints.read_checkpoint(tmp_path / "two.pt")["facts"]["architecture"]["network"]
     assert [n.get("image_stride", 1) for n in facts] == [2, 1]

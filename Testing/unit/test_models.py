@@ -193,7 +193,7 @@ def test_an_architecture_may_name_every_network():
     cascade = registry.build_cascade(architecture)
     assert (cascade.image_strides, cascade.stem_stride, cascade.field_stride) == ((2, 1), 2, 2)
     assert len(registry.build_cascade({**architecture, "cascades": 1})) == 1
-    with pytest.raises(ValueError, match="one for each of 3 cascades, got 2"):
+    with pytest.raises(ValueError, match=r"one for each of 3 cascades \(repeat counted\), got 2"):
         registry.build_cascade({**architecture, "cascades": 3})
 
 
@@ -217,7 +217,8 @@ def test_gradients_reach_every_parameter():
         (lambda: LDR()(torch.rand(1, 1, 32, 32, 32), torch.rand(1, 2, 32, 32, 32)), r"\(B, 1, D, H, W\)"),
         (lambda: Cascade([]), "at least one"),
         (lambda: Cascade([LDR()], image_strides=[1, 1]), r"1 numbers from 1, got \(1, 1\)"),
-        (lambda: Cascade([LDR(), LDR("half")]), r"must share one grid, got strides of \[1, 2\]"),
+        (lambda: Cascade([Shift((0, 0, 0), 2), Shift((0, 0, 0), 3)]), r"multiple of the smallest, got \[2, 3\]"),
+        (lambda: Cascade([LDR()], repeats=[0]), r"repeats must be 1 numbers from 1, got \(0,\)"),
         (
             lambda: Cascade([Shift((0, 0, 0))])(torch.rand(1, 1, *SHAPE), torch.rand(1, 1, *SHAPE), n_cascades=2),
             "1 to 1, got 2",
