@@ -4,7 +4,7 @@
         for step in run:                    # continues where the checkpoint ended
             ...                             # all randomness from (seed, step, index), so a resumed run is the same run
             run.log(step, {"loss": loss})   # a number that is not finite ends the run and leaves the last checkpoint
-            run.log_validation(step + 1, figures, ("Dice, 3 cascades", 0.6))  # keeps the checkpoint where this one is highest
+            run.log_validation(step + 1, figures, "Dice, 3 cascades")  # keeps the checkpoint where this one is highest
 
 Files of a run, NAME being `out` without its suffix: NAME.pt, the last checkpoint; NAME.best.pt, that of the best
 validation so far; NAME.curves.jsonl, one JSON object a line. SIGTERM, SIGINT and the time limit save and stop after the
@@ -250,7 +250,7 @@ class Run:
         """Whether something that is done every so many steps is due after this step; always after the last one."""
         return (step + 1) % every == 0 or step + 1 == self.settings.steps
 
-    def log_validation(self, step: int, figures: Mapping[str, float], criterion: tuple[str, float]) -> None:
+    def log_validation(self, step: int, figures: Mapping[str, float], criterion: str) -> None:
         """Take validation figures: a line of the curves, and the best checkpoint where the criterion is highest so far.
 
         The checkpoint is written when the step ends.
@@ -258,7 +258,7 @@ class Run:
         Args:
             step: how many steps the network has trained.
             figures: by name.
-            criterion: name and value of what decides; higher is better, and one that is not finite is never best.
+            criterion: the name of the one that decides; higher is better, and one that is not finite is never best.
         """
         if not self.rank.leads:
             return
@@ -266,9 +266,9 @@ class Run:
         if self._board:
             for name, value in figures.items():
                 self._board.add_scalar(f"validation/{name}", value, step)
-        name, value = criterion
+        value = figures[criterion]
         if math.isfinite(value) and (self.best is None or value > self.best["value"]):
-            self.best = {"step": step, "criterion": name, "value": value}
+            self.best = {"step": step, "criterion": criterion, "value": value}
             self._best_is_new = True
 
     def picture(self, step: int, make: Callable[[], Any]) -> None:

@@ -230,13 +230,16 @@ def validate(model: Cascade, sources: dict[str, PairSource]) -> dict[str, float]
     """Mean figures over the pairs of `pairs.validation_pairs`, each on its canonical window without augmentation.
 
     Dice (all labels of the window, nearest) with the initial transform alone and after every cascade where there are
-    labels, correlation always, and the folding fraction of the last cascade.
+    labels, correlation always, and the folding fraction of the last cascade. Of several kinds of pairs those of each,
+    and the mean over all.
     """
-    figures: dict[str, float] = {}
+    found: dict[str, dict[str, float]] = {}
     for kind, source in sources.items():
         rows = [_figures(model, source.sample(0, k, augment=False)) for k in range(len(source.pairs or []))]
-        figures |= {f"{kind} {name}".strip(): float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    return figures
+        found[kind] = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    each = {f"{kind} {name}": value for kind, figures in found.items() if kind for name, value in figures.items()}
+    names = next(iter(found.values()))
+    return each | {name: float(np.mean([figures[name] for figures in found.values()])) for name in names}
 
 
 def _figures(model: Cascade, sample: Sample) -> dict[str, float]:
@@ -254,16 +257,13 @@ def _figures(model: Cascade, sample: Sample) -> dict[str, float]:
     return row
 
 
-def criterion(figures: dict[str, float]) -> tuple[str, float]:
-    """Return (name, value) of the figure of `validate` that says which checkpoint is best: higher is better.
+def criterion(figures: dict[str, float]) -> str:
+    """Name the figure of `validate` that says which checkpoint is best: higher is better.
 
-    Dice of the last cascade; its correlation where the validation pairs have no labels. The mean over the kinds of
-    pairs where there are several.
+    Dice of the last cascade; its correlation where the validation pairs have no labels.
     """
-    word = "Dice, " if any("Dice, " in name for name in figures) else "correlation, "
-    last = [name for name in figures if word in name][-1]
-    name = word + last.split(word)[1]
-    return name, float(np.mean([value for key, value in figures.items() if key.endswith(name)]))
+    dice = [name for name in figures if name.startswith("Dice, ")]
+    return (dice or [name for name in figures if name.startswith("correlation, ")])[-1]
 
 
 def picture(batch: Sample, displacement: torch.Tensor) -> torch.Tensor:
