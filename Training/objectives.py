@@ -37,7 +37,9 @@ class ModelSettings:
     stages: tuple[str, ...] = option(
         (), 'or the networks one by one, as ["ldr head=deconv image_stride=2", "ldr-gradient hidden=16 repeat=4"]'
     )
-    cascades: int = option(3, "how many networks, each with weights of its own; with `stages` their number, repeat counted")
+    cascades: int = option(
+        3, "how many networks, each with its own weights; with `stages` their number, repeat counted"
+    )
     multiplier: float | None = option(None, "factor on every network's displacement; none: 1 / cascades")
     affine: str | None = option(None, "affine stem trained along with the networks (a name of STEMS)")
     affine_options: tuple[str, ...] = option((), "its options")

@@ -173,12 +173,17 @@ class LDROnCPU(DenseNetwork):
         ]
         self._decoder = [subvoxel_convolution(layer, precision, relu=True) for layer in decoder]
         self._last = subvoxel_convolution(last, precision, relu=True)
-        self._components = network.flow.out_channels
-        if isinstance(network.flow, nn.Conv3d):
-            self._from_subvoxels, self._from_skip = block_convolutions(network.flow, last.out_channels, precision)
-            self._flow = None
+        flow, mix = network.flow, network.mix if isinstance(network, LDRGradient) else None
+        self._components = flow.out_channels
+        self._mix = self._flow = None
+        if mix is not None and flow.bias is not None:
+            self._mix = Convolution.of(mix.weight, mix.bias, precision, padding=(1, 1, 1), relu=True)
+            weight, bias = _padded_outputs(flow.weight), _padded_outputs(flow.bias)
+            self._flow = Convolution.of(weight, bias, precision, padding=(1, 1, 1))
+        elif isinstance(flow, nn.Conv3d):
+            self._from_subvoxels, self._from_skip = block_convolutions(flow, last.out_channels, precision)
         else:
-            self._flow = subvoxel_convolution(network.flow, precision)
+            self._flow = subvoxel_convolution(flow, precision)
 
     def predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         """See `DenseNetwork.predict`."""
@@ -194,6 +199,8 @@ class LDROnCPU(DenseNetwork):
         for layer in self._decoder:
             features = join(outside_zeroed(layer(features)), skips.pop())
         subvoxels, skip = outside_zeroed(self._last(features)), skips.pop()
+        if self._mix is not None and self._flow is not None:
+            return self._flow(self._mix(join(subvoxels, skip)))[:, : self._components]
         if self._flow is not None:
             return from_subvoxels(self._flow(join(subvoxels, skip)))
         return from_blocks(self._from_skip(skip).add_(self._from_subvoxels(subvoxels)), self._components)
@@ -275,12 +282,10 @@ def _up_to_eights(channels: int) -> int:
 
 
 def pairs_convolution(layer: nn.Conv3d, precision: torch.dtype, *, relu: bool = False) -> Convolution:
-    """Return a 3x3x3 or 4x4x4, stride 2, padding 1 convolution of images for what `interleave` returns of two, `interleave_all` of more.
-
-    Four voxels of a row are seen as two pairs.
-    """
-    images = layer.in_channels
-    weight = F.pad(layer.weight, (0, layer.kernel_size[2] % 2, 0, 0, 0, 0, 0, _up_to_eights(images) - images))
+    """Return a 3x3x3 or 4x4x4, stride 2, padding 1 convolution of what `interleave` or `interleave_all` returns."""
+    # four voxels of a row, seen as two pairs
+    missing = layer.kernel_size[2] % 2, _up_to_eights(layer.in_channels) - layer.in_channels
+    weight = F.pad(layer.weight, (0, missing[0], 0, 0, 0, 0, 0, missing[1]))
     weight = weight.unflatten(4, (2, 2)).permute(0, 5, 1, 2, 3, 4).flatten(1, 2)
     return Convolution.of(weight, layer.bias, precision, stride=(2, 2, 1), padding=(1, 1, 0), relu=relu)
 

@@ -31,7 +31,7 @@ def _label_everywhere(moving, z0, z1, y0, y1, x0, x1):  # type: ignore[no-untype
 
 @loop
 def _masses(points, moving, fixed, stride, block, masses, begin, end):  # type: ignore[no-untyped-def]
-    """Histograms of the blocks begin ... end. masses[n, 0]: of all labels sampled; masses[n, 1]: of those that agree."""
+    """Histograms of the blocks begin ... end: masses[n, 0] of all labels sampled, masses[n, 1] of those that agree."""
     depth, height, width = moving.shape
     count = points.shape[1]
     one = np.float32(1)

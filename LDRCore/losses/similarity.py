@@ -83,4 +83,5 @@ def _mean_and_gradient(
     with torch.autocast(images.device.type, enabled=False):
         pairs = list(zip(images[:, 0], others[:, 0], strict=True))
         found = [compute(a, b, *torch_ops.window_statistics(b, window, epsilon), window, epsilon) for a, b in pairs]
-        return sum(value for value, _ in found) / len(found), torch.stack([force for _, force in found])[:, None] / images.numel()
+        mean = sum(value for value, _ in found) / len(found)
+        return mean, torch.stack([force for _, force in found])[:, None] / images.numel()

@@ -1,4 +1,4 @@
-"""This project's own light network: an LDR that is fed the gradient of local correlation by the displacement it adds."""
+"""This project's own light network: an LDR that is fed the gradient of local correlation."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class LDRGradient(DenseNetwork):
 
     The gradient is that of squared local normalised cross-correlation by a displacement composed before the warped
     moving image (`refinement.torch_ops.correlation_gradient`), which the network would otherwise have to find out. It
-    is an input, without a derivative of its own. It enters twice: at the images' size beside them, and at half size,
-    averaged and smoothed, in the result: times a learned gain, and a gain that the network predicts for every voxel. Applied again to what it
-    warped, the same weights go on improving; a card says how often by "repeat".
+    is an input, without a derivative of its own. It enters twice: at the images' size, beside them; and at half size,
+    averaged and smoothed, in the result, times a learned gain and a gain that the network predicts for every voxel.
+    Applied again to what it warped, the same weights go on improving; a card says how often by "repeat".
 
     Sources: learned gradient descent, Adler & Oktem, Solving ill-posed inverse problems using iterative deep neural
     networks, 2017; recurrent inference machines, Putzky & Welling, 2017; for registration, Qiu et al., Embedding
@@ -93,9 +93,7 @@ def add_force(flow: torch.Tensor, force: torch.Tensor, gain: torch.Tensor) -> to
 
 
 @torch.no_grad()
-def forces(
-    moving: torch.Tensor, fixed: torch.Tensor, window: int, epsilon: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def forces(moving: torch.Tensor, fixed: torch.Tensor, window: int, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute the gradient of local correlation at both sizes, in units of a typical length.
 
     A typical length is the mean length of all vectors, each weighted by its length: regions without any gradient do not

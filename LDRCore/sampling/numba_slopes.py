@@ -1,4 +1,4 @@
-"""A warp with its derivative by the displacement as one compiled loop, for training. Importing this file imports numba."""
+"""A warp with its derivative by the displacement as one compiled loop. Importing this file imports numba."""
 
 from __future__ import annotations
 

@@ -193,12 +193,8 @@ def upsample(displacement: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         return displacement
     if displacement.requires_grad and displacement.device.type == "cpu":
         return gradients.upsample(displacement, shape)
-    factor = torch.tensor(
-        [(n_out - 1) / max(n_in - 1, 1) for n_out, n_in in zip(shape, old, strict=True)],
-        dtype=displacement.dtype,
-        device=displacement.device,
-    ).view(1, 3, 1, 1, 1)
-    return F.interpolate(displacement * factor, size=tuple(shape), mode="trilinear", align_corners=True)
+    factor = displacement.new_tensor([(n - 1) / max(m - 1, 1) for n, m in zip(shape, old, strict=True)])
+    return F.interpolate(displacement * factor.view(3, 1, 1, 1), size=tuple(shape), mode="trilinear", align_corners=True)
 
 
 def shrink(image: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

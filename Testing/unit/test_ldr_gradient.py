@@ -120,7 +120,7 @@ def test_gradients_reach_every_parameter_and_not_through_the_force():
     assert not any(t.requires_grad for t in forces(moving, fixed, 3, 1e-4))
 
 
-@pytest.mark.parametrize("options", [{}, {"up": (8, 8, 4)}, {"channels": (8, 16, 8)}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"up": (8, 8, 4)}, {"channels": (8, 16, 8)}, {"hidden": 8}], ids=str)
 @pytest.mark.parametrize("batch", [1, 2])
 def test_the_layout_for_a_cpu_is_the_same_network(options, batch):
     network = trained(**options)

@@ -37,6 +37,8 @@ class Shift(DenseNetwork):
         ("ldr", {}, 1_548_643),
         ("ldr", {"head": "half"}, 1_545_091),
         ("ldr", {"head": "half", "channels": (8, 32, 32, 32), "up": (16, 16, 4)}, 243_803),
+        ("ldr-gradient", {}, 1_024_677),
+        ("ldr-gradient", {"hidden": 16}, 1_036_789),
         ("ldr-release", {}, 280_659),  # paper, Table I: 0.28 M a network
         ("vtn", {}, 28_252_717),  # paper, Table III: 28.25 M
         ("voxelmorph", {}, 300_547),
