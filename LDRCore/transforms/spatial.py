@@ -194,7 +194,8 @@ def upsample(displacement: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     if displacement.requires_grad and displacement.device.type == "cpu":
         return gradients.upsample(displacement, shape)
     factor = displacement.new_tensor([(n - 1) / max(m - 1, 1) for n, m in zip(shape, old, strict=True)])
-    return F.interpolate(displacement * factor.view(3, 1, 1, 1), size=tuple(shape), mode="trilinear", align_corners=True)
+    displacement = displacement * factor.view(3, 1, 1, 1)
+    return F.interpolate(displacement, size=tuple(shape), mode="trilinear", align_corners=True)
 
 
 def shrink(image: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
