@@ -115,7 +115,9 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
         movingMask: slicer.vtkMRMLDisplayableNode | None = None,
         initialTransform: slicer.vtkMRMLTransformNode | None = None,
         prealignment: str = "centre",
+        refine: str = "fast",
         refinementSteps: int = 0,
+        similarity: str = "local-ncc",
         device: str = "auto",
         threads: int = 0,
         warped: bool | slicer.vtkMRMLNode | None = True,
@@ -134,7 +136,9 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
             initialTransform: aligns the moving volume roughly when the volume is put under it.
             prealignment: "centre" (align the centroids of the contents, then affine), "affine" (from the scanner
                 coordinates or the initial transform) or "none".
-            refinementSteps: steps of instance optimisation after the networks.
+            refine: instance optimisation after the networks: "none" (the panel's Fast), "fast" (Accurate) or "best".
+            refinementSteps: iterations of it at each of two resolutions, 0 for those of `refine`.
+            similarity: what it makes larger: "auto", "local-ncc" or "mind"; see `LDRCore.register`.
             device: "auto", "cpu" or "cuda".
             threads: CPU threads, 0 for all.
             warped, transform, jacobian, inverse: True for a new node, a node to fill, or False for none.
@@ -142,7 +146,7 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
             onEnd: called when the job ends in any way, before outputs are created.
         """
         torch_setup.ensure_torch()
-        settings = Settings(model, cascades, prealignment, refinementSteps, device, threads)
+        settings = Settings(model, cascades, prealignment, refine, refinementSteps, similarity, device, threads)
         job = RegistrationJob(
             self.worker,
             settings,
@@ -218,16 +222,16 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
         sequenceNode: slicer.vtkMRMLSequenceNode,
         cascades: int = 3,
         *,
-        model: str = "brain-t1-small",
         initialTransform: slicer.vtkMRMLTransformNode | None = None,
-        prealignment: str = "centre",
         refinementSteps: int = 0,
-        device: str = "auto",
-        threads: int = 0,
+        **options: Any,
     ) -> SequenceJob:
-        """Start what `registerSequence` does and return the job to poll. Options: see `startRegistration`."""
+        """Start what `registerSequence` does and return the job to poll.
+
+        Options: `model` to `threads` of `startRegistration`.
+        """
         torch_setup.ensure_torch()
-        settings = Settings(model, cascades, prealignment, refinementSteps, device, threads)
+        settings = Settings(cascades=cascades, refine_steps=refinementSteps, **options)
         job = SequenceJob(self.worker, settings, initial=initialTransform)
         job.start(fixedNode, sequenceNode)
         return job

@@ -32,7 +32,9 @@ class Settings:
         cascades: number of dense networks, 1 to the model's maximum.
         prealignment: "centre" (align the centroids of the contents, then affine), "affine" (from the scanner
             coordinates or the initial transform), "none" (use these as they are).
-        refine_steps: steps of instance optimisation after the networks.
+        refine: instance optimisation after the networks: "none", "fast" or "best", as in `LDRCore.register`.
+        refine_steps: iterations of it at each of two resolutions, 0 for those of `refine`.
+        similarity: what it makes larger: "auto", "local-ncc" or "mind", as in `LDRCore.register`.
         device: "auto", "cpu" or "cuda".
         threads: CPU threads, 0 for all.
     """
@@ -40,9 +42,16 @@ class Settings:
     model: str = "brain-t1-small"
     cascades: int = 3
     prealignment: str = "centre"
+    refine: str = "fast"
     refine_steps: int = 0
+    similarity: str = "local-ncc"
     device: str = "auto"
     threads: int = 0
+
+    @property
+    def refines(self) -> bool:
+        """Whether there is instance optimisation."""
+        return self.refine != "none" or self.refine_steps > 0
 
 
 class Job:
@@ -289,7 +298,9 @@ def register_request(
         "cascades": settings.cascades,
         "affine": settings.prealignment != "none",
         "initial": "center" if settings.prealignment == "centre" else "none",
+        "refine": settings.refine,
         "refine_steps": settings.refine_steps,
+        "similarity": settings.similarity,
         "device": settings.device,
         "threads": settings.threads,
         **{name: volume_request(image, f"{name}.npy") for name, image in images.items()},
@@ -330,13 +341,14 @@ def memory_error(images: dict[str, WorldImage], settings: Settings, wanted: dict
         fixed.spacing_mm[::-1].tolist(),
         moving.values.shape,
         cascades=settings.cascades,
-        refine=settings.refine_steps > 0,
+        refine=settings.refines,
         inverse=bool(wanted.get("inverse")),
         jacobian=bool(wanted.get("jacobian")),
     )
     fewer = settings.cascades - 1 if settings.cascades > 1 else None
     tips = ["close other programs", "crop the volumes (module Crop Volume)"]
     tips += ["set Device to CPU"] if settings.device != "cpu" else []
+    tips += ["set Quality to Fast"] if settings.refines else []
     tips += ["leave out the Jacobian map"] if wanted.get("jacobian") else []
     tips += [f"use fewer cascades than {settings.cascades}"] if fewer else []
     return MemoryNeededError(

@@ -273,7 +273,9 @@ class Panel:
             "model": p.model,
             "initialTransform": p.initialTransform,
             "prealignment": p.prealignment.name,
+            "refine": p.quality.refine,
             "refinementSteps": p.refinementSteps,
+            "similarity": p.similarity.name.replace("_", "-"),
             "device": p.device.name,
             "threads": p.threads,
         }

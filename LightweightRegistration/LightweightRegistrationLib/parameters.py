@@ -35,6 +35,27 @@ class Prealignment(Labelled):
     none = "None: they are aligned already"
 
 
+class Quality(Labelled):
+    """How long the displacement of the pair is optimised after the networks; `refine` is LDRCore's name for it."""
+
+    fast = "Fast: networks alone"
+    accurate = "Accurate"
+    best = "Best: slowest"
+
+    @property
+    def refine(self) -> str:
+        """Return the value of `refine` in `LDRCore.register`."""
+        return {"fast": "none", "accurate": "fast", "best": "best"}[self.name]
+
+
+class Similarity(Labelled):
+    """What the optimisation makes larger; the names are those of LDRCore, with underscores."""
+
+    auto = "Automatic"
+    local_ncc = "Local correlation (same contrast)"
+    mind = "Self-similarity, MIND (unlike contrasts)"
+
+
 class Device(Labelled):
     """The processor that computes."""
 
@@ -71,6 +92,7 @@ class LightweightRegistrationParameterNode:
     initialTransform: vtkMRMLTransformNode
 
     model: str = "brain-t1-small"
+    quality: Quality = Quality.accurate
     cascades: Annotated[int, WithinRange(1, 10)] = 3
 
     wantWarped: bool = True
@@ -90,6 +112,7 @@ class LightweightRegistrationParameterNode:
 
     prealignment: Prealignment = Prealignment.centre
     refinementSteps: Annotated[int, WithinRange(0, 500)] = 0
+    similarity: Similarity = Similarity.local_ncc
     device: Device = Device.auto
     threads: Annotated[int, WithinRange(0, 256)] = 0
     keepInverse: bool = False

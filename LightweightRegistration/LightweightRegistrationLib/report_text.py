@@ -43,8 +43,15 @@ def rows(report: dict[str, Any]) -> Rows:
         (_("Device"), _device(report)),
         (_("Model"), _model(report)),
     ]
+    if report.get("refinement"):
+        shown.append((_("Refinement"), _refinement(report)))
+    if "similarity_chosen" in report:
+        shown.append((_("Compared by"), _("{name}: {why}").format(**report["similarity_chosen"])))
     if "inverse_consistency_mm" in report:
-        shown.append((_("Inverse"), _("exact to {mm:.3f} mm").format(mm=report["inverse_consistency_mm"]["p99_9"])))
+        text = _("off by {mean:.3f} mm on average, {p99_9:.2f} mm at 99.9 % of the points, {max:.2f} mm at most")
+        shown.append((_("Inverse"), text.format(**report["inverse_consistency_mm"])))
+    elif "inverse_residual_mm" in report:  # of an earlier version, from a saved scene
+        shown.append((_("Inverse"), _("exact to {mm:.3f} mm").format(mm=report["inverse_residual_mm"])))
     shown += [(_("Warning"), sentence(text)) for text in report["warnings"]]
     return shown
 
@@ -57,9 +64,32 @@ def _device(report: dict[str, Any]) -> str:
 
 def _model(report: dict[str, Any]) -> str:
     parts = [report["model"], counted(report["cascades"], _("cascade"), _("cascades"))]
-    if report["refine_steps"]:
+    if report["refine_steps"] and "refinement" not in report:  # of an earlier version, from a saved scene
         parts.append(counted(report["refine_steps"], _("refinement step"), _("refinement steps")))
     return ", ".join(parts)
+
+
+def _refinement(report: dict[str, Any]) -> str:
+    """Say which refinement, its iterations at each level, the local correlation and the seconds."""
+    levels = report["refinement"]
+    iterations = [
+        _("{count} at {mm:.1f} mm").format(
+            count=counted(level["iterations"], _("iteration"), _("iterations")), mm=min(level["spacing_mm"])
+        )
+        for level in levels
+    ]
+    name = {"fast": _("Accurate"), "best": _("Best")}.get(report["refine"], _("Fast"))
+    if report["refine_steps"]:
+        name = _("{steps} steps").format(steps=report["refine_steps"])
+    return _(
+        "{name}: {iterations}; local similarity {before:.3f} to {after:.3f} at the finest; {seconds:.2f} s"
+    ).format(
+        name=name,
+        iterations=", ".join(iterations),
+        before=levels[-1]["similarity"][0],
+        after=levels[-1]["similarity"][1],
+        seconds=report["times_s"]["refine"],
+    )
 
 
 def as_html(shown: Rows) -> str:

@@ -56,7 +56,7 @@ def resliced(node, source_transform, reference) -> np.ndarray:
 
 def test_the_result_is_the_librarys(logic, pair):
     told = []
-    expected = LDRCore.register(image_of(pair["fixed"]), image_of(pair["moving"]), cascades=1)
+    expected = LDRCore.register(image_of(pair["fixed"]), image_of(pair["moving"]), cascades=1, refine="fast")
     outputs = logic.register(pair["fixed"], pair["moving"], 1, progress=lambda fraction, message: told.append(message))
     assert_same_volume(array(outputs.warped), sitk.GetArrayFromImage(expected.warped))
     theirs = sitk.GetArrayFromImage(expected.jacobian_determinant)
@@ -67,6 +67,17 @@ def test_the_result_is_the_librarys(logic, pair):
     assert outputs.inverse is None
     assert outputs.report["similarity"] == pytest.approx(expected.report["similarity"], abs=1e-3)
     assert "affine alignment" in told
+
+
+@pytest.mark.parametrize(
+    ("options", "iterations"), [({"refine": "none"}, []), ({}, [10, 10]), ({"refinementSteps": 2}, [2, 2])]
+)
+def test_refinement_is_the_one_asked_for(logic, scene, options, iterations):
+    report = logic.register(*blobs(), 1, similarity="mind", jacobian=False, **options).report
+    assert (report["refine"], report["similarity_refined"]) == (options.get("refine", "fast"), "mind")
+    levels = [level["iterations"] for level in report.get("refinement", [])]
+    assert len(levels) == len(iterations)
+    assert all(0 < n <= most for n, most in zip(levels, iterations, strict=True))  # fewer where it stalls
 
 
 def test_names_roles_and_the_report_say_what_was_done(logic, scene):
@@ -178,7 +189,7 @@ def test_a_saved_scene_brings_everything_back(logic, scene, tmp_path):
     fixed, moving = blobs()
     parameters = logic.getParameterNode()
     parameters.fixedVolume, parameters.movingVolume, parameters.cascades = fixed, moving, 2
-    outputs = logic.register(fixed, moving, 1, model="brain-t1")  # the smoother field of the two
+    outputs = logic.register(fixed, moving, 1, model="brain-t1", refine="none")  # the smoother field of the two
     parameters.transform = outputs.transform
     warped, report = array(outputs.warped), outputs.report["similarity"]["after"]
     world = (13.0, 5.0, -3.0)
@@ -200,7 +211,9 @@ def test_a_saved_scene_brings_everything_back(logic, scene, tmp_path):
 
 
 def test_the_inverse_brings_points_back(logic, pair):
-    outputs = logic.register(pair["fixed"], pair["moving"], 1, warped=False, jacobian=False, inverse=True)
+    outputs = logic.register(
+        pair["fixed"], pair["moving"], 1, refine="none", warped=False, jacobian=False, inverse=True
+    )
     from LightweightRegistrationLib import volume_nodes
 
     image = volume_nodes.read_volume(pair["fixed"], "fixed volume")
@@ -220,13 +233,13 @@ def test_the_inverse_brings_points_back(logic, pair):
 
 def test_parent_transforms_are_honoured(logic, pair):
     """Under parents, the result is that of volumes whose parents are hardened, and outputs follow the fixed parent."""
-    plain = logic.register(pair["fixed"], pair["moving"], 1, jacobian=False)
+    plain = logic.register(pair["fixed"], pair["moving"], 1, refine="none", jacobian=False)
     reference = array(plain.warped)
     parent = linear("P", turned(25, (30, -20, 10)))
     other = linear("Q", turned(-15, (-12, 40, 7), axis=0))
     for node, move in ((pair["fixed"], parent), (pair["moving"], other)):
         node.SetAndObserveTransformNodeID(move.GetID())
-    outputs = logic.register(pair["fixed"], pair["moving"], 1, jacobian=True)
+    outputs = logic.register(pair["fixed"], pair["moving"], 1, refine="none", jacobian=True)
     assert outputs.warped.GetParentTransformNode() is parent
     assert outputs.jacobian.GetParentTransformNode() is parent
     assert outputs.transform.GetParentTransformNode() is None
@@ -267,7 +280,9 @@ def test_masks_as_labelmap_and_as_segmentation_are_the_librarys(logic, scene):
     masks = [image_of(node) > 0 for node in labels]
     expected = LDRCore.register(*images, cascades=1, fixed_mask=masks[0], moving_mask=masks[1])
     for fixed_mask in (labels[0], segmentation):
-        outputs = logic.register(fixed, moving, 1, fixedMask=fixed_mask, movingMask=labels[1], jacobian=False)
+        outputs = logic.register(
+            fixed, moving, 1, fixedMask=fixed_mask, movingMask=labels[1], refine="none", jacobian=False
+        )
         theirs = sitk.GetArrayFromImage(expected.warped).astype(float)
         assert_same_volume(array(outputs.warped), theirs)
         assert outputs.report["masks"] == {"fixed": True, "moving": True}
@@ -338,7 +353,9 @@ def test_an_initial_transform_is_where_it_starts(logic, scene, kind):
         initial = scene.AddNewNodeByClass("vtkMRMLTransformNode", "initial grid")
         transform_nodes.write_field(initial, field)
         given = sitk.DisplacementFieldTransform(sitk.Cast(_field_image(initial), sitk.sitkVectorFloat64))
-    outputs = logic.register(fixed, moving, 1, initialTransform=initial, prealignment="none", jacobian=False)
+    outputs = logic.register(
+        fixed, moving, 1, initialTransform=initial, prealignment="none", refine="none", jacobian=False
+    )
     expected = LDRCore.register(image_of(fixed), image_of(moving), cascades=1, initial=given, affine=False)
     theirs = sitk.GetArrayFromImage(expected.warped).astype(float)
     assert theirs.max() > 200

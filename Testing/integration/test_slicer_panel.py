@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ def test_an_empty_panel_says_what_to_do_and_does_nothing_heavy(opened):
     assert ui.modelComboBox.currentText == "brain-t1-small"
     assert ui.modelCardLabel.text.startswith("T1-weighted MRI of the adult head")
     assert ui.cascadesSlider.maximum == 3
+    assert ui.qualityComboBox.currentText == "Accurate"
     assert ui.advancedCollapsibleButton.collapsed
     assert opened.said == []
 
@@ -229,7 +231,7 @@ def test_a_scene_closed_during_the_run_is_survived(chosen):
 
 
 def test_choices_come_back_from_a_saved_scene(chosen, tmp_path):
-    from LightweightRegistrationLib.parameters import Device, Overlay, Prealignment
+    from LightweightRegistrationLib.parameters import Device, Overlay, Prealignment, Quality, Similarity
 
     ui = chosen.ui
     unfold(ui.advancedCollapsibleButton)
@@ -238,6 +240,8 @@ def test_choices_come_back_from_a_saved_scene(chosen, tmp_path):
     choose(ui.overlayComboBox, "Jacobian map (colours)")
     ui.refinementSpinBox.value = 25
     ui.gridSpacingSlider.value = 7
+    choose(ui.qualityComboBox, "Best: slowest")
+    choose(ui.similarityComboBox, "Self-similarity, MIND (unlike contrasts)")
     click(ui.keepInverseCheckBox)
     click(ui.wantJacobianCheckBox)
     bundle = str(tmp_path / "scene.mrb")
@@ -250,12 +254,53 @@ def test_choices_come_back_from_a_saved_scene(chosen, tmp_path):
     p = chosen.widget._parameterNode
     assert (p.prealignment, p.device, p.overlay) == (Prealignment.affine, Device.cpu, Overlay.jacobian)
     assert (p.refinementSteps, p.gridSpacing, p.keepInverse, p.wantJacobian) == (25, 7.0, True, False)
+    assert (p.quality, p.similarity) == (Quality.best, Similarity.mind)
     assert p.movingVolume.GetName() == "blob 1"
     assert ui.movingSelector.currentNode() is p.movingVolume
     assert ui.refinementSpinBox.value == 25
     assert ui.overlayComboBox.currentText == "Jacobian map (colours)"
     assert ui.keepInverseCheckBox.checked
     assert ui.applyButton.text == "Apply"
+
+
+def test_a_scene_of_an_earlier_version_gets_the_defaults_of_newer_parameters(chosen, tmp_path):
+    ui = chosen.ui
+    choose(ui.qualityComboBox, "Best: slowest")
+    chosen.p.refinementSteps = 25
+    for name in ("quality", "similarity"):
+        chosen.p.parameterNode.UnsetParameter(name)
+    bundle = str(tmp_path / "scene.mrb")
+    assert slicer.mrmlScene.WriteToMRB(bundle)
+    text = zipfile.ZipFile(bundle).read(next(n for n in zipfile.ZipFile(bundle).namelist() if n.endswith(".mrml")))
+    text = re.sub(rb"(quality|similarity) [^;&\"]*;?", b"", text)  # what the panel had filled in before it was saved
+    assert b"refinementSteps" in text
+    application.clear()
+    settle()
+    (tmp_path / "old.mrml").write_bytes(text)
+    slicer.mrmlScene.SetURL(str(tmp_path / "old.mrml"))
+    slicer.mrmlScene.Import()
+    settle()
+    p = chosen.widget._parameterNode
+    assert (p.refinementSteps, p.quality.name, p.similarity.name) == (25, "accurate", "local_ncc")
+    assert ui.qualityComboBox.currentText == "Accurate"
+    assert chosen.said == []
+
+
+@pytest.mark.parametrize(
+    ("label", "refine"), [("Fast: networks alone", "none"), ("Accurate", "fast"), ("Best: slowest", "best")]
+)
+def test_quality_is_how_the_displacement_is_refined(chosen, label, refine):
+    choose(chosen.ui.qualityComboBox, label)
+    click(chosen.ui.applyButton)
+    run(chosen)
+    assert f'"refine": "{refine}"' in chosen.p.transform.GetAttribute("LightweightRegistration.Report")
+    shown = re.search(r"<b>Refinement</b></td><td[^>]*>([^<]*)", chosen.ui.resultsLabel.text)
+    if refine == "none":
+        assert shown is None
+    else:
+        name = label.split(":")[0]
+        pattern = rf"{name}: \d+ iterations? at \d\.\d mm, \d+ iterations? at \d\.\d mm; local similarity 0\.\d+ to "
+        assert re.match(pattern, shown[1]), shown[1]
 
 
 def test_results_and_outputs_come_back_from_a_saved_scene(chosen, tmp_path):

@@ -70,6 +70,14 @@ BAD = {
         "the output 'warped' must not be one of the inputs, got 'blob 1'",
     ),
     "cascades": (lambda f, m: (f, m, {"cascades": 9}), "cascades must be 0 to 3 for model brain-t1-small, got 9"),
+    "refine": (
+        lambda f, m: (f, m, {"refine": "magic"}),
+        "refine must be one of ('none', 'fast', 'best'), got 'magic'",
+    ),
+    "negative steps": (
+        lambda f, m: (f, m, {"refinementSteps": -1}),
+        "refine_steps must be a whole number, 0 or more, got -1",
+    ),
     "device": (
         lambda f, m: (f, m, {"device": "abacus"}),
         "device must be \"auto\" or one that torch can use here, got 'abacus'",

@@ -27,7 +27,7 @@ def test_every_frame_of_a_sequence_is_registered(logic, scene, tmp_path):
     fixed, sequence = frames(scene)
     told = []
     made = logic.registerSequence(
-        fixed, sequence, 1, progress=lambda fraction, message: told.append((fraction, message))
+        fixed, sequence, 1, refine="none", progress=lambda fraction, message: told.append((fraction, message))
     )
     warped, transforms, browser = made["warped"], made["transforms"], made["browser"]
     assert warped.GetName() == "breathing on blob 0"

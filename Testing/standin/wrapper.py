@@ -63,6 +63,8 @@ class Parameter:
     def read(self, node: Any) -> Any:
         if self.classes:
             return node.GetNodeReference(self.name)
+        if not self.is_in(node):  # a scene that was saved by an earlier version
+            self.write(node, self.default)
         text = node.GetParameter(self.name)
         if self.kind is bool:
             return text == "True"
