@@ -8,24 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import slicer
 import vtk
 from LightweightRegistrationLib import sample, torch_setup
 from LightweightRegistrationLib.background import Worker, close_shared, shared_worker
 from LightweightRegistrationLib.jobs import Job, RegistrationJob, Settings
 from LightweightRegistrationLib.library import library_folder
-from LightweightRegistrationLib.module_errors import InputError
 from LightweightRegistrationLib.node_warping import WarpNodeJob
 from LightweightRegistrationLib.outputs import Outputs
 from LightweightRegistrationLib.parameters import LightweightRegistrationParameterNode
+from LightweightRegistrationLib.self_test import LightweightRegistrationTest  # noqa: F401 Slicer looks for it here
 from LightweightRegistrationLib.sequences import SequenceJob
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModule,
     ScriptedLoadableModuleLogic,
-    ScriptedLoadableModuleTest,
     ScriptedLoadableModuleWidget,
 )
 from slicer.util import VTKObservationMixin
@@ -282,6 +280,7 @@ class LightweightRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservation
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
         self.addObserver(scene, scene.EndImportEvent, self.onSceneEndImport)
         self.addObserver(scene, scene.NodeAddedEvent, self.onParameterNodeModified)
+        self.addObserver(scene, scene.NodeAboutToBeRemovedEvent, self.onNodeAboutToBeRemoved)
         self.addObserver(scene, scene.NodeRemovedEvent, self.onParameterNodeModified)
         self.initializeParameterNode()
 
@@ -332,70 +331,15 @@ class LightweightRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservation
         if self.panel is not None:
             self.panel.setParameterNode(parameterNode)
 
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def onNodeAboutToBeRemoved(self, _caller: Any, _event: str, node: Any) -> None:
+        """Called before a node is removed: Slicer's selectors go to a neighbour of a node that disappears."""
+        if self._parameterNode is not None and not slicer.mrmlScene.IsBatchProcessing():
+            for name in self._parameterNode.allParameters:
+                if getattr(self._parameterNode, name) is node:
+                    setattr(self._parameterNode, name, None)
+
     def onParameterNodeModified(self, *_: Any) -> None:
         """Called when a parameter or the scene was changed."""
         if self.panel is not None and not slicer.mrmlScene.IsBatchProcessing():
             self.panel.updateGUIFromParameterNode()
-
-
-class LightweightRegistrationTest(ScriptedLoadableModuleTest):
-    """Runs inside the application (Reload and Test, ctest) on the bundled pair; skipped where torch is missing."""
-
-    def setUp(self) -> None:
-        """Clear the scene."""
-        if torch_setup.torch_version() is None:
-            self.skipTest("torch is not installed: press Apply in the panel once")
-        slicer.mrmlScene.Clear(0)
-
-    def runTest(self) -> None:
-        """Run every test."""
-        for test in (self.test_register, self.test_bring_along, self.test_refusal):
-            self.setUp()
-            test()
-            self.delayDisplay(f"{test.__name__} passed")
-
-    def test_register(self) -> None:
-        """The similarity to the fixed volume grows, the transform can be hardened, the Jacobian lies around 1."""
-        pair = sample.load_pair()
-        outputs = LightweightRegistrationLogic().register(pair["fixed"], pair["moving"])
-        similarity = outputs.report["similarity"]
-        self.assertGreater(similarity["after"], similarity["affine"])
-        self.assertGreater(similarity["affine"], similarity["before"])
-        self.assertLess(outputs.report["folding_fraction"], 0.001)
-        warped, fixed = (slicer.util.arrayFromVolume(node) for node in (outputs.warped, pair["fixed"]))
-        self.assertEqual(warped.shape, fixed.shape)
-        self.assertEqual(outputs.transform.GetClassName(), "vtkMRMLTransformNode")
-        ends = [
-            outputs.transform.GetNodeReference(role)
-            for role in (
-                outputs.transform.GetFixedNodeReferenceRole(),
-                outputs.transform.GetMovingNodeReferenceRole(),
-            )
-        ]
-        self.assertEqual(ends, [pair["fixed"], pair["moving"]])
-        before = slicer.util.arrayFromVolume(pair["moving"]).copy()
-        pair["moving"].SetAndObserveTransformNodeID(outputs.transform.GetID())
-        pair["moving"].HardenTransform()
-        self.assertFalse(np.array_equal(before, slicer.util.arrayFromVolume(pair["moving"])))
-        jacobian = slicer.util.arrayFromVolume(outputs.jacobian)
-        self.assertGreater(float(jacobian.max()), 1.0)
-        self.assertLess(float(jacobian.min()), 1.0)
-
-    def test_bring_along(self) -> None:
-        """Warped labels overlap with the fixed ones."""
-        pair = sample.load_pair()
-        labels = {name: sample.load(f"{name}_labels", f"{name} labels", "vtkMRMLLabelMapVolumeNode") for name in pair}
-        logic = LightweightRegistrationLogic()
-        outputs = logic.register(pair["fixed"], pair["moving"], 1, warped=False, jacobian=False)
-        brought = slicer.util.arrayFromVolume(logic.bringAlong(labels["moving"], outputs.transform)) > 0
-        there = slicer.util.arrayFromVolume(labels["fixed"]) > 0
-        dice = 2 * (brought & there).sum() / (brought.sum() + there.sum())
-        self.assertGreater(float(dice), 0.93)
-
-    def test_refusal(self) -> None:
-        """Input that cannot be registered raises InputError and leaves the scene unchanged."""
-        pair = sample.load_pair()
-        count = slicer.mrmlScene.GetNumberOfNodes()
-        with self.assertRaisesRegex(InputError, "two different volumes, got 'Brain A"):
-            LightweightRegistrationLogic().register(pair["fixed"], pair["fixed"])
-        self.assertEqual(slicer.mrmlScene.GetNumberOfNodes(), count)

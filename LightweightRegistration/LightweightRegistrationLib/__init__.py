@@ -18,6 +18,7 @@
 | panel_display.py | the panel's section Display |
 | report_text.py | a registration's report and a model's card in words |
 | torch_setup.py | installs torch through the PyTorch extension, after asking |
+| self_test.py | the test that runs inside the application |
 | sample.py | the bundled pair of brains |
 
 Arrays are (k, j, i) as MRML gives them; matrices are 4x4; "world" is RAS in mm after the nodes' parent transforms;

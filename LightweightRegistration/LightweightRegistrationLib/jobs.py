@@ -247,10 +247,16 @@ class RegistrationJob(Job):
     def _check_wanted(self) -> None:
         if not any(self._wanted.values()):
             raise InputError("at least one output must be asked for, got none")
-        used = [*self._inputs, self._initial, *(node.GetParentTransformNode() for node in self._inputs[:1])]
-        for name, node in self._wanted.items():
-            if node is not None and any(node is other for other in used):
+        used = [*self._inputs, self._initial, *self._masks.values()]
+        for node in [*self._inputs[:1], *self._masks.values()]:  # the moving volume may be under the result before
+            used += volume_nodes.parents(node)
+        given = [(name, node) for name, node in self._wanted.items() if node is not None and not isinstance(node, bool)]
+        for name, node in given:
+            if any(node is other for other in used):
                 raise InputError(f"the output '{name}' must not be one of the inputs, got '{node.GetName()}'")
+        if len({node.GetID() for _, node in given}) < len(given):
+            names = ", ".join(f"'{node.GetName()}'" for _, node in given)
+            raise InputError(f"every output must be a node of its own, got {names}")
 
     def on_early_field(self, field: Field) -> None:
         """Pass the field on if the inputs are still in the scene."""

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import slicer
+import vtk
 
 from .transform_nodes import Field, write_field
 from .volume_nodes import matrix_of, voxel_to_local
 
 REPORT_ATTRIBUTE = "LightweightRegistration.Report"
+MADE_ATTRIBUTE = "LightweightRegistration.Made"  # the node's own id: a clone has another one
 NAMES = {
     "warped": "{moving} warped to {fixed}",
     "transform": "{moving} to {fixed}",
@@ -116,12 +118,23 @@ def create(
                 if output == "warped":
                     copy_window_level(moving, want)
             write_report(want, report)
+            want.SetAttribute(MADE_ATTRIBUTE, want.GetID())
             setattr(outputs, output, want)
     except BaseException:
         for node in new:
             slicer.mrmlScene.RemoveNode(node)
         raise
     return outputs
+
+
+def may_be_filled(node: slicer.vtkMRMLNode) -> bool:
+    """Return whether filling a node loses nothing of the user's: this module made it, or it is empty."""
+    if node.GetAttribute(MADE_ATTRIBUTE) == node.GetID():
+        return True
+    if node.IsA("vtkMRMLVolumeNode"):
+        return node.GetImageData() is None
+    matrix = vtk.vtkMatrix4x4()
+    return bool(node.GetMatrixTransformToParent(matrix)) and matrix.IsIdentity()
 
 
 def record_roles(

@@ -159,8 +159,7 @@ class Panel:
             selector = getattr(self.ui, f"{parameter}Selector", None)
             if selector is not None:
                 name = outputs.output_name(output, p.fixedVolume, p.movingVolume)
-                selector.noneDisplay = _("New: {name}").format(name=name)
-                selector.baseName = name
+                selector.baseName = name  # not noneDisplay: that makes Slicer's selector pick the first node
                 selector.enabled = getattr(p, WANTED_PARAMETERS[output])
 
     def _updateButtons(self, p: LightweightRegistrationParameterNode, missing: str) -> None:
@@ -226,6 +225,9 @@ class Panel:
             self.showStatus(_("Cancelled; nothing was changed."))
             return
         p = self._parameterNode
+        if not self._confirmReplacing(p):
+            self.showStatus(_("Choose other outputs, or “New”."))
+            return
         fixed, moving, previous_transform = p.fixedVolume, p.movingVolume, p.transform
         wanted = {
             output: (getattr(p, NODE_PARAMETERS[output]) or True) if getattr(p, parameter) else False
@@ -245,6 +247,15 @@ class Panel:
             ),
             lambda made: self._onRegistered(made, VolumePair(fixed, moving)),
         )
+
+    def _confirmReplacing(self, p: LightweightRegistrationParameterNode) -> bool:
+        """Ask before outputs replace what the user made or loaded; return whether to go on."""
+        chosen = [getattr(p, NODE_PARAMETERS[name]) for name, wanted in WANTED_PARAMETERS.items() if getattr(p, wanted)]
+        names = [f"“{node.GetName()}”" for node in chosen if node is not None and not outputs.may_be_filled(node)]
+        if not names:
+            return True
+        question = _("Apply will replace what {names} holds, which was not made here. Replace it?")
+        return slicer.util.confirmYesNoDisplay(question.format(names=_(" and ").join(names)))
 
     def onBringAlongButton(self, *_clicked: Any) -> None:
         """Warp the node that is chosen under Apply also to."""

@@ -51,6 +51,14 @@ def matrix_of(values: np.ndarray) -> vtk.vtkMatrix4x4:
     return matrix
 
 
+def parents(node: slicer.vtkMRMLTransformableNode | None) -> list[slicer.vtkMRMLTransformNode]:
+    """Return the transforms that a node is under, the closest first."""
+    found: list[slicer.vtkMRMLTransformNode] = []
+    while node is not None and (node := node.GetParentTransformNode()) is not None:
+        found.append(node)
+    return found
+
+
 def parent_to_world(node: slicer.vtkMRMLTransformableNode, role: str) -> np.ndarray:
     """Return the 4x4 (RAS mm, node's own frame -> world) of all parent transforms of a node.
 

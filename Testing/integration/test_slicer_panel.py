@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from Testing.slicer_scene import add_volume, array, blobs, local, pause, snapshot
+from Testing.slicer_scene import add_volume, array, blobs, pause, snapshot
 from Testing.slicer_window import choose, click, composite, run, settle, unfold
 
 slicer = pytest.importorskip("slicer", reason="needs slicer-core (make test installs it)")
@@ -319,51 +319,3 @@ def test_results_and_outputs_come_back_from_a_saved_scene(chosen, tmp_path):
     assert p.transform.GetName() == "blob 1 to blob 0"
     choose(chosen.ui.overlayComboBox, "Jacobian map (colours)")  # and the panel works on with them
     assert p.jacobianMap.GetDisplayNode().GetColorNode().GetName().startswith("Jacobian")
-
-
-# outputs
-
-
-def test_a_second_apply_fills_the_same_nodes_and_another_pair_gets_new_ones(chosen):
-    p = chosen.p
-    click(chosen.ui.applyButton)
-    run(chosen)
-    first = (p.warpedVolume, p.transform, p.jacobianMap)
-    click(chosen.ui.applyButton)
-    run(chosen)
-    assert (p.warpedVolume, p.transform, p.jacobianMap) == first
-    assert chosen.said == []
-    kept = array(first[0])
-    other = add_volume("blob 2", slicer.util.arrayFromVolume(chosen.moving)[::-1], local(chosen.moving))
-    choose(chosen.ui.movingSelector, "blob 2")
-    assert (p.warpedVolume, p.transform, p.jacobianMap) == (None, None, None)
-    assert chosen.ui.warpedVolumeSelector.noneDisplay == "New: blob 2 warped to blob 0"
-    click(chosen.ui.applyButton)
-    run(chosen)
-    assert p.warpedVolume is not first[0]
-    assert p.movingVolume is other
-    assert np.array_equal(array(first[0]), kept)
-
-
-def test_without_a_warped_volume_the_moving_one_is_shown_under_the_transform_and_can_be_run_again(chosen):
-    click(chosen.ui.wantWarpedCheckBox)
-    click(chosen.ui.wantJacobianCheckBox)
-    click(chosen.ui.applyButton)
-    run(chosen)
-    assert chosen.p.warpedVolume is None
-    assert chosen.moving.GetParentTransformNode() is chosen.p.transform
-    assert composite().GetForegroundVolumeID() == chosen.moving.GetID()
-    click(chosen.ui.applyButton)
-    run(chosen)
-    assert chosen.said == []
-    assert chosen.moving.GetParentTransformNode() is chosen.p.transform
-
-
-def test_create_new_in_a_selector_gives_a_speaking_name(chosen):
-    node = chosen.ui.warpedVolumeSelector.addNode()
-    assert node.GetName() == "blob 1 warped to blob 0"
-    assert chosen.p.warpedVolume is node
-    click(chosen.ui.applyButton)
-    run(chosen)
-    assert chosen.p.warpedVolume is node
-    assert array(node).max() > 0

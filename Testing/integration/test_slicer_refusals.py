@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from Testing.slicer_scene import add_volume, array, blobs, local, snapshot
+from Testing.slicer_scene import add_volume, array, blobs, linear, local, snapshot
 
 slicer = pytest.importorskip("slicer", reason="needs slicer-core (make test installs it)")
 
@@ -14,6 +14,15 @@ def _vector(name):
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLVectorVolumeNode", name)
     slicer.util.updateVolumeFromArray(node, np.ones((5, 6, 7, 3), np.uint8))
     return node
+
+
+def _under(name, node):
+    node.SetAndObserveTransformNodeID(linear(name, np.eye(4)).GetID())
+    return node
+
+
+def _given(name):
+    return {"transform": slicer.mrmlScene.GetFirstNodeByName(name)}
 
 
 BAD = {
@@ -68,6 +77,21 @@ BAD = {
     "output is input": (
         lambda f, m: (f, m, {"warped": m}),
         "the output 'warped' must not be one of the inputs, got 'blob 1'",
+    ),
+    "output is a mask's parent": (
+        lambda f, m: (
+            f,
+            m,
+            {
+                "fixedMask": _under("P", add_volume("m", (array(f) > 0).astype(np.uint8), local(f), "LabelMap")),
+                **_given("P"),
+            },
+        ),
+        "the output 'transform' must not be one of the inputs, got 'P'",
+    ),
+    "two outputs in one node": (
+        lambda f, m: (f, m, dict.fromkeys(("warped", "jacobian"), add_volume("one", np.ones((4, 4, 4), np.uint8)))),
+        "every output must be a node of its own, got 'one', 'one'",
     ),
     "cascades": (lambda f, m: (f, m, {"cascades": 9}), "cascades must be 0 to 3 for model brain-t1-small, got 9"),
     "refine": (

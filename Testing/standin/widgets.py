@@ -163,7 +163,12 @@ def _flag(name: str, kind: type) -> Any:
 
 
 class qMRMLNodeComboBox(QtWidgets.QWidget):
-    """A selector of nodes of some classes in a scene."""
+    """A selector of nodes of some classes in a scene.
+
+    As in Slicer, rows are removed and inserted, and Qt chooses the current row anew: a new `noneDisplay` replaces the
+    row "None", and a selector that stood on it goes to the first node; when the current node leaves the scene, the node
+    whose row takes its place becomes the current one.
+    """
 
     currentNodeChanged = QtCore.Signal(object)
 
@@ -204,6 +209,7 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
         if self._scene is None:
             return
         nodes = [self._scene.GetNthNode(n) for n in range(self._scene.GetNumberOfNodes())]
+        row = next((k for k, node in enumerate(self._nodes) if node is self._current), 0)
         self._nodes = ([None] if self._flags["noneEnabled"] else []) + [n for n in nodes if self._fits(n)]
         self._box.blockSignals(True)
         self._box.clear()
@@ -212,7 +218,9 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
         self._box.setCurrentIndex(known if known >= 0 else 0)
         self._box.blockSignals(False)
         if known < 0 and self._current is not None:
-            self.setCurrentNode(None)
+            self.setCurrentNode(
+                None if self._scene.IsBatchProcessing() else self._nodes[min(row, len(self._nodes) - 1)]
+            )
 
     def _picked(self, index: int) -> None:
         self.setCurrentNode(self._nodes[index])
@@ -240,9 +248,13 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
         self._fill()
 
     def _set_none(self, text: str) -> None:
-        if text != self._none:
-            self._none = text
-            self._fill()
+        if text == self._none:
+            return
+        self._none = text
+        self._fill()
+        real = [node for node in self._nodes if node is not None]
+        if self._flags["noneEnabled"] and self._current is None and real:
+            self.setCurrentNode(real[0])
 
     def _set_flag(self, name: str, value: Any) -> None:
         if self._flags.get(name) != value:
