@@ -247,15 +247,14 @@ def warp_points(
             f"a {node.GetNodeTagName()} node"
         )
     copy = new_node(node.GetClassName(), name)
-    own_name = copy.GetName()
-    copy.Copy(node)
-    copy.SetName(own_name)
+    copy.CopyContent(node)  # not Copy: it shares the original's storage node, and saving would write into its file
+    copy.SetAndObserveTransformNodeID(node.GetTransformNodeID())
     copy.HardenTransform()
     general = vtk.vtkGeneralTransform()
     to_world = (transform, None) if direction == "to fixed" else (None, transform)
     slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(*to_world, general)
     copy.ApplyTransform(general)
-    if copy.GetNumberOfDisplayNodes() == 0 or copy.GetDisplayNode() is node.GetDisplayNode():
-        copy.RemoveNodeReferenceIDs(copy.GetDisplayNodeReferenceRole())
-        copy.CreateDefaultDisplayNodes()
+    copy.CreateDefaultDisplayNodes()
+    if copy.GetDisplayNode() is not None and node.GetDisplayNode() is not None:
+        copy.GetDisplayNode().CopyContent(node.GetDisplayNode())
     return copy

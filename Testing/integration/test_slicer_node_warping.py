@@ -212,3 +212,71 @@ def test_a_transform_whose_volumes_are_gone_is_refused(logic, bent, scene):
         InputError, match="must know its fixed volume, got 'bent', whose fixed volume is not in the scene"
     ):
         logic.bringAlong(bent.moving, bent.transform)
+
+
+MARKUPS = ("Fiducial", "Line", "Angle", "Curve", "ClosedCurve")
+EXTENSIONS = {"Markups": ".mrk.json", "Model": ".vtk", "Segmentation": ".seg.nrrd", "Volume": ".nrrd"}
+
+
+def make(scene, kind, bent):
+    """A node of a kind, at the moving scan."""
+    if kind in MARKUPS:
+        node = scene.AddNewNodeByClass(f"vtkMRMLMarkups{kind}Node", "mine")
+        for point in ((5, -8, 3), (-10, 12, -6), (4, 4, 9))[: 2 if kind == "Line" else 3]:
+            node.AddControlPoint(vtk.vtkVector3d(*point))
+    elif kind == "Model":
+        sphere = vtk.vtkSphereSource()
+        sphere.Update()
+        node = scene.AddNewNodeByClass("vtkMRMLModelNode", "mine")
+        node.SetAndObserveMesh(sphere.GetOutput())
+    else:
+        node = add_volume("mine", (array(bent.moving) > 250).astype(np.uint8), local(bent.moving), "LabelMap")
+        if kind == "Volume":
+            return node
+        labels, node = node, scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "mine")
+        slicer.vtkSlicerSegmentationsModuleLogic.ImportLabelmapToSegmentationNode(labels, node)
+    node.CreateDefaultDisplayNodes()
+    return node
+
+
+def save(node, folder) -> None:
+    """What Slicer's Save does: into the file that the node has, or into one of its own name."""
+    if node.GetStorageNode() is None:
+        node.AddDefaultStorageNode()
+        kind = next(kind for kind in EXTENSIONS if kind in node.GetClassName())
+        node.GetStorageNode().SetFileName(str(folder / f"{node.GetName()}{EXTENSIONS[kind]}"))
+    assert node.GetStorageNode().WriteData(node)
+
+
+@pytest.mark.parametrize("kind", [*MARKUPS, "Model", "Segmentation", "Volume"])
+def test_what_is_brought_along_has_a_file_and_a_display_of_its_own(logic, bent, scene, tmp_path, kind):
+    node = make(scene, kind, bent)
+    node.GetDisplayNode().SetVisibility(False)
+    if node.IsA("vtkMRMLModelNode"):
+        node.GetDisplayNode().SetColor(0.1, 0.2, 0.3)
+    node.SetAndObserveTransformNodeID(linear("P", turned(30, (7, -5, 2))).GetID())
+    save(node, tmp_path)
+    (file,) = tmp_path.iterdir()
+    before = file.read_bytes()
+    new = logic.bringAlong(node, bent.transform)
+    for each in (node, new):
+        save(each, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    for theirs in ("GetStorageNode", "GetDisplayNode"):
+        assert getattr(new, theirs)() is not getattr(node, theirs)()
+    again = scene.AddNewNodeByClass(node.GetClassName(), "again")
+    again.AddDefaultStorageNode()
+    again.GetStorageNode().SetFileName(str(file))
+    assert again.GetStorageNode().ReadData(again)
+    bounds = [np.zeros(6) for _ in range(3)]
+    for each, values in zip((node, again, new), bounds, strict=True):
+        each.GetBounds(values)
+    assert bounds[1] == pytest.approx(bounds[0], abs=1e-3)  # the original, read again
+    assert np.abs(bounds[2] - bounds[0]).max() > 1
+    if kind in (*MARKUPS, "Model"):
+        assert not new.GetDisplayNode().GetVisibility()  # it looks as the original does
+        if kind != "Model":
+            assert new.GetNumberOfControlPoints() == node.GetNumberOfControlPoints()
+            return
+        assert new.GetDisplayNode().GetColor() == (0.1, 0.2, 0.3)
+    assert file.read_bytes() == before or kind == "Segmentation"  # whose file holds random identifiers
