@@ -22,11 +22,18 @@ import numpy as np
 
 WORKER = Path(__file__).with_name("worker.py")
 LOG_LINES = 12
+KILLED = (-9, 137)  # exit codes after SIGKILL: seen directly, and through a shell
+NO_MEMORY = (0xC0000017, 0xC000012D)  # Windows: STATUS_NO_MEMORY, STATUS_COMMITMENT_LIMIT
 
 
 def python_command() -> list[str]:
     """Return the command of Slicer's Python interpreter, or of the current one outside Slicer."""
     return [shutil.which("PythonSlicer") or sys.executable]
+
+
+def suggests_lack_of_memory(code: int) -> bool:
+    """Return whether a process that said nothing may have been ended by the system because memory ran out."""
+    return code in KILLED or code & 0xFFFFFFFF in NO_MEMORY
 
 
 class Run:
@@ -37,7 +44,7 @@ class Run:
     """
 
     def __init__(self, worker: Worker, folder: Path):
-        self._worker = worker
+        self._worker, self._process = worker, worker.process
         self.folder = folder
         self._bytes_read = 0
         self._ended = False
@@ -45,10 +52,14 @@ class Run:
     def poll(self) -> list[dict[str, Any]]:
         """Return the events since the last call. After "done" or "error" there are no more.
 
-        A process that ended without either is reported as {"event": "error", "kind": "died", "code": ..., "log": ...}.
+        A process that ended without either is reported as {"event": "error", "kind": "died", "code": ..., "log": ...},
+        one that was ended here, because another run was cancelled, as {"event": "error", "kind": "cancelled"}.
         """
         if self._ended:
             return []
+        if self._worker.process is not self._process:
+            self._ended = True
+            return [{"event": "error", "kind": "cancelled"}]
         code = self._worker.exit_code()  # before reading, so that no event written before the end is missed
         path = self.folder / "events.jsonl"
         new = b""
@@ -91,7 +102,7 @@ class Worker:
             command: the interpreter, with options; `python_command()` by default.
         """
         self._library_folder, self._temporary, self._command = library_folder, temporary, command
-        self._process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         self._session: Path | None = None
         self._count = 0
         self._warm_options: dict[str, Any] | None = None
@@ -134,14 +145,14 @@ class Worker:
         self._warm_options = options
 
     def _send(self, request: dict[str, Any]) -> None:
-        assert self._process is not None
-        assert self._process.stdin is not None
-        self._process.stdin.write((json.dumps(request) + "\n").encode())
-        self._process.stdin.flush()
+        assert self.process is not None
+        assert self.process.stdin is not None
+        self.process.stdin.write((json.dumps(request) + "\n").encode())
+        self.process.stdin.flush()
 
     def exit_code(self) -> int | None:
         """Return None while the process runs, its exit code after that, and 0 before it is started."""
-        return 0 if self._process is None else self._process.poll()
+        return 0 if self.process is None else self.process.poll()
 
     def log(self) -> str:
         """Return the last lines that the process printed."""
@@ -152,7 +163,7 @@ class Worker:
 
     def close(self) -> None:
         """End the process and remove its files."""
-        process, self._process = self._process, None
+        process, self.process = self.process, None
         if process is not None:
             if self._session is not None:  # ends the interpreter behind a launcher, too
                 (self._session / "wanted").unlink(missing_ok=True)
@@ -171,7 +182,7 @@ class Worker:
         (self._session / "wanted").touch()
         options = {"creationflags": subprocess.CREATE_NO_WINDOW} if os.name == "nt" else {"start_new_session": True}
         with (self._session / "log.txt").open("wb") as log:
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 [*(self._command or python_command()), str(WORKER), str(self._session), str(self._library_folder)],
                 stdin=subprocess.PIPE,
                 stdout=log,

@@ -14,7 +14,7 @@ import numpy as np
 import slicer
 
 from . import outputs, volume_nodes
-from .background import Run, Worker
+from .background import Run, Worker, suggests_lack_of_memory
 from .library import library_module
 from .module_errors import CancelledError, InputError, MemoryNeededError
 from .transform_nodes import LPS, Field, read_transform
@@ -95,6 +95,7 @@ class Job:
 
         Raises:
             InputError, MemoryNeededError: the job failed; the scene is as before.
+            CancelledError: another job of the same process was cancelled, and this one with it.
         """
         try:
             for event in [] if self.finished or self._run is None else self._run.poll():
@@ -161,12 +162,15 @@ class Job:
         kind = event["kind"]
         if kind == "input":
             return InputError(event["message"])
-        if kind == "memory" or (kind == "died" and "Traceback" not in event["log"]):
-            return self.memory_error()  # killed from outside: systems do that when memory runs out
+        if kind == "cancelled":
+            return CancelledError()
+        if kind == "memory" or (kind == "died" and suggests_lack_of_memory(event["code"])):
+            return self.memory_error()
         if kind == "setup":
-            return InputError(f"torch must be usable by Slicer's Python, got: {event['message']}")
-        reason = event.get("message") or event["log"].splitlines()[-1]
-        return InputError(f"the registration process must run to its end, got: {reason}")
+            return InputError(f"torch must be usable by Slicer's Python, got: {event['message']}", event["log"])
+        last = (event["log"].splitlines() or ["nothing in its log"])[-1]
+        reason = event["message"] if kind == "unexpected" else f"exit code {event['code']}: {last}"
+        return InputError(f"the registration process must run to its end, got {reason}", event["log"])
 
     # overridden by the kinds of job
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Input that cannot be used. The message is one sentence: what is required, and what was given."""
+    """Input that cannot be used. The message is one sentence: what is required, and what was given.
+
+    Attributes:
+        details: more for a dialog or a report of an error, such as the end of the log; may be empty.
+    """
+
+    def __init__(self, message: str, details: str = ""):
+        super().__init__(message)
+        self.details = details
 
 
 class CancelledError(Exception):
@@ -18,6 +26,6 @@ class MemoryNeededError(InputError):
         fewer_cascades: a smaller number of cascades to offer, or None.
     """
 
-    def __init__(self, message: str, fewer_cascades: int | None = None):
-        super().__init__(message)
+    def __init__(self, message: str, fewer_cascades: int | None = None, details: str = ""):
+        super().__init__(message, details)
         self.fewer_cascades = fewer_cascades

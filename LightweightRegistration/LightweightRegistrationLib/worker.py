@@ -232,12 +232,13 @@ def serve(request: dict[str, Any]) -> None:
             answer.event("error", kind="input", message=str(error))
     except Exception as error:
         traceback.print_exc()
+        log = traceback.format_exc()
         if is_about_memory(error):
             answer.event("error", kind="memory")
         elif isinstance(error, ImportError):
-            answer.event("error", kind="setup", message=str(error))
+            answer.event("error", kind="setup", message=str(error), log=log)
         else:
-            answer.event("error", kind="unexpected", message=f"{type(error).__name__}: {error}")
+            answer.event("error", kind="unexpected", message=f"{type(error).__name__}: {error}", log=log)
 
 
 def main() -> None:

@@ -180,7 +180,7 @@ def test_the_process_is_started_when_both_volumes_are_chosen_not_when_apply_is_p
     assert opened.panel.logic._worker is None
     choose(opened.ui.movingSelector, "blob 1")
     worker = opened.panel.logic.worker
-    process = worker._process
+    process = worker.process
     assert process.poll() is None
     choose(opened.ui.movingSelector, "blob 0")  # nothing to register
     choose(opened.ui.movingSelector, "blob 1")
@@ -188,21 +188,21 @@ def test_the_process_is_started_when_both_volumes_are_chosen_not_when_apply_is_p
     click(opened.ui.applyButton)
     run(opened)
     assert opened.widget._parameterNode.warpedVolume is not None
-    assert worker._process is process
+    assert worker.process is process
     assert "Traceback" not in worker.log()  # warming up went well
     pause(process)
     click(opened.ui.applyButton)
     click(opened.ui.applyButton)  # cancel ends the process; the next one gets ready
     assert process.poll() is not None
-    assert worker._process is not process
+    assert worker.process is not process
     assert worker.exit_code() is None
 
 
 def test_lack_of_memory_offers_fewer_cascades(chosen):
     chosen.p.cascades = 2
-    pause(chosen.panel.logic.worker._process)
+    pause(chosen.panel.logic.worker.process)
     click(chosen.ui.applyButton)
-    chosen.panel.logic.worker._process.kill()  # as Linux does when memory runs out
+    chosen.panel.logic.worker.process.kill()  # as Linux does when memory runs out
     run(chosen)
     (text,) = chosen.said
     assert re.match(r"Registering these volumes needs about \d\.\d GB of memory, more than could be had here: ", text)

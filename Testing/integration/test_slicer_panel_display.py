@@ -173,5 +173,5 @@ def test_cleanup_ends_the_process(done):
     worker = done.panel.logic.worker
     assert worker.exit_code() is None
     done.widget.cleanup()
-    assert worker._process is None
+    assert worker.process is None
     assert done.widget.Observations == []

@@ -33,7 +33,7 @@ def test_cancel_ends_the_process_in_the_middle_of_its_work_and_leaves_nothing(lo
         onEnd=lambda: early.append("end"),
     )
     spin(job, until=lambda: job.fraction > 0.2)
-    folder, process = job._run.folder, logic.worker._process
+    folder, process = job._run.folder, logic.worker.process
     job.cancel()
     assert process.returncode not in (None, 0)  # killed, it did not come to an end by itself
     assert job.finished
@@ -76,12 +76,54 @@ def test_a_process_that_breaks_is_reported_and_the_next_run_has_a_new_one(slicer
     try:
         with monkeypatch.context() as patched:
             patched.setattr(background, "WORKER", broken)
-            with pytest.raises(module_errors.InputError, match="must run to its end, got: RuntimeError: boom"):
+            with pytest.raises(
+                module_errors.InputError, match="must run to its end, got exit code 1: RuntimeError: boom"
+            ) as caught:
                 logic.register(fixed, moving, 1)
+        assert "Traceback" in caught.value.details
         assert snapshot() == before
         assert logic.register(fixed, moving, 1, jacobian=False).warped is not None
     finally:
         worker.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("os._exit(3)", "must run to its end, got exit code 3: last words"),
+        ("os.abort()", "must run to its end, got exit code (-6|3|134): "),
+        ("os.kill(os.getpid(), 9)", "more than could be had here"),
+    ],
+)
+def test_only_a_killed_process_is_taken_for_lack_of_memory(slicer_module, scene, monkeypatch, tmp_path, code, message):
+    from LightweightRegistrationLib import background, library, module_errors
+
+    silent = tmp_path / "silent.py"
+    silent.write_text(f"import os, sys\nprint('last words', flush=True)\nsys.stdin.readline()\n{code}\n")
+    monkeypatch.setattr(background, "WORKER", silent)
+    worker = background.Worker(library.library_folder())
+    try:
+        with pytest.raises(module_errors.InputError, match=message) as caught:
+            slicer_module.LightweightRegistrationLogic(worker).register(*blobs(), 1)
+    finally:
+        worker.close()
+    assert isinstance(caught.value, module_errors.MemoryNeededError) == ("9" in code)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_run_that_ends_because_another_was_cancelled_says_so(logic, scene, restarted):
+    from LightweightRegistrationLib.module_errors import CancelledError
+
+    fixed, moving = blobs()
+    before = snapshot()
+    first, second = (logic.startRegistration(fixed, moving, 1, refinementSteps=ENDLESS) for _ in range(2))
+    first.cancel()
+    if restarted:  # a new process serves the next run, and will never say anything about the second
+        logic.warmUp()
+    with pytest.raises(CancelledError):
+        spin(second)
+    assert second.finished
+    assert snapshot() == before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads processes as Linux lists them")
@@ -120,7 +162,7 @@ def test_a_process_that_is_no_longer_wanted_ends_whatever_it_is_doing(slicer_mod
     worker = background.Worker(library.library_folder())
     try:
         worker.warm_up({"model": "brain-t1-small", "device": "cpu", "threads": 1})
-        session, process = worker._session, worker._process
+        session, process = worker._session, worker.process
         (session / "wanted").unlink()
         assert process.wait(timeout=GUARD_S) == 0
         assert not session.exists()
@@ -133,9 +175,9 @@ def test_a_killed_process_is_taken_for_lack_of_memory(logic, scene):
 
     fixed, moving = blobs()
     logic.warmUp()
-    pause(logic.worker._process)
+    pause(logic.worker.process)
     job = logic.startRegistration(fixed, moving, 2)
-    logic.worker._process.kill()  # as Linux does when memory runs out
+    logic.worker.process.kill()  # as Linux does when memory runs out
     with pytest.raises(
         MemoryNeededError, match=r"needs about 0\.\d GB of memory, .* use fewer cascades than 2"
     ) as caught:
@@ -151,7 +193,7 @@ def test_running_out_of_memory_says_how_much_is_needed(slicer_module, scene):
     free = background.Worker(library.library_folder())
     try:
         slicer_module.LightweightRegistrationLogic(free).register(fixed, moving, 1)
-        with open(f"/proc/{free._process.pid}/status") as status:
+        with open(f"/proc/{free.process.pid}/status") as status:
             peak_kb = int(next(line for line in status if line.startswith("VmPeak")).split()[1])
     finally:
         free.close()
@@ -184,7 +226,7 @@ def test_the_process_ends_when_slicer_does(slicer_module, scene):
 
     worker = background.Worker(library.library_folder())
     slicer_module.LightweightRegistrationLogic(worker).register(*blobs(), 1, jacobian=False)
-    session, process = worker._session, worker._process
+    session, process = worker._session, worker.process
     assert session.exists()
     process.stdin.close()  # what happens when Slicer is gone, however it went
     assert process.wait(timeout=GUARD_S) == 0
