@@ -69,12 +69,18 @@ def open_window(module: Any, monkeypatch: Any) -> types.SimpleNamespace:
     widgets.start()
     sliceview.add_views()
     said: list[str] = []
-    monkeypatch.setattr(slicer.util, "errorDisplay", lambda text, **_: said.append(text))
+    details: list[str] = []
+
+    def show_error(text: str, **options: str) -> None:
+        said.append(text)
+        details.append(options.get("detailedText", ""))
+
+    monkeypatch.setattr(slicer.util, "errorDisplay", show_error)
     monkeypatch.setattr(slicer.util, "confirmYesNoDisplay", lambda text, **_: said.append(text) is None)
     widget = module.LightweightRegistrationWidget()
     widget.parent.resize(460, 1500)
     settle()
-    return types.SimpleNamespace(said=said, widget=widget, ui=widget.ui, panel=widget.panel)
+    return types.SimpleNamespace(said=said, details=details, widget=widget, ui=widget.ui, panel=widget.panel)
 
 
 def close_window(opened: types.SimpleNamespace) -> None:

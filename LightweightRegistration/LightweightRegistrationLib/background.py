@@ -80,9 +80,10 @@ class Run:
         return np.load(self.folder / name)
 
     def cancel(self) -> None:
-        """End the process; the next run starts a new one."""
-        self._ended = True
-        self._worker.close()
+        """End the process if it still works on this run; the next run starts a new one."""
+        ended, self._ended = self._ended, True
+        if not ended:
+            self._worker.close()
 
     def finish(self) -> None:
         """Remove the arrays."""
@@ -113,7 +114,7 @@ class Worker:
         Raises:
             OSError: the arrays cannot be written, or the interpreter cannot be started.
         """
-        if self.exit_code() is not None:
+        if self.exit_code() is not None or self._session is None or not self._session.exists():
             self._launch()
         assert self._session is not None
         self._count += 1

@@ -101,6 +101,8 @@ class Job:
             for event in [] if self.finished or self._run is None else self._run.poll():
                 self._handle_event(event)
         except BaseException:
+            if self._run is not None:
+                self._run.cancel()
             self._finish()
             raise
         return self.finished

@@ -59,6 +59,16 @@ def new_node(class_name: str, name: str) -> slicer.vtkMRMLNode:
     return slicer.mrmlScene.AddNewNodeByClass(class_name, slicer.mrmlScene.GenerateUniqueName(name))
 
 
+def remove_node(node: slicer.vtkMRMLNode | None) -> None:
+    """Remove a node with its display node, if they are still in the scene."""
+    if node is None or not slicer.mrmlScene.IsNodePresent(node):
+        return
+    display = node.GetDisplayNode()
+    slicer.mrmlScene.RemoveNode(node)
+    if display is not None and slicer.mrmlScene.IsNodePresent(display):
+        slicer.mrmlScene.RemoveNode(display)
+
+
 def fill_volume(
     node: slicer.vtkMRMLVolumeNode, values: np.ndarray, like: slicer.vtkMRMLVolumeNode
 ) -> slicer.vtkMRMLVolumeNode:
@@ -67,6 +77,7 @@ def fill_volume(
         values = values.astype(np.float64)
     with slicer.util.NodeModify(node):
         node.SetIJKToRASMatrix(matrix_of(voxel_to_local(like)))
+        node.SetAndObserveImageData(None)  # new data: those before stay as they are
         slicer.util.updateVolumeFromArray(node, values)
         node.SetAndObserveTransformNodeID(like.GetTransformNodeID())
     if node.GetDisplayNode() is None:
@@ -101,7 +112,7 @@ def create(
         fixed, moving: the inputs, for names, grids and roles.
         report: written to every output node, so that it is saved in the scene.
     """
-    outputs, new = Outputs(report=report), []
+    outputs, new, filled = Outputs(report=report), [], []
     try:
         for output, want in wanted.items():
             if not want:
@@ -109,6 +120,8 @@ def create(
             if want is True:
                 want = new_node(CLASSES[output], output_name(output, fixed, moving))
                 new.append(want)
+            else:
+                filled.append(Content(want))
             values = arrays[output]
             if isinstance(values, Field):
                 write_field(want, values)
@@ -122,9 +135,35 @@ def create(
             setattr(outputs, output, want)
     except BaseException:
         for node in new:
-            slicer.mrmlScene.RemoveNode(node)
+            remove_node(node)
+        for content in filled:
+            content.restore()
         raise
     return outputs
+
+
+class Content:
+    """What a node holds that a run fills, so that it can be given back."""
+
+    def __init__(self, node: slicer.vtkMRMLNode):
+        """Remember it, without a copy: filling replaces the data of a node by new ones."""
+        self._node, self._parent = node, node.GetTransformNodeID()
+        self._attributes = {name: node.GetAttribute(name) for name in (REPORT_ATTRIBUTE, MADE_ATTRIBUTE)}
+        self._is_volume = node.IsA("vtkMRMLVolumeNode")
+        self._data = node.GetImageData() if self._is_volume else node.GetTransformFromParent()
+        self._matrix = matrix_of(voxel_to_local(node)) if self._is_volume else None
+
+    def restore(self) -> None:
+        """Give it back."""
+        with slicer.util.NodeModify(self._node):
+            if self._is_volume:
+                self._node.SetIJKToRASMatrix(self._matrix)
+                self._node.SetAndObserveImageData(self._data)
+            else:
+                self._node.SetAndObserveTransformFromParent(self._data)
+            self._node.SetAndObserveTransformNodeID(self._parent)
+            for name, value in self._attributes.items():
+                self._node.SetAttribute(name, value)
 
 
 def may_be_filled(node: slicer.vtkMRMLNode) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +15,7 @@ from slicer.i18n import tr as _
 from . import outputs, report_text, sample, slice_display
 from .jobs import Job
 from .library import library_module
-from .module_errors import InputError, MemoryNeededError
+from .module_errors import CancelledError, InputError, MemoryNeededError
 from .panel_display import PanelDisplay
 from .parameters import Direction, LightweightRegistrationParameterNode
 
@@ -69,15 +71,15 @@ class Panel:
         self._preparedFor: WarmUpOptions | None = None
         self._pollTimer = qt.QTimer()
         self._pollTimer.setInterval(POLL_MS)
-        self._pollTimer.timeout.connect(self.onPollTimer)
+        self._pollTimer.timeout.connect(self._shown(self.onPollTimer))
         for name in library_module("models.weights").list_models():
             ui.modelComboBox.addItem(name)
-        ui.applyButton.clicked.connect(self.onApplyButton)
-        ui.tryItButton.clicked.connect(self.onTryItButton)
         ui.modelComboBox.currentIndexChanged.connect(self.onModelChanged)
-        ui.copyButton.clicked.connect(self.onCopyButton)
-        ui.otherButton.clicked.connect(self.onBringAlongButton)
-        ui.sequenceButton.clicked.connect(self.onSequenceButton)
+        ui.applyButton.clicked.connect(self._shown(self.onApplyButton))
+        ui.tryItButton.clicked.connect(self._shown(self.onTryItButton))
+        ui.copyButton.clicked.connect(self._shown(self.onCopyButton))
+        ui.otherButton.clicked.connect(self._shown(self.onBringAlongButton))
+        ui.sequenceButton.clicked.connect(self._shown(self.onSequenceButton))
 
     def setParameterNode(self, parameterNode: LightweightRegistrationParameterNode | None) -> None:
         """Show another scene's parameters, or none while a scene is being closed."""
@@ -203,11 +205,7 @@ class Panel:
 
     def onTryItButton(self, *_clicked: Any) -> None:
         """Load the sample pair and choose it."""
-        try:
-            pair = sample.load_pair()
-        except InputError as error:
-            self.showError(error)
-            return
+        pair = sample.load_pair()
         p = self._parameterNode
         p.fixedVolume, p.movingVolume = pair["fixed"], pair["moving"]
         slice_display.show_layers(pair["fixed"], pair["moving"], p.fade)
@@ -297,28 +295,32 @@ class Panel:
         """Start a job and poll it; `onFinished` takes its outputs."""
         self.ui.flickerButton.checked = False
         self.showStatus(_("Starting"))
-        try:
-            job = start()
-        except InputError as error:
-            self.showError(error)
-            return
+        job = start()
         self.job, self._onFinished, self._startTime_s = job, onFinished, time.monotonic()
         self.ui.progressBar.value = 0
         self.updateGUIFromParameterNode()
         self._pollTimer.start()
         self.onPollTimer()
 
+    def _shown(self, action: Callable[..., None]) -> Callable[..., None]:
+        """Return an action that shows every error that it ends with: Qt's event loop would hide it."""
+
+        def act(*arguments: Any) -> None:
+            try:
+                action(*arguments)
+            except Exception as error:
+                with contextlib.suppress(Exception):  # the first error is the one to show
+                    self.cancel()
+                self.showError(error)
+
+        return act
+
     def onPollTimer(self) -> None:
         """Show the job's progress, and its outputs when it is finished."""
         job = self.job
         if job is None:
             return
-        try:
-            finished = job.poll()
-        except InputError as error:
-            self._endJob()
-            self.showError(error)
-            return
+        finished = job.poll()
         self.ui.progressBar.value = round(100 * job.fraction)
         self.showStatus(report_text.sentence(job.message).removesuffix(".") if job.message else "")
         if finished:
@@ -329,11 +331,12 @@ class Panel:
     def cancel(self) -> None:
         """Stop what is under way, if anything is; the scene is as before."""
         job = self.job
-        self._endJob()
-        if job is not None:
+        self._pollTimer.stop()
+        self.job = None
+        if job is not None and not job.finished:
             job.cancel()
             self._preparedFor = None  # the process is gone
-            self.updateGUIFromParameterNode()
+        self.updateGUIFromParameterNode()
 
     def _endJob(self) -> None:
         """Stop polling and let the buttons act again."""
@@ -356,13 +359,23 @@ class Panel:
         self.display.updateSliceViews()
         self.updateGUIFromParameterNode()
 
-    def showError(self, error: InputError) -> None:
+    def showError(self, error: Exception) -> None:
         """Say what is wrong; offer fewer cascades where memory was too small."""
-        text = report_text.sentence(str(error))
+        if isinstance(error, CancelledError):
+            self.showStatus(_("Cancelled; nothing was changed."))
+            return
+        details = "".join(traceback.format_exception(error))
+        if isinstance(error, InputError):
+            text, details = report_text.sentence(str(error)), error.details
+        elif isinstance(error, MemoryError):
+            text = _("Slicer needs more memory than it could have: close other programs and try again.")
+        else:
+            text = _("Something went wrong that should not: {kind}: {message}. Please report it.")
+            text = text.format(kind=type(error).__name__, message=error)
         self.showStatus(text)
         fewer = error.fewer_cascades if isinstance(error, MemoryNeededError) else None
         if fewer is None:
-            slicer.util.errorDisplay(text)
+            slicer.util.errorDisplay(text, detailedText=details)
             return
         cascades = report_text.counted(fewer, _("cascade"), _("cascades"))
         question = _("Try again with {cascades}?").format(cascades=cascades)

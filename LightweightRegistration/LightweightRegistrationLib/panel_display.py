@@ -9,7 +9,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from . import slice_display
+from . import outputs, slice_display
 from .parameters import LightweightRegistrationParameterNode, Overlay
 from .transform_nodes import Field
 
@@ -117,7 +117,7 @@ class PanelDisplay:
         if p.overlay is Overlay.checkerboard and p.warpedVolume is not None and p.fixedVolume is not None:
             self.checkerboard = slice_display.checkerboard(p.fixedVolume, p.warpedVolume, self.checkerboard)
         elif self.checkerboard is not None:
-            slice_display.remove_temporary_node(self.checkerboard)
+            outputs.remove_node(self.checkerboard)
             self.checkerboard = None
         opacity = 1.0 if self.checkerboard is not None else p.fade
         slice_display.show_layers(p.fixedVolume, self.overlayVolume(), opacity)

@@ -9,7 +9,7 @@ import numpy as np
 import slicer
 import vtk
 
-from .outputs import copy_window_level, fill_volume, new_node
+from .outputs import copy_window_level, fill_volume, new_node, remove_node
 from .transform_nodes import Field, write_field
 from .volume_nodes import matrix_of, read_volume
 
@@ -236,16 +236,6 @@ def new_temporary_node(class_name: str, name: str) -> slicer.vtkMRMLNode:
     return slicer.mrmlScene.AddNode(node)
 
 
-def remove_temporary_node(node: slicer.vtkMRMLNode | None) -> None:
-    """Remove a temporary node with its display node, if they are still in the scene."""
-    if node is None or not slicer.mrmlScene.IsNodePresent(node):
-        return
-    display = node.GetDisplayNode()
-    slicer.mrmlScene.RemoveNode(node)
-    if display is not None and slicer.mrmlScene.IsNodePresent(display):
-        slicer.mrmlScene.RemoveNode(display)
-
-
 # Early view
 
 
@@ -276,6 +266,21 @@ class EarlyView:
             (node, node.GetBackgroundVolumeID(), node.GetForegroundVolumeID(), node.GetForegroundOpacity())
             for node in slice_composites()
         ]
+        self.transform = self.volume = None
+        try:
+            self._show(fixed, moving, field, opacity, ignored)
+        except BaseException:
+            self.remove()
+            raise
+
+    def _show(
+        self,
+        fixed: slicer.vtkMRMLVolumeNode,
+        moving: slicer.vtkMRMLVolumeNode,
+        field: Field,
+        opacity: float,
+        ignored: slicer.vtkMRMLTransformNode | None,
+    ) -> None:
         image = read_volume(moving, "moving volume", ignored)
         self.transform = new_temporary_node("vtkMRMLTransformNode", "Early transform")
         write_field(self.transform, field)
@@ -299,5 +304,5 @@ class EarlyView:
                 composite.SetForegroundOpacity(opacity)
         self._before = []
         for node in (self.volume, self.transform):
-            remove_temporary_node(node)
+            remove_node(node)
         self.volume = self.transform = None
