@@ -160,3 +160,16 @@ def frames(scene: Any, count: int = 3) -> tuple[Any, Any]:
         slicer.util.updateVolumeFromArray(frame, slicer.util.arrayFromVolume(moving))
         sequence.SetDataNodeAtValue(frame, str(0.5 * n))
     return fixed, sequence
+
+
+def field_image(node) -> sitk.Image:
+    """The grid that a transform node holds, read through VTK, as a SimpleITK image."""
+    from LightweightRegistrationLib import transform_nodes
+
+    field = transform_nodes.read_displacement_grid(node)
+    spacing = np.linalg.norm(field.to_lps[:3, :3], axis=0)
+    image = sitk.GetImageFromArray(field.vectors.astype(np.float32), isVector=True)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((field.to_lps[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(field.to_lps[:3, 3].tolist())
+    return image

@@ -19,10 +19,18 @@ from .jobs import Job, transform_request, volume_request
 from .module_errors import InputError
 from .outputs import copy_window_level, fill_volume, new_node
 from .transform_nodes import read_transform
-from .volume_nodes import MIN_VOXELS, WorldImage, array_of, matrix_of, parent_to_world, read_volume, voxel_to_local
+from .volume_nodes import (
+    BINARY,
+    MIN_VOXELS,
+    WorldImage,
+    array_of,
+    matrix_of,
+    parent_to_world,
+    read_volume,
+    voxel_to_local,
+)
 
 DIRECTIONS = ("to fixed", "to moving")
-BINARY = "Binary labelmap"
 
 
 def registered_volumes(

@@ -124,6 +124,7 @@ def create(
                 filled.append(Content(want))
             values = arrays[output]
             if isinstance(values, Field):
+                take_out_of_parent(want, output, report)
                 write_field(want, values)
                 record_roles(want, *((moving, fixed) if output == "inverse" else (fixed, moving)))
             else:
@@ -140,6 +141,15 @@ def create(
             content.restore()
         raise
     return outputs
+
+
+def take_out_of_parent(node: slicer.vtkMRMLTransformNode, output: str, report: dict[str, Any]) -> None:
+    """Make a transform node one of the world, as the fixed and moving points are; the report says so."""
+    parent = node.GetParentTransformNode()
+    if parent is not None:
+        node.SetAndObserveTransformNodeID(None)
+        text = f"'{node.GetName()}' was taken out of '{parent.GetName()}': under it the {output} would be wrong"
+        report["warnings"] = [*report.get("warnings", []), text]
 
 
 class Content:

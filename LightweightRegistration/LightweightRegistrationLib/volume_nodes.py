@@ -10,6 +10,7 @@ import vtk
 
 from .module_errors import InputError
 
+BINARY = "Binary labelmap"  # a representation of segments
 MIN_VOXELS = 4  # along each axis, as LDRCore
 
 
@@ -211,6 +212,9 @@ def _segmentation_on(node: slicer.vtkMRMLSegmentationNode, reference: WorldImage
     segmentation = node.GetSegmentation()
     if segmentation.GetNumberOfSegments() == 0:
         raise InputError(f"the {role} must hold a segment, got '{node.GetName()}' without any")
+    if _is_nonlinear(node.GetParentTransformNode()) or not segmentation.ContainsRepresentation(BINARY):
+        node = _in_world_with_labelmaps(node, reference)
+        segmentation = node.GetSegmentation()
     # The volume's grid in the segmentation's own frame. CreateOrientedImageDataFromVolumeNode gives another grid where
     # both nodes have parents: it does not see that the transform between them is linear.
     geometry = slicer.vtkOrientedImageData()
@@ -226,3 +230,33 @@ def _segmentation_on(node: slicer.vtkMRMLSegmentationNode, reference: WorldImage
     if scalars is None or merged.GetDimensions() != geometry.GetDimensions():
         raise InputError(f"the {role} must cover some of '{name}', got '{node.GetName()}', which does not")
     return vtk.util.numpy_support.vtk_to_numpy(scalars).reshape(reference.values.shape) != 0
+
+
+def _is_nonlinear(transform: slicer.vtkMRMLTransformNode | None) -> bool:
+    return transform is not None and not transform.IsTransformToWorldLinear()
+
+
+def _in_world_with_labelmaps(
+    node: slicer.vtkMRMLSegmentationNode, reference: WorldImage
+) -> slicer.vtkMRMLSegmentationNode:
+    """Copy a segmentation into world coordinates, outside the scene, and convert its surfaces to labelmaps.
+
+    Args:
+        node: may be under transforms of any kind.
+        reference: a grid of the resolution that the labelmaps shall have.
+    """
+    copy = slicer.vtkMRMLSegmentationNode()
+    copy.CopyContent(node)
+    if node.GetParentTransformNode() is not None:
+        world_from_node = vtk.vtkGeneralTransform()
+        slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(node.GetParentTransformNode(), None, world_from_node)
+        copy.ApplyTransform(world_from_node)
+    segmentation = copy.GetSegmentation()
+    if not segmentation.ContainsRepresentation(BINARY):
+        geometry = slicer.vtkOrientedImageData()
+        geometry.SetDimensions(*reference.values.shape[::-1])
+        geometry.SetGeometryFromImageToWorldMatrix(matrix_of(reference.to_world))
+        text = slicer.vtkSegmentationConverter.SerializeImageGeometry(geometry)
+        segmentation.SetConversionParameter("Reference image geometry", text)
+        segmentation.CreateRepresentation(BINARY)
+    return copy

@@ -13,6 +13,7 @@ from Testing.slicer_scene import (
     array,
     assert_same_volume,
     blobs,
+    field_image,
     image_of,
     linear,
     local,
@@ -127,12 +128,12 @@ def test_the_moving_volume_under_the_transform_is_the_warped_volume(logic, pair)
 def test_the_hardened_volume_is_the_transformed_one(logic, pair):
     outputs = logic.register(pair["fixed"], pair["moving"], 1, jacobian=False)
     moving = image_of(pair["moving"])
-    transform = sitk.DisplacementFieldTransform(sitk.Cast(_field_image(outputs.transform), sitk.sitkVectorFloat64))
+    transform = sitk.DisplacementFieldTransform(sitk.Cast(field_image(outputs.transform), sitk.sitkVectorFloat64))
     pair["moving"].SetAndObserveTransformNodeID(outputs.transform.GetID())
     pair["moving"].HardenTransform()
     assert pair["moving"].GetParentTransformNode() is None
     hardened = image_of(pair["moving"])
-    reference = _field_image(outputs.transform)
+    reference = field_image(outputs.transform)
     ones = sitk.Image(reference.GetSize(), sitk.sitkUInt8) + 1
     ones.CopyInformation(reference)
     inside = sitk.GetArrayFromImage(sitk.Resample(ones, hardened)) > 0
@@ -144,19 +145,6 @@ def test_the_hardened_volume_is_the_transformed_one(logic, pair):
     # and it looks like the warped volume, up to being sampled twice
     twice = sitk.GetArrayFromImage(sitk.Resample(hardened, image_of(pair["fixed"]), sitk.Transform(), sitk.sitkLinear))
     assert np.corrcoef(twice.ravel(), array(outputs.warped).ravel())[0, 1] > 0.99
-
-
-def _field_image(node) -> sitk.Image:
-    """The grid that a transform node holds, read through VTK, as a SimpleITK image."""
-    from LightweightRegistrationLib import transform_nodes
-
-    field = transform_nodes.read_displacement_grid(node)
-    spacing = np.linalg.norm(field.to_lps[:3, :3], axis=0)
-    image = sitk.GetImageFromArray(field.vectors.astype(np.float32), isVector=True)
-    image.SetSpacing(spacing.tolist())
-    image.SetDirection((field.to_lps[:3, :3] / spacing).ravel().tolist())
-    image.SetOrigin(field.to_lps[:3, 3].tolist())
-    return image
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".nrrd", ".tfm"])
@@ -231,6 +219,26 @@ def test_the_inverse_brings_points_back(logic, pair):
 # parents
 
 
+@pytest.mark.parametrize("output", ["transform", "inverse"])
+def test_an_output_transform_is_taken_out_of_a_parent_where_it_would_be_wrong(logic, scene, output):
+    fixed, moving = blobs()
+    given = scene.AddNewNodeByClass("vtkMRMLTransformNode", "mine")
+    parent = linear("P", turned(25, (30, -20, 10)))
+    given.SetAndObserveTransformNodeID(parent.GetID())
+    outputs = logic.register(fixed, moving, 1, jacobian=False, **{output: given})
+    assert getattr(outputs, output).GetParentTransformNode() is None
+    assert outputs.report["warnings"][-1] == f"'mine' was taken out of 'P': under it the {output} would be wrong"
+
+
+@pytest.mark.parametrize("output", ["warped", "jacobian"])
+def test_an_output_volume_is_put_where_the_fixed_volume_is(logic, scene, output):
+    fixed, moving = blobs()
+    given = add_volume("mine", np.ones((4, 4, 4), np.int16))
+    given.SetAndObserveTransformNodeID(linear("P", turned(25, (30, -20, 10))).GetID())
+    outputs = logic.register(fixed, moving, 1, **{output: given})
+    assert getattr(outputs, output).GetParentTransformNode() is None
+
+
 def test_parent_transforms_are_honoured(logic, pair):
     """Under parents, the result is that of volumes whose parents are hardened, and outputs follow the fixed parent."""
     plain = logic.register(pair["fixed"], pair["moving"], 1, refine="none", jacobian=False)
@@ -262,103 +270,3 @@ def test_a_sheared_parent_is_honoured(logic, scene):
     outputs = logic.register(fixed, moving, 1, jacobian=False)
     shown = resliced(moving, outputs.transform, fixed)  # no parent on moving: the transform alone
     assert np.percentile(np.abs(shown.astype(float) - array(outputs.warped)), 98) <= 2
-
-
-# masks and initial transform
-
-
-def test_masks_as_labelmap_and_as_segmentation_are_the_librarys(logic, scene):
-    fixed, moving = blobs()
-    inside = [(slicer.util.arrayFromVolume(node) > 100).astype(np.uint8) for node in (fixed, moving)]
-    labels = [
-        add_volume(f"labels {n}", mask * 7, local(node), "LabelMap")
-        for n, (mask, node) in enumerate(zip(inside, (fixed, moving), strict=True))
-    ]
-    segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "segmentation")
-    slicer.vtkSlicerSegmentationsModuleLogic.ImportLabelmapToSegmentationNode(labels[0], segmentation)
-    images = [image_of(node) for node in (fixed, moving)]
-    masks = [image_of(node) > 0 for node in labels]
-    expected = LDRCore.register(*images, cascades=1, fixed_mask=masks[0], moving_mask=masks[1])
-    for fixed_mask in (labels[0], segmentation):
-        outputs = logic.register(
-            fixed, moving, 1, fixedMask=fixed_mask, movingMask=labels[1], refine="none", jacobian=False
-        )
-        theirs = sitk.GetArrayFromImage(expected.warped).astype(float)
-        assert_same_volume(array(outputs.warped), theirs)
-        assert outputs.report["masks"] == {"fixed": True, "moving": True}
-
-
-def test_a_segmentation_of_another_grid_under_a_parent_becomes_a_mask_on_the_volumes_grid(scene):
-    from LightweightRegistrationLib import volume_nodes
-
-    fixed, _ = blobs()
-    fixed.SetAndObserveTransformNodeID(linear("P", turned(20, (5, 6, 7))).GetID())
-    image = volume_nodes.read_volume(fixed, "fixed volume")
-    centre = (image.to_world @ [14, 13, 12, 1])[:3]
-    fine = np.eye(4)
-    fine[:3, 3] = centre - 10
-    cube = add_volume("cube", np.ones((21, 21, 21), np.uint8), fine, "LabelMap")  # 21 mm about the centre, world axes
-    segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "cube")
-    slicer.vtkSlicerSegmentationsModuleLogic.ImportLabelmapToSegmentationNode(cube, segmentation)
-    mask = volume_nodes.mask(segmentation, fixed, image, "fixed mask")
-    k, j, i = np.nonzero(mask)
-    world = (np.stack([i, j, k, np.ones_like(i)], 1) @ image.to_world.T)[:, :3]
-    assert np.abs(world - centre).max() <= 10.5 + 1e-3
-    assert mask.sum() == pytest.approx(21**3 / 27, rel=0.1)
-
-
-@pytest.mark.parametrize("volume_parent", [None, turned(-15, (4, 9, -6), axis=0)], ids=["none", "another"])
-def test_a_mask_segmentation_lies_where_its_own_parent_puts_it(scene, volume_parent):
-    """A cube of 21 mm under a parent of its own; the volume has none, or a different one."""
-    from LightweightRegistrationLib import volume_nodes
-
-    fixed, _ = blobs()
-    if volume_parent is not None:
-        fixed.SetAndObserveTransformNodeID(linear("P", volume_parent).GetID())
-    world_from_cube = turned(20, (6, -5, 8))
-    image = volume_nodes.read_volume(fixed, "fixed volume")
-    world = np.moveaxis(np.indices(image.values.shape)[::-1], 0, -1) @ image.to_world[:3, :3].T
-    world += image.to_world[:3, 3]
-    cube_from_world = np.linalg.inv(world_from_cube)
-    points = world @ cube_from_world[:3, :3].T + cube_from_world[:3, 3]  # of voxels, in the segmentation's own frame
-    centre = points[12, 13, 14]
-    to_local = np.eye(4)
-    to_local[:3, 3] = centre - 10
-    cube = add_volume("cube", np.ones((21, 21, 21), np.uint8), to_local, "LabelMap")
-    segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "cube")
-    slicer.vtkSlicerSegmentationsModuleLogic.ImportLabelmapToSegmentationNode(cube, segmentation)
-    segmentation.SetAndObserveTransformNodeID(linear("Q", world_from_cube).GetID())
-    mask = volume_nodes.mask(segmentation, fixed, image, "fixed mask").astype(bool)
-    distance = np.abs(points - centre).max(-1)  # the faces lie at 10.5 mm
-    assert mask[distance < 10].all()
-    assert not mask[distance > 11].any()
-    assert mask.sum() == pytest.approx(21**3 / 27, rel=0.1)
-
-
-@pytest.mark.parametrize("kind", ["linear", "grid"])
-def test_an_initial_transform_is_where_it_starts(logic, scene, kind):
-    fixed, moving = blobs()
-    far = local(moving).copy()
-    far[:3, 3] += [300.0, -100.0, 50.0]
-    from LightweightRegistrationLib import transform_nodes, volume_nodes
-
-    moving.SetIJKToRASMatrix(volume_nodes.matrix_of(far))
-    back = np.eye(4)
-    back[:3, 3] = [-300.0, 100.0, -50.0]
-    initial = linear("initial", back)
-    given = sitk.TranslationTransform(3, (-300.0, 100.0, 50.0))  # fixed -> moving, LPS
-    if kind == "grid":
-        to_lps = LPS @ volume_nodes.read_volume(fixed, "fixed volume").to_world
-        field = transform_nodes.Field(np.broadcast_to([-300.0, 100.0, 50.0], (24, 26, 28, 3)), to_lps)
-        initial = scene.AddNewNodeByClass("vtkMRMLTransformNode", "initial grid")
-        transform_nodes.write_field(initial, field)
-        given = sitk.DisplacementFieldTransform(sitk.Cast(_field_image(initial), sitk.sitkVectorFloat64))
-    outputs = logic.register(
-        fixed, moving, 1, initialTransform=initial, prealignment="none", refine="none", jacobian=False
-    )
-    expected = LDRCore.register(image_of(fixed), image_of(moving), cascades=1, initial=given, affine=False)
-    theirs = sitk.GetArrayFromImage(expected.warped).astype(float)
-    assert theirs.max() > 200
-    off = np.abs(array(outputs.warped) - theirs)
-    assert (off > 1e-3 * np.ptp(theirs)).mean() < 1e-3
-    assert outputs.report["initial"] == "transform"
