@@ -10,6 +10,7 @@ from slicer import (
     vtkMRMLMarkupsCurveNode,
     vtkMRMLMarkupsFiducialNode,
     vtkMRMLMarkupsLineNode,
+    vtkMRMLMarkupsROINode,
     vtkMRMLModelNode,
     vtkMRMLScalarVolumeNode,
     vtkMRMLSegmentationNode,
@@ -87,8 +88,8 @@ class LightweightRegistrationParameterNode:
 
     fixedVolume: vtkMRMLScalarVolumeNode
     movingVolume: vtkMRMLScalarVolumeNode
-    fixedMask: vtkMRMLSegmentationNode | vtkMRMLLabelMapVolumeNode | None
-    movingMask: vtkMRMLSegmentationNode | vtkMRMLLabelMapVolumeNode | None
+    fixedMask: vtkMRMLSegmentationNode | vtkMRMLLabelMapVolumeNode | vtkMRMLMarkupsROINode | None
+    movingMask: vtkMRMLSegmentationNode | vtkMRMLLabelMapVolumeNode | vtkMRMLMarkupsROINode | None
     initialTransform: vtkMRMLTransformNode
 
     model: str = "brain-t1-small"

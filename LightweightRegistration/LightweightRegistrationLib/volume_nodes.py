@@ -166,12 +166,12 @@ def check_overlap(fixed: WorldImage, moving: WorldImage, moving_to_fixed: np.nda
 def mask(
     node: slicer.vtkMRMLDisplayableNode, volume: slicer.vtkMRMLVolumeNode, reference: WorldImage, role: str
 ) -> np.ndarray:
-    """Read a segmentation or labelmap as (k, j, i) uint8 on the grid of its volume, 1 inside.
+    """Read a segmentation, labelmap or ROI as (k, j, i) uint8 on the grid of its volume, 1 inside.
 
     A segmentation is resampled onto that grid (all its segments together); a labelmap must lie on it.
 
     Args:
-        node: segmentation or labelmap.
+        node: segmentation, labelmap or ROI.
         volume, reference: the volume that the mask belongs to, and its voxels.
         role: "fixed mask" or "moving mask".
 
@@ -182,8 +182,10 @@ def mask(
         inside = _segmentation_on(node, reference, volume.GetName(), role)
     elif node.IsA("vtkMRMLLabelMapVolumeNode"):
         inside = _labelmap_on(node, reference, volume.GetName(), role)
+    elif node.IsA("vtkMRMLMarkupsROINode"):
+        inside = _roi_on(node, reference, role)
     else:
-        raise InputError(f"the {role} must be a segmentation or a labelmap, got '{node.GetName()}'")
+        raise InputError(f"the {role} must be a segmentation, a labelmap or a ROI, got '{node.GetName()}'")
     if not inside.any():
         raise InputError(
             f"the {role} must cover some of '{volume.GetName()}', got '{node.GetName()}', which is empty there"
@@ -230,6 +232,19 @@ def _segmentation_on(node: slicer.vtkMRMLSegmentationNode, reference: WorldImage
     if scalars is None or merged.GetDimensions() != geometry.GetDimensions():
         raise InputError(f"the {role} must cover some of '{name}', got '{node.GetName()}', which does not")
     return vtk.util.numpy_support.vtk_to_numpy(scalars).reshape(reference.values.shape) != 0
+
+
+def _roi_on(node: slicer.vtkMRMLMarkupsROINode, reference: WorldImage, role: str) -> np.ndarray:
+    parent_to_world(node, role)  # refuses non-linear transforms
+    roi_from_index = np.linalg.inv(array_of(node.GetObjectToWorldMatrix())) @ reference.to_world
+    half = np.array(node.GetSize()) / 2
+    j, i = np.ogrid[tuple(slice(n) for n in reference.values.shape[1:])]
+    inside = np.empty(reference.values.shape, bool)
+    for k in range(len(inside)):
+        inside[k] = True
+        for (by_i, by_j, by_k, offset), length in zip(roi_from_index[:3], half, strict=True):
+            inside[k] &= np.abs((by_i * i + (by_k * k + offset)) + by_j * j) <= length
+    return inside
 
 
 def _is_nonlinear(transform: slicer.vtkMRMLTransformNode | None) -> bool:

@@ -145,6 +145,25 @@ def test_a_segmentation_under_a_non_linear_transform_is_a_mask_where_it_is_seen(
     assert segmentation.GetParentTransformNode() is bent
 
 
+def test_a_roi_is_a_mask_where_its_box_is(scene):
+    """A turned box under a parent: its corners lie inside by hand, points a voxel further out do not."""
+    from LightweightRegistrationLib import volume_nodes
+
+    fixed, _ = blobs()
+    image = volume_nodes.read_volume(fixed, "fixed volume")
+    roi = scene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "box")
+    roi.SetSize(30, 24, 18)
+    world_from_roi = turned(20, (5, -4, 3))
+    roi.SetAndObserveTransformNodeID(linear("P", world_from_roi).GetID())
+    mask = volume_nodes.mask(roi, fixed, image, "fixed mask").astype(bool)
+    index = np.moveaxis(np.indices(mask.shape)[::-1], 0, -1)
+    world = index @ image.to_world[:3, :3].T + image.to_world[:3, 3]
+    inverse = np.linalg.inv(world_from_roi)
+    inside = (np.abs(world @ inverse[:3, :3].T + inverse[:3, 3]) <= [15, 12, 9]).all(-1)
+    assert inside.sum() > 400
+    assert np.array_equal(mask, inside)
+
+
 @pytest.mark.parametrize("kind", ["linear", "grid"])
 def test_an_initial_transform_is_where_it_starts(logic, scene, kind):
     fixed, moving = blobs()
