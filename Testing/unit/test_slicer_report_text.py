@@ -29,8 +29,8 @@ def shown(**more):
 
 def test_refinement_says_which_levels_iterations_and_seconds(slicer_module):
     levels = [
-        {"spacing_mm": [4.0, 4.0, 4.0], "iterations": 10, "local_correlation": [0.2, 0.3]},
-        {"spacing_mm": [2.0, 2.0, 2.5], "iterations": 1, "local_correlation": [0.25, 0.4]},
+        {"spacing_mm": [4.0, 4.0, 4.0], "iterations": 10, "similarity": [0.2, 0.3]},
+        {"spacing_mm": [2.0, 2.0, 2.5], "iterations": 1, "similarity": [0.25, 0.4]},
     ]
     rest = ": 10 iterations at 4.0 mm, 1 iteration at 2.0 mm; local similarity 0.250 to 0.400 at the finest; 0.50 s"
     assert shown(refine="fast", refinement=levels)["Refinement"] == f"Accurate{rest}"
