@@ -70,11 +70,11 @@ def snapshot() -> dict[str, tuple[str, int]]:
 
     scene = slicer.mrmlScene
     nodes = [scene.GetNthNode(n) for n in range(scene.GetNumberOfNodes())]
-    found = {}
+    state = {}
     for node in nodes:
         data = node.GetImageData() if hasattr(node, "GetImageData") else None
-        found[node.GetID()] = (node.GetName(), node.GetMTime(), data.GetMTime() if data is not None else 0)
-    return found
+        state[node.GetID()] = (node.GetName(), node.GetMTime(), data.GetMTime() if data is not None else 0)
+    return state
 
 
 def wait_until(holds: Callable[[], bool], what: Callable[[], str], pause_s: float = 0.01) -> None:
@@ -109,12 +109,12 @@ def array(node: Any) -> np.ndarray:
     return slicer.util.arrayFromVolume(node).astype(float)
 
 
-def assert_same_volume(found: np.ndarray, expected: np.ndarray) -> None:
+def assert_same_volume(state: np.ndarray, expected: np.ndarray) -> None:
     """Equal to 1e-3 of the intensity range; a whole number may be rounded the other way at a few voxels.
 
     The module computes in a process of its own, whose number of threads may differ: sums then differ in their last bit.
     """
-    off = np.abs(found.astype(float) - expected)
+    off = np.abs(state.astype(float) - expected)
     allowed = 1e-3 * np.ptp(expected.astype(float))
     rounding = 1.0 if np.array_equal(expected, np.rint(expected)) else 0.0
     assert off.max() <= allowed + rounding

@@ -29,8 +29,8 @@ def test_everything_is_timed_in_one_run(small, tmp_path, capsys, monkeypatch):
     )
     given = ["--repeats", "1", "--threads", "1", "--sizes", "native", "--peers", "greedy", "--out", str(out)]
     assert benchmark.main([*given, "--peer-python", str(tmp_path / "no-python")]) == 0
-    found = json.loads(out.read_text(encoding="utf-8"))["results"]
-    rows = {(r["part"], r["name"]): r for r in found}
+    measured = json.loads(out.read_text(encoding="utf-8"))["results"]
+    rows = {(r["part"], r["name"]): r for r in measured}
     assert {n for p, n in rows if p == "networks"} >= {*registry.DENSE, *registry.STEMS, "ldr (head=half)"}
     assert {n for p, n in rows if p == "register"} == {
         *(f"{name} {n}-cas" for name in weights.list_models() for n in (1, 2, 3)),
@@ -44,7 +44,7 @@ def test_everything_is_timed_in_one_run(small, tmp_path, capsys, monkeypatch):
     assert rows["networks", "vtn"]["over_bound"] > 0.5  # rough: one run on a busy machine
     assert rows["register", f"{weights.DEFAULT} 3-cas"]["ratio"] == 1
     assert sampling._forced is None
-    timed = [r for r in found if "median_s" in r]
+    timed = [r for r in measured if "median_s" in r]
     assert all(0 < r["min_s"] <= r["median_s"] <= r["max_s"] and r["runs"] == 1 for r in timed)
     assert "the peers' Python cannot be used" in rows["register", "greedy"]["problem"]
     printed = capsys.readouterr().out

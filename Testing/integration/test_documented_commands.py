@@ -110,26 +110,26 @@ class UnknownLineError(ValueError):
 
 def commands_of(page: str, text: str) -> list[Command]:
     """The commands of a page in order; variables that a block sets are put in."""
-    found = []
+    commands = []
     prose = text
     for block in re.finditer(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         first = text.count("\n", 0, block.start(2)) + 1
         prose = prose.replace(block[0], re.sub(r"[^\n]", " ", block[0]), 1)
         if block[1] == "python":
-            found.append(Command(page, first, block[2], python=True))
+            commands.append(Command(page, first, block[2], python=True))
         elif block[1] not in OTHER_LANGUAGES:
-            found += shell_commands(page, first, block[2])
+            commands += shell_commands(page, first, block[2])
     for code in re.finditer(r"`([^`]+)`", prose):
         command = " ".join(code[1].split())
         if command.split()[0] in PROGRAMS and " " in command:
-            found.append(Command(page, prose.count("\n", 0, code.start()) + 1, command))
-    found.sort(key=lambda command: command.line)
-    return list({command.text: command for command in reversed(found)}.values())[::-1]  # of equal ones the first
+            commands.append(Command(page, prose.count("\n", 0, code.start()) + 1, command))
+    commands.sort(key=lambda command: command.line)
+    return list({command.text: command for command in reversed(commands)}.values())[::-1]  # of equal ones the first
 
 
 def shell_commands(page: str, first: int, block: str) -> list[Command]:
     """Commands of one fenced block of shell."""
-    found, variables = [], {}
+    commands, variables = [], {}
     line_number, pending = first, ""
     for number, line in enumerate(block.splitlines(), first):
         line_number = line_number if pending else number
@@ -150,8 +150,8 @@ def shell_commands(page: str, first: int, block: str) -> list[Command]:
                 f"a line of a shell block must begin with one of {PROGRAMS}, got {page}:{line_number}: {command} "
                 f"(a block that is no shell names its language, one of {('python', *OTHER_LANGUAGES)})"
             )
-        found.append(Command(page, line_number, command))
-    return found
+        commands.append(Command(page, line_number, command))
+    return commands
 
 
 def why_not_run(command: Command) -> str | None:
@@ -268,8 +268,8 @@ def test_parsing_by_hand():
         'Say `ldr models` or `ldr`\n```\nP=a/b; D="--data DIR"\npython -m x \\\n    --y 1   # why\nldr z $P $D\n```\n'
         "`make\ndemo` and `register`\n```python\nimport x\n```\n```toml\nkey = 1\n```\n"
     )
-    found = [(c.line, c.text, c.python) for c in commands_of("p", text)]
-    assert found == [
+    commands = [(c.line, c.text, c.python) for c in commands_of("p", text)]
+    assert commands == [
         (1, "ldr models", False),
         (4, "python -m x --y 1", False),
         (6, "ldr z a/b --data DIR", False),

@@ -115,10 +115,10 @@ def run(path: Path, out: Path, *more: str) -> int:
 
 
 def by_system(out: Path) -> dict[str, list[result_rows.Row]]:
-    found: dict[str, list[result_rows.Row]] = {}
+    rows_by_system: dict[str, list[result_rows.Row]] = {}
     for row in result_rows.read(out / "rows.csv"):
-        found.setdefault(row["system"], []).append(row)
-    return found
+        rows_by_system.setdefault(row["system"], []).append(row)
+    return rows_by_system
 
 
 def test_systems_are_compared_and_a_failing_one_does_not_stop_the_others(folder, tmp_path, capsys):
@@ -134,17 +134,17 @@ def test_systems_are_compared_and_a_failing_one_does_not_stop_the_others(folder,
         '[[system]]\nname = "no program"\nkind = "command"\ncommand = "no-such-program {fixed}"\n',
     )
     assert run(path, out, "--workers", "2") == 1
-    found = by_system(out)
-    assert set(found) == {"nothing", "affine only", "shift field", "shift transform", "crash", "hang", "silent"}
-    assert all(len(r) == 2 for r in found.values())
+    results = by_system(out)
+    assert set(results) == {"nothing", "affine only", "shift field", "shift transform", "crash", "hang", "silent"}
+    assert all(len(r) == 2 for r in results.values())
     for name in ("shift field", "shift transform"):
-        assert [r["dice_mean"] for r in found[name]] == [1, 1]
-        assert [r["hd95_mm"] for r in found[name]] == [0, 0]
-        assert all(r["seconds"] > 0 and r["peak_mb"] > 5 and r["folding_count"] == 0 for r in found[name])
-    assert [r["dice_mean"] for r in found["nothing"]] == pytest.approx([1, 1], abs=0.02)  # centring undoes a shift
-    assert found["crash"][0]["message"] == "ended with code 3: it broke"
-    assert found["hang"][0]["message"] == "took longer than 0.5 seconds and was stopped"
-    assert found["silent"][0]["message"] == "the command must write its {out}, got no file out.nii.gz"
+        assert [r["dice_mean"] for r in results[name]] == [1, 1]
+        assert [r["hd95_mm"] for r in results[name]] == [0, 0]
+        assert all(r["seconds"] > 0 and r["peak_mb"] > 5 and r["folding_count"] == 0 for r in results[name])
+    assert [r["dice_mean"] for r in results["nothing"]] == pytest.approx([1, 1], abs=0.02)  # centring undoes a shift
+    assert results["crash"][0]["message"] == "ended with code 3: it broke"
+    assert results["hang"][0]["message"] == "took longer than 0.5 seconds and was stopped"
+    assert results["silent"][0]["message"] == "the command must write its {out}, got no file out.nii.gz"
     table = (out / "tables-c.md").read_text(encoding="utf-8")
     assert "| crash | 0 |" in table
     assert "not run: no weights yet: no model 'no-such'" in table
@@ -228,18 +228,18 @@ def test_a_dead_worker_costs_one_row(folder):
     pair, place = Pair("p", side, side), Place((), sys.executable, 1)
     tasks = [workers.Task(data, pair, System("nothing", "nothing"), place, ("overlap",)) for _ in range(3)]
     tasks[1] = workers.Task(data, pair, System("bomb", "nothing"), place, Bomb())
-    found = dict(workers.run_all(tasks, 1, 1))
-    assert found[1] == {"status": "failed", "message": "its process ended with code 7"}
-    assert found[0]["dice_mean"] == found[2]["dice_mean"] == 1
+    results = dict(workers.run_all(tasks, 1, 1))
+    assert results[1] == {"status": "failed", "message": "its process ended with code 7"}
+    assert results[0]["dice_mean"] == results[2]["dice_mean"] == 1
 
 
 def test_what_goes_wrong_with_a_pair_is_in_its_row(folder):
     data = DataSet("d", "csv", str(folder), str(folder / "pairs.csv"))
     good, gone = Side(str(folder / "f.nii.gz")), Side(str(folder / "gone.nii.gz"))
     task = workers.Task(data, Pair("p", good, gone), System("x", "nothing"), Place((), "", 1), ())
-    found = workers.perform(task, {})
-    assert found["status"] == "failed"
-    assert "image must be an existing file" in found["message"]
+    results = workers.perform(task, {})
+    assert results["status"] == "failed"
+    assert "image must be an existing file" in results["message"]
 
 
 def test_models_their_costs_and_the_card(folder, tmp_path, in_process):
@@ -269,9 +269,9 @@ def test_costs_of_a_model_by_hand():
     stem = registry.cost(registry.build_stem("affine-ldr"), (64, 64, 64))
     network = registry.cost(registry.build_network("ldr", head="half"))
     for n in (1, 3):
-        found = costs.size(System("x", "model", "brain-t1", n), place)
-        assert found.parameters == stem.parameters + n * network.parameters
-        assert found.multiply_adds == 3 * stem.multiply_adds + n * network.multiply_adds
+        results = costs.size(System("x", "model", "brain-t1", n), place)
+        assert results.parameters == stem.parameters + n * network.parameters
+        assert results.multiply_adds == 3 * stem.multiply_adds + n * network.multiply_adds
 
 
 @pytest.mark.parametrize(
@@ -321,9 +321,9 @@ def test_peers_align_a_shifted_blob(folder, method):
     data = DataSet("d", "csv", str(folder), str(folder / "pairs.csv"))
     sides = (Side(str(folder / f"{n}.nii.gz"), str(folder / f"{n}l.nii.gz")) for n in ("f", "m"))
     task = workers.Task(data, Pair("p", *sides), System(method, "peer", method=method), place, ("overlap",))
-    found = workers.perform(task, {})
-    assert found["status"] == "done", found
-    assert found["dice_mean"] > 0.9
-    assert found["initial"]
-    assert np.isfinite(found["seconds"])
-    assert found["seconds_io"] >= found["seconds"]
+    results = workers.perform(task, {})
+    assert results["status"] == "done", results
+    assert results["dice_mean"] > 0.9
+    assert results["initial"]
+    assert np.isfinite(results["seconds"])
+    assert results["seconds_io"] >= results["seconds"]

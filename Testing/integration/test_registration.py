@@ -185,14 +185,18 @@ def test_a_two_dimensional_initial_transform_is_refused(blob, initial):
 
 
 def test_a_bent_initial_transform_is_composed_in(demo_pair, result):
-    bent = LDRCore.register(demo_pair["fixed"], demo_pair["moving"], initial=result.transform, inverse=True)
-    assert demo.score(demo_pair, bent)["deformable"] > demo.score(demo_pair, result)["affine"]
+    second = LDRCore.register(demo_pair["fixed"], demo_pair["moving"], initial=result.transform, inverse=True)
+    assert demo.score(demo_pair, second)["deformable"] > demo.score(demo_pair, result)["affine"]
     again = sitk.Resample(
-        sitk.ReadImage(demo_pair["moving"]), sitk.ReadImage(demo_pair["fixed"]), bent.transform, sitk.sitkLinear, 0.0
+        sitk.ReadImage(demo_pair["moving"]),
+        sitk.ReadImage(demo_pair["fixed"]),
+        second.transform,
+        sitk.sitkLinear,
+        0.0,
     )
-    assert np.array_equal(array(again), array(bent.warped))
+    assert np.array_equal(array(again), array(second.warped))
     point = sitk.ReadImage(demo_pair["fixed"]).TransformIndexToPhysicalPoint((40, 50, 30))
-    back = bent.inverse_transform.TransformPoint(bent.transform.TransformPoint(point))
+    back = second.inverse_transform.TransformPoint(second.transform.TransformPoint(point))
     assert back == pytest.approx(point, abs=1.0)
 
 
@@ -234,10 +238,10 @@ def test_refining_registers_better_and_leaves_the_model_alone(demo_pair):
 
 
 def test_progress_is_told_and_can_cancel(blob):
-    seen: list[float] = []
-    LDRCore.register(blob, blob, cascades=1, progress=lambda fraction, message: seen.append(fraction))
-    assert seen == sorted(seen)
-    assert seen[-1] == 1.0
+    fractions: list[float] = []
+    LDRCore.register(blob, blob, cascades=1, progress=lambda fraction, message: fractions.append(fraction))
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
 
     class CancelledError(Exception):
         pass
@@ -255,11 +259,11 @@ def test_the_transform_is_told_before_the_image_is_warped(blob, initial):
     start = None
     if initial == "bent":
         start = LDRCore.register(blob, blob, cascades=1).transform
-    told: list[sitk.Transform] = []
+    transforms: list[sitk.Transform] = []
     stages: list[str] = []
 
     def on_transform(transform: sitk.Transform) -> None:
-        told.append(transform)
+        transforms.append(transform)
         stages.append("transform")
 
     result = LDRCore.register(
@@ -270,11 +274,11 @@ def test_the_transform_is_told_before_the_image_is_warped(blob, initial):
         progress=lambda fraction, message: stages.append(message),
         on_transform=on_transform,
     )
-    assert len(told) == 1
+    assert len(transforms) == 1
     assert stages.index("transform") < stages.index("measuring")
     points = np.array([[20.0, 30.0, 40.0], [50.0, 40.0, 30.0]])
     expected = LDRCore.transform_points(points, result.transform)
-    assert np.array_equal(LDRCore.transform_points(points, told[0]), expected)
+    assert np.array_equal(LDRCore.transform_points(points, transforms[0]), expected)
 
 
 @pytest.mark.parametrize(

@@ -93,9 +93,9 @@ def test_the_report_says_what_is_there_and_what_is_not(made, tmp_path):
     assert page.count("<table>") == 5
     assert page.count("<tr>") == text.count("\n| ")
     assert "http" not in page
-    found = report.Found([], costs=costs.read(tmp_path / "out" / "costs.csv"), lines={"SLIVER": {}})
-    assert found.cost("LDR 1-cas", "cpu")["seconds_io"] == "0.75"
-    assert found.cost("LDR 1-cas", "cuda") is None
+    results = report.Found([], costs=costs.read(tmp_path / "out" / "costs.csv"), lines={"SLIVER": {}})
+    assert results.cost("LDR 1-cas", "cpu")["seconds_io"] == "0.75"
+    assert results.cost("LDR 1-cas", "cuda") is None
 
 
 def test_a_pair_that_cannot_be_read_costs_its_picture_only(made, tmp_path):
@@ -114,9 +114,9 @@ def test_no_data_at_all_is_one_sentence(tmp_path, capsys):
 
 
 def test_agreement_colours_by_hand():
-    found, truth = np.array([0, 1, 2, 2, 0]), np.array([0, 1, 2, 3, 4])
+    results, truth = np.array([0, 1, 2, 2, 0]), np.array([0, 1, 2, 3, 4])
     white, red, black = [1, 1, 1], [1, 0, 0], [0, 0, 0]
-    assert figures.agreement(found, truth).tolist() == [black, white, white, red, red]
+    assert figures.agreement(results, truth).tolist() == [black, white, white, red, red]
 
 
 def test_slices_show_white_where_labels_match_and_red_where_not(blob, tmp_path):

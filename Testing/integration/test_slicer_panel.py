@@ -42,13 +42,13 @@ def test_an_empty_panel_says_what_to_do_and_does_nothing_heavy(opened):
 def test_every_parameter_has_a_widget_and_every_widget_a_parameter(slicer_module):
     from LightweightRegistrationLib.parameters import LightweightRegistrationParameterNode
 
-    found = [
+    texts = [
         element.find("string").text
         for element in ET.parse(UI).iter("property")
         if element.get("name") == "SlicerParameterName"
     ]
-    assert sorted([*found, "model"]) == sorted(LightweightRegistrationParameterNode.allParameters)
-    assert len(found) == len(set(found))
+    assert sorted([*texts, "model"]) == sorted(LightweightRegistrationParameterNode.allParameters)
+    assert len(texts) == len(set(texts))
 
 
 def test_the_ui_file_hands_the_scene_to_every_selector():

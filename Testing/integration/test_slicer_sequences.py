@@ -25,9 +25,9 @@ from Testing.standin import application
 
 def test_every_frame_of_a_sequence_is_registered(logic, scene, tmp_path):
     fixed, sequence = frames(scene)
-    told = []
+    messages = []
     made = logic.registerSequence(
-        fixed, sequence, 1, refine="none", progress=lambda fraction, message: told.append((fraction, message))
+        fixed, sequence, 1, refine="none", progress=lambda fraction, message: messages.append((fraction, message))
     )
     warped, transforms, browser = made["warped"], made["transforms"], made["browser"]
     assert warped.GetName() == "breathing on blob 0"
@@ -43,8 +43,8 @@ def test_every_frame_of_a_sequence_is_registered(logic, scene, tmp_path):
         point = (3.0, -4.0, 5.0)
         through = LPS[:3, :3] @ expected.transform.TransformPoint((LPS[:3, :3] @ point).tolist())
         assert moved(transforms.GetNthDataNode(n), point) == pytest.approx(through, abs=0.05)
-    assert [fraction for fraction, _ in told] == sorted(fraction for fraction, _ in told)
-    assert any(message.startswith("frame 3 of 3: ") for _, message in told)
+    assert [fraction for fraction, _ in messages] == sorted(fraction for fraction, _ in messages)
+    assert any(message.startswith("frame 3 of 3: ") for _, message in messages)
     bundle = tmp_path / "scene.mrb"
     assert scene.WriteToMRB(str(bundle))
     application.clear()

@@ -191,9 +191,9 @@ def test_inverting_gives_the_same(pair, strong_context):
     sampled = sitk.CompositeTransform([sitk.TranslationTransform(3, (1.0, 2.0, 3.0)), transform])
 
     def inverses() -> list[np.ndarray]:
-        found = [inversion.invert_transform(t, pair[0]) for t in (transform, sampled)]
-        fields = [LDRCore.geometry.displacement_field_image(inverse, pair[0]) for inverse, _ in found]
-        return [*(sitk.GetArrayFromImage(f) for f in fields), *(np.array(c.max) for _, c in found)]
+        measured = [inversion.invert_transform(t, pair[0]) for t in (transform, sampled)]
+        fields = [LDRCore.geometry.displacement_field_image(inverse, pair[0]) for inverse, _ in measured]
+        return [*(sitk.GetArrayFromImage(f) for f in fields), *(np.array(c.max) for _, c in measured)]
 
     plain = inverses()
     with strong_context():

@@ -94,8 +94,8 @@ def test_pruning_removes_what_nobody_hears(tiny_brains, tmp_path):
     moving, fixed = torch.nn.functional.interpolate(torch.rand(2, 1, 24, 24, 24), scale_factor=4)[:, None]
     inside = (..., *[slice(18, -18)] * 3)  # what lies beyond the image is not a constant
     with torch.no_grad():
-        expected, found = (c(moving, fixed, 1).displacement[inside] for c in (model, narrow))
-    assert float((found - expected).square().mean().sqrt()) < 0.1 * float(expected.std())
+        expected, measured = (c(moving, fixed, 1).displacement[inside] for c in (model, narrow))
+    assert float((measured - expected).square().mean().sqrt()) < 0.1 * float(expected.std())
     first, second = layers["networks.0.encoder.0"], layers["networks.0.encoder.1"]
     constant = second.weight[:, ::2].sum((2, 3, 4)) @ first.bias[::2]  # what the channels that are gone added inside
     assert torch.allclose(narrow.networks[0].encoder[1].bias, second.bias + constant, atol=1e-4)
@@ -164,11 +164,11 @@ def test_every_objective_trains_and_reports_every_term(tiny_brains, teacher, tmp
     assert all(0 <= line["waiting"] < 1 for line in curves(out))  # the share of time in which steps waited for data
     assert s.aldk().gamma == 0.3  # the preset for MRI
     look = inspect_critic.InspectSettings(student=out, teacher=teacher, data=tiny_brains, pairs=3, cache=None)
-    found = inspect_critic.inspect(look)
-    assert all(np.isfinite(v) for v in found.values())
-    assert 0.5 <= found["told_apart"] <= 1
-    assert -1 <= found["pull_cosine"] <= 1
-    assert objective != "paper" or 0 < found["score_student"] < 1
+    measured = inspect_critic.inspect(look)
+    assert all(np.isfinite(v) for v in measured.values())
+    assert 0.5 <= measured["told_apart"] <= 1
+    assert -1 <= measured["pull_cosine"] <= 1
+    assert objective != "paper" or 0 < measured["score_student"] < 1
 
 
 def test_distilling_field_values_brings_the_student_to_the_teacher(tiny_brains, tmp_path, monkeypatch):
@@ -209,10 +209,10 @@ def test_distilling_field_values_brings_the_student_to_the_teacher(tiny_brains, 
             offset_mm=0.0,
         )
     )
-    found = [line["field_difference"] for line in curves(out)]
+    measured = [line["field_difference"] for line in curves(out)]
     half = [3 * 15 / 31, -2 * 15 / 31, 15 / 31]  # the shift in voxels of the half-size field
-    assert found[0] == pytest.approx(sum(h**2 for h in half) / 3, rel=0.1)
-    assert found[-1] < 0.3 * found[0]
+    assert measured[0] == pytest.approx(sum(h**2 for h in half) / 3, rel=0.1)
+    assert measured[-1] < 0.3 * measured[0]
 
 
 def test_two_processes_equal_one_with_the_doubled_batch(tiny_brains, teacher, tmp_path):
@@ -339,8 +339,8 @@ def test_transforms_on_disk_are_a_teacher(tiny_brains, tmp_path):
         index = np.array([9, 20, 14])
         lps = (source.scans[f].to_lps @ source.canonical(f) @ np.append(index, 1))[:3]
         expected = np.array(turn.TransformPoint(lps))
-        found = (source.scans[m].to_lps @ source.canonical(m) @ np.append(index + u[:, 9, 20, 14], 1))[:3]
-        assert np.allclose(found, expected, atol=0.1)
+        measured = (source.scans[m].to_lps @ source.canonical(m) @ np.append(index + u[:, 9, 20, 14], 1))[:3]
+        assert np.allclose(measured, expected, atol=0.1)
 
 
 def test_a_teacher_can_be_any_function(tiny_brains, tmp_path, monkeypatch):

@@ -37,13 +37,13 @@ SHORT = {
 
 def blocks(page: str) -> list[list[list[str]]]:
     """The commands of every code block of a page, as words, with the variables that a block sets filled in."""
-    found = []
+    listed = []
     for text in re.findall(r"^```\n(.*?)^```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.M | re.S):
         for name, quoted, bare in re.findall(r'\b([A-Z])=(?:"([^"]*)"|([^\s;"]+))', text):
             text = re.sub(rf"\${name}\b", quoted or bare, text)
         lines = text.replace("\\\n", " ").splitlines()
-        found.append([shlex.split(line, comments=True) for line in lines if line.startswith("python -m Training.")])
-    return [commands for commands in found if commands]
+        listed.append([shlex.split(line, comments=True) for line in lines if line.startswith("python -m Training.")])
+    return [commands for commands in listed if commands]
 
 
 def test_the_commands_are_found():

@@ -21,21 +21,21 @@ def ellipsoid(centre: tuple[float, ...], radii: tuple[float, ...], shape=(20, 24
 @pytest.fixture
 def maps() -> tuple[np.ndarray, np.ndarray]:
     """Three structures each, the last one cut by the image's border, one that the first map lacks."""
-    found, truth = np.zeros((2, 20, 24, 22), np.int16)
+    labels, truth = np.zeros((2, 20, 24, 22), np.int16)
     for label, (a, b) in {
         1: (((9, 8, 8), (5, 6, 4)), ((8, 9, 9), (4, 6, 5))),
         2: (((10, 18, 14), (3, 4, 5)), ((11, 17, 15), (4, 4, 4))),
         7: (((2, 3, 18), (4, 4, 5)), ((3, 4, 19), (4, 3, 5))),
     }.items():
-        found[ellipsoid(*a)] = label
+        labels[ellipsoid(*a)] = label
         truth[ellipsoid(*b)] = label
     truth[19, 0, 0] = 9
-    return found, truth
+    return labels, truth
 
 
 def test_distances_are_monais(maps):
-    found, truth = maps
-    ours = surface.surface_distances(found, truth, SPACING)
+    labels, truth = maps
+    ours = surface.surface_distances(labels, truth, SPACING)
     for label in (1, 2, 7):
         pair = [torch.from_numpy(m == label)[None, None] for m in maps]
         settings = {"include_background": True, "spacing": SPACING}
@@ -50,9 +50,9 @@ def test_distances_are_monais(maps):
 
 
 def test_largest_distance_is_simpleitks(maps):
-    found, truth = maps
+    labels, truth = maps
     oracle = sitk.HausdorffDistanceImageFilter()
-    for label, distance in surface.surface_distances(found, truth, SPACING).items():
+    for label, distance in surface.surface_distances(labels, truth, SPACING).items():
         if distance is None:
             continue
         images = [sitk.GetImageFromArray((m == label).astype(np.uint8)) for m in maps]
@@ -64,9 +64,9 @@ def test_largest_distance_is_simpleitks(maps):
 
 def test_two_plates_by_hand():
     """Flat plates of one voxel, three planes of 2.5 mm apart: every distance is 7.5 mm."""
-    found, truth = np.zeros((2, 8, 5, 5), np.uint8)
-    found[1], truth[4] = 3, 3
-    assert surface.surface_distances(found, truth, SPACING) == {3: surface.SurfaceDistance(7.5, 7.5, 7.5)}
+    labels, truth = np.zeros((2, 8, 5, 5), np.uint8)
+    labels[1], truth[4] = 3, 3
+    assert surface.surface_distances(labels, truth, SPACING) == {3: surface.SurfaceDistance(7.5, 7.5, 7.5)}
 
 
 def test_equal_maps_have_distance_zero(maps):

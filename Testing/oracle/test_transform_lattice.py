@@ -37,7 +37,7 @@ def affine() -> sitk.AffineTransform:
     return geometry.affine_transform(MATRIX)
 
 
-def bent() -> sitk.BSplineTransform:
+def bspline() -> sitk.BSplineTransform:
     image = oblique_image()
     transform = sitk.BSplineTransformInitializer(image, (6, 5, 6))
     count = transform.GetNumberOfParameters()
@@ -97,9 +97,9 @@ def test_the_affine_class_that_ants_writes(tmp_path):
 
 @pytest.mark.parametrize("kind", ["bent", "composite"])
 def test_bent_transforms_go_where_simpleitk_sends_every_point(tmp_path, kind):
-    transform: sitk.Transform = bent()
+    transform: sitk.Transform = bspline()
     if kind == "composite":
-        transform = sitk.CompositeTransform([affine(), bent()])
+        transform = sitk.CompositeTransform([affine(), bspline()])
     path = tmp_path / "bent.h5"
     sitk.WriteTransform(transform, str(path))
     expected = pointwise(transform)
@@ -123,7 +123,7 @@ def test_a_field_on_an_oblique_anisotropic_grid(tmp_path, suffix):
 def test_a_bent_field_is_interpolated_linearly(tmp_path):
     """Against trilinear interpolation written out in numpy, on the field's own oblique axes."""
     image = oblique_image()
-    field = geometry.displacement_field_image(bent(), image)
+    field = geometry.displacement_field_image(bspline(), image)
     path = tmp_path / "1Warp.nii.gz"
     sitk.WriteImage(field, str(path))
     vectors = sitk.GetArrayFromImage(field).astype(float)
@@ -145,8 +145,8 @@ def test_warping_by_it_is_resampling_by_simpleitk():
     values = np.random.default_rng(1).standard_normal(GRID.shape).astype(np.float32)
     picture = sitk.GetImageFromArray(values)
     picture.CopyInformation(GRID.reference_image())
-    theirs = sitk.GetArrayFromImage(sitk.Resample(picture, picture, bent(), sitk.sitkLinear, np.nan))
-    displacement_vox = torch.from_numpy(transform_on_grid(bent(), GRID))[None]
+    theirs = sitk.GetArrayFromImage(sitk.Resample(picture, picture, bspline(), sitk.sitkLinear, np.nan))
+    displacement_vox = torch.from_numpy(transform_on_grid(bspline(), GRID))[None]
     ours = spatial.warp(torch.from_numpy(values)[None, None], displacement_vox, padding="border")[0, 0].numpy()
     inside = np.zeros(GRID.shape, bool)
     mapped = np.stack(np.meshgrid(*[np.arange(n) for n in GRID.shape], indexing="ij")) + displacement_vox[0].numpy()

@@ -144,12 +144,12 @@ def test_a_bias_field_is_joined_linearly():
 def test_intensity_keeps_range_and_background(device):
     image = torch.rand(1, 1, 12, 14, 10, generator=torch.Generator().manual_seed(0)).to(device)
     image[:, :, :, :5] = 0
-    seen = [augmentation.intensity(image, np.random.default_rng(k)) for k in range(12)]
-    assert all(x.min() >= 0 and x.max() <= 1 and x.device == image.device for x in seen)
-    assert all(bool((x[:, :, :, :5] == 0).all()) for x in seen)
-    assert torch.equal(seen[0], augmentation.intensity(image, np.random.default_rng(0)))
-    assert all(float((a - b).abs().max()) > 0.01 for a, b in itertools.pairwise(seen))
-    correlation = [np.corrcoef(x.cpu().flatten(), image.cpu().flatten())[0, 1] for x in seen]
+    augmented = [augmentation.intensity(image, np.random.default_rng(k)) for k in range(12)]
+    assert all(x.min() >= 0 and x.max() <= 1 and x.device == image.device for x in augmented)
+    assert all(bool((x[:, :, :, :5] == 0).all()) for x in augmented)
+    assert torch.equal(augmented[0], augmentation.intensity(image, np.random.default_rng(0)))
+    assert all(float((a - b).abs().max()) > 0.01 for a, b in itertools.pairwise(augmented))
+    correlation = [np.corrcoef(x.cpu().flatten(), image.cpu().flatten())[0, 1] for x in augmented]
     assert min(correlation) > 0.7
 
 
@@ -191,8 +191,8 @@ def test_the_foreground_centre_is_the_mean_of_its_voxels():
 
 def test_strip_and_cut():
     subject = make_subject(head())
-    seen = [make_view(subject, np.eye(4), np.random.default_rng(k), stripped=True, cut=False).image for k in range(9)]
-    kept = {int((x > 0).sum()) for x in seen}
+    images = [make_view(subject, np.eye(4), np.random.default_rng(k), stripped=True, cut=False).image for k in range(9)]
+    kept = {int((x > 0).sum()) for x in images}
     assert kept == {int(subject.brain.sum()), int(subject.grown.sum())}
     cut = [
         make_view(subject, np.eye(4), np.random.default_rng(k), stripped=False, cut=True).image[0, 0] for k in range(12)
@@ -226,7 +226,7 @@ def test_a_pose_places_the_centre():
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_image_and_labels_see_the_same_deformation(device):
-    """The brain's edge in a deformed window lies where labels, sampled at the same places, end."""
+    """The brain's edge in a deformed window lies at the edge of labels sampled at the same points."""
     subject = make_subject(head(), device=device)
     shape = (16, 18, 20)
     rng = np.random.default_rng(2)
@@ -235,8 +235,8 @@ def test_image_and_labels_see_the_same_deformation(device):
     grid = grid_matrix(shape, 2.0)
     field = augmentation.free_form(Extremes(1), shape, device=device)
     matrix = torch.from_numpy((view.to_subject @ grid)[:3]).float().to(device)
-    where = (spatial.identity_grid(shape, device=device) + field).reshape(3, -1)
-    at = (matrix[:, :3] @ where + matrix[:, 3:]).view(1, 3, *shape)
+    positions = (spatial.identity_grid(shape, device=device) + field).reshape(3, -1)
+    at = (matrix[:, :3] @ positions + matrix[:, 3:]).view(1, 3, *shape)
     brain = spatial.sample(subject.brain[None, None].float(), at, interpolation="nearest")[0, 0] > 0
 
     def agreement(image: torch.Tensor) -> float:
@@ -269,6 +269,6 @@ def test_coarse_windows_are_averaged():
 
 def test_throughput_measures_every_step():
     scans = (throughput.made_up_scan(n, (20, 22, 18), 9) for n in ("a", "bb"))
-    found = throughput.measure(*scans, torch.device("cpu"), repeats=1, shape=(16, 16, 16))
-    assert all(ms > 0 for ms in found.values())
-    assert {"a whole pair", "a whole synthesised pair", "LDR forward + backward"} <= set(found)
+    timings = throughput.measure(*scans, torch.device("cpu"), repeats=1, shape=(16, 16, 16))
+    assert all(ms > 0 for ms in timings.values())
+    assert {"a whole pair", "a whole synthesised pair", "LDR forward + backward"} <= set(timings)

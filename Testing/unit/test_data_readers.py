@@ -53,23 +53,23 @@ def folder(tmp_path):
 
 
 def test_a_folder_is_read_voxel_for_voxel(folder):
-    found = open_scans(folder, "train")
-    assert found.names == ["b", "a"]
-    assert (len(found), found.spacing_mm, found.n_labels, found.pairs) == (2, 2.0, 9, None)
+    opened = open_scans(folder, "train")
+    assert opened.names == ["b", "a"]
+    assert (len(opened), opened.spacing_mm, opened.n_labels, opened.pairs) == (2, 2.0, 9, None)
     original = spl_array(1)
     wanted = np.clip(original * (255 / np.percentile(original, 99.95)), 0, 255).round()
-    np.testing.assert_array_equal(found[1].image, wanted)
-    np.testing.assert_array_equal(found[1].labels, original // 100)
-    np.testing.assert_allclose(found[1].to_lps, [[0, 0, 2, 0], [0, 2, 0, 0], [2, 0, 0, 0], [0, 0, 0, 1]], atol=1e-5)
-    assert found[1].image.dtype == found[1].labels.dtype == np.uint8
-    assert found[-1] is found[1]
+    np.testing.assert_array_equal(opened[1].image, wanted)
+    np.testing.assert_array_equal(opened[1].labels, original // 100)
+    np.testing.assert_allclose(opened[1].to_lps, [[0, 0, 2, 0], [0, 2, 0, 0], [2, 0, 0, 0], [0, 0, 0, 1]], atol=1e-5)
+    assert opened[1].image.dtype == opened[1].labels.dtype == np.uint8
+    assert opened[-1] is opened[1]
     with pytest.raises(IndexError):
-        found[2]
+        opened[2]
 
 
 def test_two_different_scans_are_drawn(folder):
-    found = open_scans(folder, "train")
-    drawn = {found.draw_pair(np.random.default_rng(k)) for k in range(20)}
+    opened = open_scans(folder, "train")
+    drawn = {opened.draw_pair(np.random.default_rng(k)) for k in range(20)}
     assert drawn == {(0, 1), (1, 0)}
 
 
@@ -210,12 +210,12 @@ def test_outside_of_an_oblique_ct_lies_its_smallest_value_and_no_edge_goes_dark(
 def test_intensities_of_ct_and_of_large_volumes(monkeypatch):
     values = np.linspace(-1000, 2000, 30_001).reshape(-1, 1, 1)
     values[7] = 30_000
-    found = scan_files.to_uint8(values)
+    opened = scan_files.to_uint8(values)
     low, top = np.percentile(values, (0.05, 99.95))
-    assert (found[0, 0, 0], found[-2, 0, 0], found[7, 0, 0]) == (0, 255, 255)
-    assert found[15_000, 0, 0] == round((500 - low) / (top - low) * 255)
+    assert (opened[0, 0, 0], opened[-2, 0, 0], opened[7, 0, 0]) == (0, 255, 255)
+    assert opened[15_000, 0, 0] == round((500 - low) / (top - low) * 255)
     monkeypatch.setattr(scan_files, "_STATISTICS_VOXELS", 5000)
-    assert abs(scan_files.to_uint8(values).astype(int) - found).max() <= 1
+    assert abs(scan_files.to_uint8(values).astype(int) - opened).max() <= 1
     nearly_empty = np.zeros((30, 30, 30))
     nearly_empty[3, 4, 5] = 12
     assert scan_files.to_uint8(nearly_empty)[3, 4, 5] == 255
@@ -250,12 +250,12 @@ def test_a_folder_of_label_maps_has_no_images(tmp_path):
     labels[0, 0, 0] = 530
     for name in ("one", "two"):
         write_image(tmp_path / f"{name}.nii.gz", labels.astype(np.float32), orientation="LIA")
-    found = open_scans(tmp_path, "train")
-    assert found.names == ["one.nii.gz", "two.nii.gz"]
-    assert found.n_labels == 531
-    assert found[0].image is None
-    assert found[0].labels.dtype == np.int16
-    np.testing.assert_array_equal(found[0].labels, labels)
+    opened = open_scans(tmp_path, "train")
+    assert opened.names == ["one.nii.gz", "two.nii.gz"]
+    assert opened.n_labels == 531
+    assert opened[0].image is None
+    assert opened[0].labels.dtype == np.int16
+    np.testing.assert_array_equal(opened[0].labels, labels)
     with pytest.raises(DataError, match="holds only split 'train', got 'val'"):
         open_scans(tmp_path, "val")
     write_image(tmp_path / "one.nii.gz", np.arange(2000, dtype=np.int16).reshape(20, 10, 10))
@@ -285,11 +285,11 @@ def test_a_csv_of_pairs(images):
         "a.mha,c.mha,a_points.csv,c_points.csv,train",
         "c.mha,b.mha,,,test",
     )
-    found = open_scans(table, "train")
-    assert found.names == ["a.mha", "b.mha", "c.mha"]
-    assert found.pairs == [(0, 1), (0, 2)]
-    assert {found.draw_pair(np.random.default_rng(k)) for k in range(20)} == {(0, 1), (0, 2)}
-    np.testing.assert_allclose(found[2].points, [[2, 3, 4], [1, 1, 1]])  # 2 mm voxels, tensor axes z, y, x
+    opened = open_scans(table, "train")
+    assert opened.names == ["a.mha", "b.mha", "c.mha"]
+    assert opened.pairs == [(0, 1), (0, 2)]
+    assert {opened.draw_pair(np.random.default_rng(k)) for k in range(20)} == {(0, 1), (0, 2)}
+    np.testing.assert_allclose(opened[2].points, [[2, 3, 4], [1, 1, 1]])  # 2 mm voxels, tensor axes z, y, x
     test = open_scans(table, "test")
     assert (test.names, test.pairs, test[0].points) == (["c.mha", "b.mha"], [(0, 1)], None)
 
@@ -301,11 +301,11 @@ def test_the_same_image_with_other_landmarks_is_another_scan(images):
         "a.mha,b.mha,a_points.csv,b_points.csv",
         "a.mha,b.mha,c_points.csv,b_points.csv",
     )
-    found = open_scans(table, "train")
-    assert found.names == ["a.mha", "b.mha", "a.mha (2)"]
-    assert found.pairs == [(0, 1), (2, 1)]
-    assert found[0].points[1, 0] == 0
-    assert found[2].points[1, 0] == 1
+    opened = open_scans(table, "train")
+    assert opened.names == ["a.mha", "b.mha", "a.mha (2)"]
+    assert opened.pairs == [(0, 1), (2, 1)]
+    assert opened[0].points[1, 0] == 0
+    assert opened[2].points[1, 0] == 1
 
 
 @pytest.mark.parametrize(
@@ -477,12 +477,12 @@ def rcn(tmp_path):
 
 def test_rcn_schemes_draw_subsets_by_their_share(rcn):
     path, _ = rcn
-    found = open_scans(path, "train")
-    assert found.names == ["adni/1", "adni/2", "adni/3", "pancreas/1", "pancreas/2"]
-    assert (found.pairs, found.spacing_mm) == (None, 1.0)
-    np.testing.assert_array_equal(found[1].image, np.full(SIZE, 17))
+    opened = open_scans(path, "train")
+    assert opened.names == ["adni/1", "adni/2", "adni/3", "pancreas/1", "pancreas/2"]
+    assert (opened.pairs, opened.spacing_mm) == (None, 1.0)
+    np.testing.assert_array_equal(opened[1].image, np.full(SIZE, 17))
     rng = np.random.default_rng(0)
-    drawn = [found.draw_pair(rng) for _ in range(2000)]
+    drawn = [opened.draw_pair(rng) for _ in range(2000)]
     assert all(f != m and (f < 3) == (m < 3) for f, m in drawn)  # never across subsets
     assert np.mean([f < 3 for f, _ in drawn]) == pytest.approx(0.75, abs=0.03)
     assert open_scans(path, "val").names == ["lpba/S01", "lpba/S02"]
@@ -499,20 +499,20 @@ def test_rcn_segmentation_and_points(rcn):
     assert np.isnan(scan.points[1]).all()
     assert open_scans(path, "lits").n_labels == 2
     path.write_text(json.dumps(content | {"segmentation_class_value": {"21": 21, "182": 182}}))
-    found = open_scans(path, "val")
-    assert found.n_labels == 183
-    assert (found[0].labels[0, 0, 0], found[0].labels[1, 1, 1], found[0].labels[2, 2, 2]) == (21, 182, 0)
+    opened = open_scans(path, "val")
+    assert opened.n_labels == 183
+    assert (opened[0].labels[0, 0, 0], opened[0].labels[1, 1, 1], opened[0].labels[2, 2, 2]) == (21, 182, 0)
 
 
 def test_rcn_atlas_is_the_fixed_scan(rcn):
     path, content = rcn
     path.write_text(json.dumps(content | {"atlas": "lpba/S01"}))
-    found = open_scans(path, "train")
-    assert found.names[5] == "lpba/S01"
-    assert found.pairs == [(5, k) for k in range(5)]
+    opened = open_scans(path, "train")
+    assert opened.names[5] == "lpba/S01"
+    assert opened.pairs == [(5, k) for k in range(5)]
     rng = np.random.default_rng(0)
-    drawn = [found.draw_pair(rng) for _ in range(400)]
-    assert set(drawn) == set(found.pairs)
+    drawn = [opened.draw_pair(rng) for _ in range(400)]
+    assert set(drawn) == set(opened.pairs)
     assert np.mean([m < 3 for _, m in drawn]) == pytest.approx(0.75, abs=0.06)
     val = open_scans(path, "val")  # the atlas is listed itself: it does not move onto itself
     assert (val.names, val.pairs) == (["lpba/S01", "lpba/S02"], [(0, 1)])
@@ -520,8 +520,8 @@ def test_rcn_atlas_is_the_fixed_scan(rcn):
 
 def test_rcn_paired_scans_follow_each_other(rcn):
     path, _ = rcn
-    found = open_scans(path, "test", scheme="lits:paired")
-    assert found.pairs == [(0, 1), (1, 0)]
+    opened = open_scans(path, "test", scheme="lits:paired")
+    assert opened.pairs == [(0, 1), (1, 0)]
     with pytest.raises(DataError, match="needs an even number of scans, got 3"):
         open_scans(path, "test", scheme="combine-train:paired")
 
@@ -607,8 +607,8 @@ def test_a_nifti_file_with_a_scale_is_whole(tmp_path):
         content = bytearray(path.read_bytes())
         content[112:116] = np.float32(0.5).tobytes()  # scl_slope: one byte a voxel on disk, floats when read
         path.write_bytes(content)
-    found = open_scans(write_csv(tmp_path / "table.csv", "image", "a.nii", "b.nii"), "train")
-    assert found[0].image.max() == 255
+    opened = open_scans(write_csv(tmp_path / "table.csv", "image", "a.nii", "b.nii"), "train")
+    assert opened[0].image.max() == 255
 
 
 def test_a_prepared_file_takes_the_place_of_its_source(rcn, tmp_path, capsys, monkeypatch):
@@ -643,17 +643,17 @@ def test_prepare_data_says_what_is_wrong(folder, capsys, monkeypatch):
 
 def test_scans_are_kept_up_to_a_limit_and_can_be_sent_to_other_processes(folder, monkeypatch):
     monkeypatch.setattr(scan_set, "KEEP_BYTES", 3000)  # one scan of 10 x 12 x 8 with labels is 1920
-    found = open_scans(folder, "train")
-    assert found[0] is found[0]
-    assert found[1] is not found[1]
-    sent = pickle.loads(pickle.dumps(found))
-    assert same_scans(sent, found)
+    opened = open_scans(folder, "train")
+    assert opened[0] is opened[0]
+    assert opened[1] is not opened[1]
+    sent = pickle.loads(pickle.dumps(opened))
+    assert same_scans(sent, opened)
 
 
 def test_rcn_sets_can_be_sent_to_other_processes(rcn):
-    found = open_scans(rcn[0], "train", cache=rcn[0].parent / "cache")
+    opened = open_scans(rcn[0], "train", cache=rcn[0].parent / "cache")
     assert not (rcn[0].parent / "cache").exists()  # HDF5 is read where it lies
-    assert same_scans(pickle.loads(pickle.dumps(found)), found)
+    assert same_scans(pickle.loads(pickle.dumps(opened)), opened)
 
 
 def test_tables_may_start_with_a_byte_order_mark(images):

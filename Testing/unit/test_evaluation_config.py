@@ -1,4 +1,4 @@
-"""The evaluation's TOML: strictly read, placeholders filled, baselines demanded; the configurations that ship."""
+"""The evaluation's TOML: unknown keys refused, placeholders filled, baselines required; configurations that ship."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def read(tmp_path: Path, text: str, **places: str) -> config.Config:
 
 
 def test_placeholders_and_paths(tmp_path):
-    found = read(tmp_path, GOOD)
-    assert found.datasets[0].root == "/d/x"
-    assert found.datasets[0].pairs == str(tmp_path / "pairs.csv")
-    assert [s.model for s in found.systems] == ["", "{domain}", "m.pt"]
+    loaded = read(tmp_path, GOOD)
+    assert loaded.datasets[0].root == "/d/x"
+    assert loaded.datasets[0].pairs == str(tmp_path / "pairs.csv")
+    assert [s.model for s in loaded.systems] == ["", "{domain}", "m.pt"]
     with pytest.raises(RegistrationError, match="data set one needs --data, which is not given"):
         config.load(tmp_path / "c.toml", {"model": "m"})
 
@@ -84,10 +84,10 @@ def test_a_missing_file_is_named(tmp_path):
     "name", ["evaluate-ixi.toml", "evaluate-paper.toml", "evaluate-card.toml", "evaluate-refine.toml"]
 )
 def test_the_configurations_that_ship_can_be_read(name):
-    found = config.load(CONFIGS / name, {"data": "/data", "model": "m.pt"})
-    assert found.systems[0].kind == "nothing"
-    assert found.systems[1].kind == "affine"
-    assert all(Path(d.pairs).is_file() for d in found.datasets if d.kind in ("ixi", "csv"))
+    loaded = config.load(CONFIGS / name, {"data": "/data", "model": "m.pt"})
+    assert loaded.systems[0].kind == "nothing"
+    assert loaded.systems[1].kind == "affine"
+    assert all(Path(d.pairs).is_file() for d in loaded.datasets if d.kind in ("ixi", "csv"))
 
 
 def test_the_fixed_pairs_are_forty_of_different_subjects():
@@ -102,9 +102,9 @@ def test_the_fixed_pairs_are_forty_of_different_subjects():
 
 def test_every_peer_has_its_settings_and_every_configured_method_exists():
     assert set(peers.SETTINGS) == set(peers.METHODS)
-    found = config.load(CONFIGS / "evaluate-ixi.toml", {"data": "/data"})
-    methods = [s.method for s in found.systems if s.kind == "peer"]
+    loaded = config.load(CONFIGS / "evaluate-ixi.toml", {"data": "/data"})
+    methods = [s.method for s in loaded.systems if s.kind == "peer"]
     assert set(methods) == set(peers.METHODS)
     place = Place((), "python", 1)
-    prints = {systems.fingerprint(s, place) for s in found.systems if s.kind == "peer"}
+    prints = {systems.fingerprint(s, place) for s in loaded.systems if s.kind == "peer"}
     assert len(prints) == len(methods)

@@ -1,4 +1,4 @@
-"""What the report says of a model, from its card."""
+"""Facts about a model in the report, from its card."""
 
 from __future__ import annotations
 

@@ -93,10 +93,10 @@ def test_markdown_latex_and_json():
 
 
 def test_means_of_structures():
-    found = tables.structures(
+    means = tables.structures(
         [
             row("a", "p", 0.1, structures={1: {"dice": 0.2, "hd95_mm": None}}),
             row("a", "q", 0.1, structures={1: {"dice": 0.4, "hd95_mm": 3.0}, 2: {"dice": 1.0}}),
         ]
     )
-    assert found == {"a": {1: {"dice": pytest.approx(0.3), "hd95_mm": 3.0}, 2: {"dice": 1.0}}}
+    assert means == {"a": {1: {"dice": pytest.approx(0.3), "hd95_mm": 3.0}, 2: {"dice": 1.0}}}

@@ -1,4 +1,4 @@
-"""The door: every accepted form of an image, and one clear sentence for every other."""
+"""Reading images: every accepted form, and one clear sentence for every other."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ BFLOAT16_TOLERANCE = 0.02  # of the largest value: bfloat16 keeps 8 bits, over f
 
 @pytest.fixture(autouse=True)
 def fresh_onednn():
-    """What is known of oneDNN is found out anew in each test."""
+    """Clear the cached facts about oneDNN before each test."""
     layout._onednn.cache_clear()
     yield
     layout._onednn.cache_clear()

@@ -1,4 +1,4 @@
-"""NIfTI files of every kind come as SimpleITK reads them, except where ITK 5 loses something: NaN, scaled vectors."""
+"""NIfTI files are read as by SimpleITK, except where ITK 5 loses something: NaN, scaled vectors."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ print(json.dumps({{
 
 
 def register(preamble: str = "", **environment: str) -> dict:
-    """Register two small images in a fresh process, and return what it tells of them and of numba."""
+    """Register two small images in a fresh process, and return its results and its lines about numba."""
     clean = {k: v for k, v in os.environ.items() if k not in VARIABLES}
     done = subprocess.run(
         [sys.executable, "-c", REGISTER.format(preamble=preamble)],
@@ -230,7 +230,7 @@ def test_another_processor_without_a_python_to_try_it_in(by_torch):
 
 @pytest.fixture
 def fresh_check(monkeypatch):
-    """Numba is tested anew within the test, and after it."""
+    """Have numba tested again within the test, and after it."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     numba_check.load.cache_clear()

@@ -33,9 +33,9 @@ def test_the_window_shows_the_scan_where_its_matrix_says(source):
     view = source.scans[0].image.astype(float)
     window = source.canonical(0)
     index = np.array([10, 17, 20, 1.0])
-    where = window @ index  # scan voxel, between voxels
-    low = np.floor(where[:3]).astype(int)
-    share = where[:3] - low
+    scan_index = window @ index  # scan voxel, between voxels
+    low = np.floor(scan_index[:3]).astype(int)
+    share = scan_index[:3] - low
     expected = 0.0
     for corner in np.ndindex(2, 2, 2):
         weight = np.prod([f if c else 1 - f for c, f in zip(corner, share, strict=True)])
@@ -70,13 +70,13 @@ def test_labels_follow_the_moving_image_through_initial_transform_jitter_and_fre
     sample = source.make(0, 1, np.random.default_rng(4))
     labels = sample.labels[0]
     u = torch.full((1, 3, 32, 32, 32), 2.0)
-    found = sample_labels(labels.moving, labels.positions(u)).reshape(32, 32, 32) > 0
+    warped = sample_labels(labels.moving, labels.positions(u)).reshape(32, 32, 32) > 0
     shown = spatial.warp(sample.moving, u)[0, 0]
     inside, outside = shown > 0.95, shown < 0.05
     core = (slice(1, -3),) * 3
     assert inside[core].sum() > 500
-    assert found[core][inside[core]].float().mean() > 0.99
-    assert (~found)[core][outside[core]].float().mean() > 0.99
+    assert warped[core][inside[core]].float().mean() > 0.99
+    assert (~warped)[core][outside[core]].float().mean() > 0.99
 
 
 def test_centroids_bring_labels_together(tiny_brains):
@@ -117,12 +117,12 @@ def test_a_stored_deformation_is_the_same_map_after_any_initial_transform(tiny_b
     teacher = TeacherStore(tmp_path / "t.h5")
     source = PairSource(moved, "train", 1, CPU, labels=True, teacher=teacher, field_shape=(16, 16, 16))
     sample = source.make(0, 1, np.random.default_rng(2), teacher=True)
-    where = sample.labels[0].positions(sample.teacher).reshape(3, 16, 16, 16)
+    scan_index = sample.labels[0].positions(sample.teacher).reshape(3, 16, 16, 16)
     full = warped_grid(torch.from_numpy(teacher.read(key))[None], (32, 32, 32))[0]
     canonical = source.canonical(1)
     expected = torch.einsum("ij,jdhw->idhw", torch.from_numpy(canonical[:3, :3]).float(), full)
     expected = expected + torch.from_numpy(canonical[:3, 3]).float().view(3, 1, 1, 1)
-    assert torch.allclose(where, expected, atol=1e-3)
+    assert torch.allclose(scan_index, expected, atol=1e-3)
 
 
 def test_pairs_of_the_teacher_must_be_in_the_data_set(tiny_brains, tmp_path):

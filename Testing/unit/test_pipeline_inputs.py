@@ -1,4 +1,4 @@
-"""The pair behind a non-linear initial transform: what its masks exclude, and where the scanner put it."""
+"""A pair after a non-linear initial transform: what its masks exclude, and its scanner coordinates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIXED = Lattice((40, 50, 42), (4.5, 4.0, 5.0), np.eye(3), CENTRE)
 MOVING = Lattice((44, 46, 40), (4.0, 4.5, 5.5), known_map.rotation((5.0, -8.0, 3.0)), CENTRE + SHIFT)
 
 
-def bent() -> sitk.Transform:
+def nonlinear() -> sitk.Transform:
     """The known map, as SimpleITK has it, on the fixed grid."""
     field = known_map.map_points(FIXED.points()) - FIXED.points()
     return sitk.DisplacementFieldTransform(FIXED.image(field))
@@ -40,7 +40,7 @@ def clean_and_dirty() -> tuple[np.ndarray, np.ndarray]:
     return clean, np.where(mask(), clean, noise)
 
 
-@pytest.mark.parametrize("initial", [None, bent()], ids=["scanner", "nonlinear"])
+@pytest.mark.parametrize("initial", [None, nonlinear()], ids=["scanner", "nonlinear"])
 def test_nothing_outside_the_moving_mask_is_seen(initial):
     """Not even by interpolation at the mask's edge, where the moving image is resampled through the transform."""
     pairs = [prepare(values, mask(), initial) for values in clean_and_dirty()]
@@ -57,14 +57,14 @@ def test_nothing_outside_the_moving_mask_is_seen(initial):
 def test_the_moving_image_behind_a_nonlinear_transform_lies_on_the_fixed_grid():
     """The whole head is mapped onto the fixed head, half a head onto its half."""
     values = clean_and_dirty()[0]
-    pair = prepare(values, None, bent())
+    pair = prepare(values, None, nonlinear())
     assert np.allclose(pair.moving.native.to_lps, pair.fixed.native.to_lps)
     inner = (0, 0, slice(2, -2), slice(2, -2), slice(2, -2))
     both = [image.fine.data[inner].flatten() for image in (pair.fixed, pair.moving)]
     assert np.corrcoef(*both)[0, 1] > 0.97
-    half = prepare(values, mask(), bent())
-    seen = half.moving.fine.data[0, 0].numpy() > 0.3
-    points = FIXED.points()[seen[: FIXED.size[2], : FIXED.size[1], : FIXED.size[0]]]
+    half = prepare(values, mask(), nonlinear())
+    content = half.moving.fine.data[0, 0].numpy() > 0.3
+    points = FIXED.points()[content[: FIXED.size[2], : FIXED.size[1], : FIXED.size[0]]]
     sides = (known_map.map_points(points) - CENTRE - SHIFT) @ np.array([0.9, 0.3, -0.2])
     assert len(points) > 3000
     assert sides.min() > 5 - 8  # mm: half a voxel of either grid
@@ -72,6 +72,6 @@ def test_the_moving_image_behind_a_nonlinear_transform_lies_on_the_fixed_grid():
 
 def test_where_the_scanner_put_the_moving_image_is_kept():
     values = clean_and_dirty()[0]
-    scanned, behind = prepare(values, None, None), prepare(values, None, bent())
-    assert torch.equal(behind.moving_as_scanned.data, scanned.moving.coarse.data)
-    assert np.array_equal(behind.moving_as_scanned.to_lps, scanned.moving.coarse.to_lps)
+    scanned, resampled = prepare(values, None, None), prepare(values, None, nonlinear())
+    assert torch.equal(resampled.moving_as_scanned.data, scanned.moving.coarse.data)
+    assert np.array_equal(resampled.moving_as_scanned.to_lps, scanned.moving.coarse.to_lps)

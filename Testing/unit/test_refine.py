@@ -122,25 +122,25 @@ def test_both_backends_are_alike():
     fixed = warper(moving)(bend(SHAPE, 2.0))
     mask = torch.ones(SHAPE)
     mask[:, :6] = 0
-    found = []
+    optimised = []
     for name in ("torch", "numba"):
         with sampling.forced(name):
             similarity = LocalCorrelation(warper(moving), fixed, window=5, mask=mask)
-            found.append(optimise(torch.zeros(3, *SHAPE), similarity, Settings(8)))
-    assert len(found[0].similarity) == len(found[1].similarity)
-    assert float(found[0].displacement.abs().max()) > 0.5
-    assert float((found[0].displacement - found[1].displacement).abs().max()) < SAME_VOX
+            optimised.append(optimise(torch.zeros(3, *SHAPE), similarity, Settings(8)))
+    assert len(optimised[0].similarity) == len(optimised[1].similarity)
+    assert float(optimised[0].displacement.abs().max()) > 0.5
+    assert float((optimised[0].displacement - optimised[1].displacement).abs().max()) < SAME_VOX
 
 
 def test_it_finds_a_displacement_and_does_not_fold(backend):
     moving, true = texture(*SHAPE), bend(SHAPE, 2.5)
     fixed = warper(moving)(true)
     similarity = LocalCorrelation(warper(moving), fixed)
-    found = optimise(torch.zeros(3, *SHAPE), similarity, Settings(60, stall=0)).displacement
+    optimised = optimise(torch.zeros(3, *SHAPE), similarity, Settings(60, stall=0)).displacement
     inner = (slice(None), *[slice(6, -6)] * 3)
-    before, after = (float((u - true)[inner].norm(dim=0).mean()) for u in (torch.zeros_like(true), found))
+    before, after = (float((u - true)[inner].norm(dim=0).mean()) for u in (torch.zeros_like(true), optimised))
     assert after < 0.35 * before
-    assert spatial.folding_count(found[None]) == 0
+    assert spatial.folding_count(optimised[None]) == 0
 
 
 def test_constant_images_leave_everything_as_it_was(backend):
@@ -196,9 +196,9 @@ def test_it_never_returns_what_was_measured_to_be_worse():
 def test_progress_is_told_and_can_cancel():
     moving = texture(*SHAPE)
     similarity = LocalCorrelation(warper(moving), warper(moving)(bend(SHAPE, 2.0)))
-    told: list[float] = []
-    optimise(torch.zeros(3, *SHAPE), similarity, Settings(4), progress=told.append)
-    assert told == [0.25, 0.5, 0.75, 1.0]
+    fractions: list[float] = []
+    optimise(torch.zeros(3, *SHAPE), similarity, Settings(4), progress=fractions.append)
+    assert fractions == [0.25, 0.5, 0.75, 1.0]
 
     class CancelledError(Exception):
         pass
@@ -235,7 +235,7 @@ def test_descriptors_do_not_mind_an_inverted_contrast():
 def test_descriptors_bring_images_of_unlike_contrast_together(backend):
     moving, true = texture(*SHAPE), bend(SHAPE, 2.0)
     fixed = 1 - (2 * warper(moving)(true) - 1).abs()  # not a function of the moving contrast that can be inverted
-    found = optimise(torch.zeros(3, *SHAPE), Mind(warper(moving), fixed), Settings(40, stall=0)).displacement
+    optimised = optimise(torch.zeros(3, *SHAPE), Mind(warper(moving), fixed), Settings(40, stall=0)).displacement
     inner = (slice(None), *[slice(6, -6)] * 3)
-    before, after = (float((u - true)[inner].norm(dim=0).mean()) for u in (torch.zeros_like(true), found))
+    before, after = (float((u - true)[inner].norm(dim=0).mean()) for u in (torch.zeros_like(true), optimised))
     assert after < 0.8 * before

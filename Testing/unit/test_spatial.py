@@ -114,8 +114,8 @@ def test_affine_to_displacement_turns_about_the_centre():
     quarter = torch.tensor([[[0.0, -1, 0], [1, 0, 0], [0, 0, 1]]])
     displacement = spatial.affine_to_displacement(quarter, torch.zeros(1, 3), (5, 5, 5))
     assert displacement[0, :, 2, 2, 2].tolist() == [0, 0, 0]
-    where = torch.tensor([4.0, 2, 2]) + displacement[0, :, 4, 2, 2]
-    assert where.tolist() == [2, 4, 2]
+    target = torch.tensor([4.0, 2, 2]) + displacement[0, :, 4, 2, 2]
+    assert target.tolist() == [2, 4, 2]
 
 
 def test_jacobian_determinant_of_an_affine_map_is_its_determinant():

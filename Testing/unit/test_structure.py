@@ -92,10 +92,10 @@ class Import:
 
 def files_of(package: str) -> dict[str, Path]:
     """{module name: file} of a folder beside this one's parents."""
-    found = {}
+    files = {}
     for path in sorted((ROOT / package).rglob("*.py")):
-        found[".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")] = path
-    return found
+        files[".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")] = path
+    return files
 
 
 @functools.cache
@@ -105,14 +105,14 @@ def imports_of(path: Path) -> tuple[Import, ...]:
 
 
 def imports_in(text: str) -> list[Import]:
-    found: list[Import] = []
+    imports: list[Import] = []
 
     def visit(node: ast.AST, types_only: bool) -> None:
         if isinstance(node, ast.Import):
-            found.extend(Import(alias.name, "", types_only) for alias in node.names)
+            imports.extend(Import(alias.name, "", types_only) for alias in node.names)
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute here"
-            found.extend(Import(node.module or "", alias.name, types_only) for alias in node.names)
+            imports.extend(Import(node.module or "", alias.name, types_only) for alias in node.names)
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             for child in node.body:
                 visit(child, True)
@@ -123,7 +123,7 @@ def imports_in(text: str) -> list[Import]:
             visit(child, types_only)
 
     visit(ast.parse(text), False)
-    return found
+    return imports
 
 
 def edges(files: dict[str, Path], *, with_types: bool) -> dict[str, set[str]]:
@@ -157,10 +157,10 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
         if module in finished:
             return []
         path.append(module)
-        found = next((c for c in map(follow, sorted(graph[module])) if c), [])
+        closed = next((c for c in map(follow, sorted(graph[module])) if c), [])
         path.pop()
         finished.add(module)
-        return found
+        return closed
 
     return next((c for c in map(follow, sorted(graph)) if c), [])
 
@@ -191,14 +191,14 @@ def test_rows_name_only_rows_above_them():
 @pytest.mark.parametrize("part", MAY_IMPORT)
 def test_a_part_imports_only_what_its_row_allows(part):
     own = {name: path for name, path in CORE.items() if part_of(name) == part}
-    found = {
+    forbidden = {
         f"{name} imports {target}"
         for name, targets in edges(CORE, with_types=True).items()
         if name in own
         for target in targets
         if part_of(target) not in {part, *MAY_IMPORT[part]}
     }
-    assert not found
+    assert not forbidden
 
 
 @pytest.mark.parametrize("part", MAY_IMPORT)
@@ -211,13 +211,13 @@ def test_a_part_imports_only_the_other_packages_of_its_row(part):
 
 def test_inside_the_core_only_the_version_comes_from_the_root():
     """`from LDRCore import register` inside LDRCore would close a circle through the root."""
-    found = {
+    from_root = {
         f"{name} imports {item.name or 'LDRCore'} from the root"
         for name, path in CORE.items()
         for item in imports_of(path)
         if item.module == "LDRCore" and item.name != "__version__" and f"LDRCore.{item.name}" not in CORE
     }
-    assert not found
+    assert not from_root
 
 
 def test_no_circle_in_the_core_even_for_types():

@@ -247,8 +247,8 @@ def test_processes_read_at_the_same_time(path, method):
     store.read(KEYS[0])  # open in the parent before the children are made
     order = [KEYS[n] for n in np.random.default_rng(1).integers(0, len(KEYS), 60)]
     with multiprocessing.get_context(method).Pool(3) as pool:
-        found = pool.map(store.read, order, chunksize=1)
-    assert all(np.array_equal(values, field(key)) for key, values in zip(order, found, strict=True))
+        fields = pool.map(store.read, order, chunksize=1)
+    assert all(np.array_equal(values, field(key)) for key, values in zip(order, fields, strict=True))
     check(store, KEYS)
 
 

@@ -25,8 +25,8 @@ class Example:
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path):
     file = tmp_path / "a.toml"
     file.write_text('out = "x.pt"\nsteps = 20\nshape = [4, 5, 6]\nlr = 1\nnames = ["a=1", "b"]\n')
-    found = config.load(Example, ["--config", str(file), "--steps=30", "--minutes", "2", "--on", "true"], "")
-    assert found == Example(
+    settings = config.load(Example, ["--config", str(file), "--steps=30", "--minutes", "2", "--on", "true"], "")
+    assert settings == Example(
         out=Path("x.pt"), steps=30, lr=1.0, shape=(4, 5, 6), names=("a=1", "b"), minutes=2.0, on=True
     )
     assert config.load(Example, ["--out", "y", "--shape", "7,8,9", "--minutes", "none"], "").shape == (7, 8, 9)

@@ -24,25 +24,25 @@ def counted(s: engine.RunSettings, until: int | None = None, value: float = 1.0)
     """Run with a part whose weight counts the steps."""
     part = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(part.weight)
-    seen = []
+    run_steps = []
     with engine.Run(s, {"part": part}) as run:
         for step in run:
-            seen.append(step)
+            run_steps.append(step)
             part.weight.data += 1
             run.log(step, {"term": value})
             if until is not None and step == until:
                 os.kill(os.getpid(), signal.SIGTERM)
-    return seen, part
+    return run_steps, part
 
 
 def test_a_run_that_got_sigterm_saves_stops_and_goes_on(tmp_path):
     out = tmp_path / "a.pt"
     handler = signal.getsignal(signal.SIGTERM)
-    seen, _ = counted(settings(out), until=2)
-    assert seen == [0, 1, 2]
+    run_steps, _ = counted(settings(out), until=2)
+    assert run_steps == [0, 1, 2]
     assert signal.getsignal(signal.SIGTERM) == handler
-    seen, part = counted(settings(out))
-    assert seen == [3, 4, 5]
+    run_steps, part = counted(settings(out))
+    assert run_steps == [3, 4, 5]
     assert part.weight.item() == 6
     assert counted(settings(out))[0] == []  # finished: nothing more to do
 
@@ -174,19 +174,19 @@ def test_validation_figures_are_lines_of_the_curves(tmp_path):
     lines = [
         json.loads(line) for line in (tmp_path / "new" / "a.curves.jsonl").read_text(encoding="utf-8").splitlines()
     ]
-    found = [line for line in lines if "validation" in line]
-    assert [line["step"] for line in found] == [1, 2]
-    assert [line["validation"] for line in found] == [{"Dice": d, "folding": 0.125} for d in (0.25, 0.5)]
+    kept = [line for line in lines if "validation" in line]
+    assert [line["step"] for line in kept] == [1, 2]
+    assert [line["validation"] for line in kept] == [{"Dice": d, "folding": 0.125} for d in (0.25, 0.5)]
     assert [line["step"] for line in lines if "term" in line] == [1, 2]
 
 
 def test_the_checkpoint_of_the_highest_figure_is_kept(tmp_path):
     out = tmp_path / "a.pt"
     validated(settings(out), [0.5, 0.7, 0.6, 0.7, float("nan"), 0.1])
-    found = best_of(out)
-    assert found["best"] == {"step": 2, "criterion": "Dice", "value": 0.7}
-    assert found["step"] == 2
-    assert found["part"]["weight"].item() == 2
+    kept = best_of(out)
+    assert kept["best"] == {"step": 2, "criterion": "Dice", "value": 0.7}
+    assert kept["step"] == 2
+    assert kept["part"]["weight"].item() == 2
     assert torch.load(out, weights_only=True)["part"]["weight"].item() == 6
 
 

@@ -27,7 +27,7 @@ def checkpoint(path: Path, step: int, bias: float, best: dict | None = None, ide
 
 
 def export(dense: Path, **changes) -> tuple[float, dict]:
-    """(bias, what the card says of the run) of the model that is written."""
+    """Return (bias, the card's entry of the run) of the model that is written."""
     names = {"name": "m", "summary": "s", "made_for": "m", "licence": "l"}
     card = export_weights.export(export_weights.ExportSettings(dense=dense, out=dense.parent / "x", **names, **changes))
     bias = weights.load_cascade(card.with_suffix(".pt")).networks[0].flow.bias

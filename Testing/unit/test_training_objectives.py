@@ -134,9 +134,9 @@ def last_displacement(detach: bool) -> tuple[float, float]:
     """
     first = Stretch(FIRST)
     cascade = Cascade([first, Brightness(SECOND)], multiplier=1.0, detach_images=detach)
-    found = cascade(along(2), along(2)).displacement[0, 2, 3, 3, int(X + (N - 1) / 2)]
-    (gradient,) = torch.autograd.grad(found, first.w)
-    return float(found.detach()), float(gradient)
+    outcome = cascade(along(2), along(2)).displacement[0, 2, 3, 3, int(X + (N - 1) / 2)]
+    (gradient,) = torch.autograd.grad(outcome, first.w)
+    return float(outcome.detach()), float(gradient)
 
 
 # The second network sees the image at x + w1 x, so u2(x) = w2 (1 + w1) x; composed: u2(x) + w1 (x + u2(x)).
@@ -176,8 +176,8 @@ def test_a_teachers_gradient_is_clipped(tiny_brains, tmp_path, clip, clipped):
         data=tiny_brains, out=tmp_path / "t.pt", network="voxelmorph", cascades=1, clip=clip, **TINY
     )
     train_teacher.train(settings)
-    found = first_moment(settings.out)
-    assert found == pytest.approx(0.1 * CLIP, rel=1e-3) if clipped else found > CLIP
+    outcome = first_moment(settings.out)
+    assert outcome == pytest.approx(0.1 * CLIP, rel=1e-3) if clipped else outcome > CLIP
 
 
 @pytest.mark.parametrize(("clip", "clipped"), [(CLIP, True), (1e6, False)])
@@ -186,8 +186,8 @@ def test_a_students_gradient_is_clipped_without_a_teacher(tiny_brains, tmp_path,
         data=tiny_brains, out=tmp_path / "s.pt", options=("head=half",), cascades=1, clip=clip, **TINY
     )
     train_student.train(settings)
-    found = first_moment(settings.out)
-    assert found == pytest.approx(0.1 * CLIP, rel=1e-3) if clipped else found > CLIP
+    outcome = first_moment(settings.out)
+    assert outcome == pytest.approx(0.1 * CLIP, rel=1e-3) if clipped else outcome > CLIP
 
 
 @pytest.mark.parametrize("n_gen", [0, 1])

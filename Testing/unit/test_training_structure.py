@@ -21,26 +21,26 @@ MODULES = {module_name(path): path for path in FILES}
 
 
 def imported(path: Path) -> set[str]:
-    """Training modules that a file imports anywhere: in functions and for type checking as well."""
-    found: set[str] = set()
+    """Return the training modules that a file imports anywhere, in functions and for type checking as well."""
+    modules: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
+            modules.update(alias.name for alias in node.names)
         if isinstance(node, ast.ImportFrom) and node.module:
             assert not node.level, f"{path} imports relatively"
-            found.add(node.module)
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return found & set(MODULES)
+            modules.add(node.module)
+            modules.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return modules & set(MODULES)
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """Every circle that a walk along the imports runs into, as the modules along it."""
+    """Return every circle of imports, as the modules along it."""
     done: set[str] = set()
-    found: list[list[str]] = []
+    closed: list[list[str]] = []
 
     def walk(name: str, way: list[str]) -> None:
         if name in way:
-            found.append([*way[way.index(name) :], name])
+            closed.append([*way[way.index(name) :], name])
             return
         if name in done:
             return
@@ -50,7 +50,7 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
 
     for name in graph:
         walk(name, [])
-    return found
+    return closed
 
 
 def test_no_training_module_imports_itself_through_others():
@@ -92,13 +92,13 @@ def is_there(dotted: str) -> bool:
     parts = dotted.split(".")
     for cut in range(len(parts), 0, -1):
         try:
-            found = importlib.import_module(".".join(parts[:cut]))
+            item = importlib.import_module(".".join(parts[:cut]))
         except ModuleNotFoundError:
             continue
         for name in parts[cut:]:
-            if not hasattr(found, name):
+            if not hasattr(item, name):
                 return False
-            found = getattr(found, name)
+            item = getattr(item, name)
         return True
     return False
 

@@ -1,4 +1,4 @@
-"""Cards and weights: what ships is whole and documented, what is written can be read, what is wrong is named."""
+"""Cards and weights: bundled models are complete and documented, written models can be read, faults are named."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_no_code_in_weights_is_run(tmp_path, capsys):
 
 
 def put_sha256(card) -> None:
-    """Have a card say of its weights what they are."""
+    """Write the sha256 of the weights into their card."""
     content = json.loads(card.read_text(encoding="utf-8"))
     content["sha256"] = hashlib.sha256(card.with_suffix(".pt").read_bytes()).hexdigest()
     card.write_text(json.dumps(content), encoding="utf-8")

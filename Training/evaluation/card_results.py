@@ -1,4 +1,4 @@
-"""The results of an evaluation in the card of the model that was evaluated."""
+"""Writes the results of an evaluation into the card of the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from Training.evaluation.tables import Line
 
 
 def check(model: str) -> Path:
-    """The card that results can be written to, before anything is computed.
+    """Return the path of the card to which results can be written, before anything is computed.
 
     Raises:
         RegistrationError: no model given, or it is not a file beside its card.
@@ -27,8 +27,8 @@ def check(model: str) -> Path:
     return path
 
 
-def write(model: str, settings: Config, found: dict[str, list[Line]]) -> Path:
-    """Store one entry a data set under `results` of the card: the line "nothing" and every line of this model.
+def write(model: str, settings: Config, lines_by_data: dict[str, list[Line]]) -> Path:
+    """Store one entry for each data set under `results` of the card: the line "nothing" and every line of this model.
 
     A data set named SPLIT-VIEW ("test-whole") goes to results[SPLIT]["systems"][VIEW].
     """
@@ -36,12 +36,12 @@ def write(model: str, settings: Config, found: dict[str, list[Line]]) -> Path:
     card = json.loads(path.read_text(encoding="utf-8"))
     own = {s.name for s in settings.systems if s.kind == "nothing" or s.model == model}
     for data in settings.datasets:
-        if data.name not in found:
+        if data.name not in lines_by_data:
             continue
         split, _, view = data.name.partition("-")
         entry: dict[str, Any] = card.setdefault("results", {}).get(split, {})
         systems = entry.get("systems", {})
-        lines = [line for line in found[data.name] if line.system in own and line.done]
+        lines = [line for line in lines_by_data[data.name] if line.system in own and line.done]
         systems[view] = {line.system: _numbers(line) for line in lines}
         card["results"][split] = {
             "pairs": max(line.done for line in lines),

@@ -1,6 +1,6 @@
-"""How long the programs take that start from nothing: the command line, and the process behind Slicer's panel.
+"""Times programs from a cold start: the command line, and the process behind Slicer's panel.
 
-Every function starts a fresh interpreter, waits for what a user waits for and returns seconds.
+Every function starts a fresh interpreter, waits for what a user waits for, and returns seconds.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ POLL_S = 0.04  # as the panel's timer
 
 
 def ldr_help() -> float:
-    """``ldr --help``."""
+    """Time ``ldr --help``."""
     return _run("--help")
 
 
 def ldr_register(fixed: str, moving: str, out: Path) -> float:
-    """``ldr register`` of two files into a folder, which is removed again."""
+    """Time ``ldr register`` of two files into a folder, which is removed afterwards."""
     try:
         return _run("register", fixed, moving, "--out", str(out))
     finally:
@@ -50,14 +50,14 @@ def _run(*arguments: str) -> float:
 
 
 def first_apply(fixed: sitk.Image, moving: sitk.Image, *, chosen_s: float = 0.0, earlier: int = 0) -> float:
-    """A registration by the process behind the panel, all of the panel's outputs back in this process.
+    """Time a registration by the process behind the panel, until all outputs of the panel are in this process.
 
-    The process does without numba, which Slicer's Python does not have.
+    The process runs without numba, which Slicer's Python does not have.
 
     Args:
         fixed, moving: the volumes.
-        chosen_s: so many seconds before, both volumes were chosen; 0: only now.
-        earlier: so many registrations came before.
+        chosen_s: seconds between choosing both volumes and the start; 0: both are chosen at the start.
+        earlier: number of registrations before the one that is timed.
     """
     worker = _background().Worker(ROOT, command=[sys.executable])
     how = {"model": weights.DEFAULT, "device": "cpu", "threads": 0}
@@ -78,7 +78,7 @@ def first_apply(fixed: sitk.Image, moving: sitk.Image, *, chosen_s: float = 0.0,
 
 
 def _background() -> ModuleType:
-    """The panel's background.py, which needs no Slicer."""
+    """Import the panel's background.py, which needs no Slicer."""
     spec = importlib.util.spec_from_file_location("_ldr_background", BACKGROUND)
     if spec is None or spec.loader is None or not BACKGROUND.exists():
         raise RegistrationError(f"the panel's files must lie beside Training, got no {BACKGROUND}")

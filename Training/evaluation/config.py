@@ -1,7 +1,7 @@
-"""Configuration of an evaluation: one TOML, strictly read. An unknown key or a wrong type is an error that names it.
+"""Reads the configuration of an evaluation, one TOML file. An unknown key or a wrong type is an error that names it.
 
 Placeholders in strings: {data} (the --data folder) everywhere, {model} (--model) and {domain} (the data set's `domain`)
-in a system's `model`. Relative paths of pair lists and of `systems` are looked for beside the TOML.
+in a system's `model`. Relative paths of pair lists and of `systems` are relative to the TOML file.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class DataSet:
         intra_subject: neighbours in the list belong together (kind "rcn"; LSPIG).
         landmarks: frame of landmark files: "lps", "ras" (mm) or "voxel" (index x, y, z).
         protocol: how labels are warped, see `LDRCore.evaluation.scoring.overlaps`.
-        note: said beside the numbers.
-        optional: no error when the files are not there; the report says so.
+        note: printed beside the numbers.
+        optional: missing files are no error; the report names them.
     """
 
     name: str
@@ -72,7 +72,7 @@ class System:
         method: of kind "peer".
         command: of kind "command": words with {fixed}, {moving}, {out} and perhaps {threads}; it reads two NIfTI files
             and writes a transform (.h5, .tfm, .mat) or a displacement field (.nii.gz, mm LPS) fixed -> moving.
-        writes: ending of {out}.
+        writes: suffix of {out}.
         timeout_s: a run that takes longer has failed.
     """
 
@@ -104,7 +104,7 @@ class Config:
 
 
 def build(cls: Any, table: dict[str, Any], where: str) -> Any:
-    """A dataclass from a TOML table.
+    """Make a dataclass of a TOML table.
 
     Raises:
         RegistrationError: an unknown key, a missing one, or a value of another type.
@@ -130,7 +130,7 @@ def build(cls: Any, table: dict[str, Any], where: str) -> Any:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file as a dict.
+    """Read a TOML file as a dict.
 
     Raises:
         RegistrationError: missing or not TOML.

@@ -1,4 +1,4 @@
-"""What a system costs: parameters and multiply-adds by counting, seconds and memory by running it alone."""
+"""Costs of a system: counts parameters and multiply-adds, measures seconds and memory of a run alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLUMNS = (
 class Size:
     """Parameters of stem and networks, and multiply-adds of one registration at 128^3.
 
-    The stem works on its own small grid, as often as the card says; the networks at 128^3.
+    The stem runs on its own small grid, `stem_passes` times (see the card); the networks at 128^3.
     """
 
     parameters: int
@@ -46,7 +46,7 @@ def size(system: System, place: Place) -> Size:
 def size_of(
     architecture: dict[str, Any], stem_shape: tuple[int, int, int] = (128, 128, 128), stem_passes: int = 1
 ) -> Size:
-    """Count an architecture as model cards write it (`stem`, `network`, `cascades`), weights or not."""
+    """Count an architecture as model cards describe it (`stem`, `network`, `cascades`), with or without weights."""
     from LDRCore.models import registry
 
     count = architecture["cascades"]  # 0: the stem alone
@@ -63,7 +63,7 @@ def size_of(
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """All measured costs; none where there is no file."""
+    """Read all measured costs; an empty list where there is no file."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as stream:
@@ -77,9 +77,9 @@ def _devices() -> list[str]:
 
 
 def measure_missing(plan: Plan, path: Path, threads: int) -> None:
-    """Run every system alone, in a fresh process, on the first pair of every data set, unless that was done before.
+    """Run every system alone, in a fresh process, on the first pair of every data set; skip what has been measured.
 
-    Models run three times warm (after one run that is not counted); other programs once, they start anew each time.
+    Models run three times, after one run that is not counted; other programs run once, as each run is a new process.
     Peak memory is that of the whole process.
     """
     known = {(r["dataset"], r["system"], r["id"], r["device"], r["threads"]) for r in read(path)}
@@ -96,15 +96,15 @@ def measure_missing(plan: Plan, path: Path, threads: int) -> None:
                     continue
                 print(f"timing {system.name} alone on {data.name} ({device}, {threads} threads)", file=sys.stderr)
                 tasks = [Task(data, pair, system, place, ())] * REPEATS[system.kind]
-                found = [row for _, row in run_all(tasks, 1, threads)]
+                rows = [row for _, row in run_all(tasks, 1, threads)]
                 own = {"dataset": data.name, "system": system.name, "id": own_id, "device": device, "threads": threads}
-                _append(path, own | _numbers(found))
+                _append(path, own | _numbers(rows))
 
 
-def _numbers(found: list[dict[str, Any]]) -> dict[str, Any]:
-    done = [r for r in found if r["status"] == "done"]
+def _numbers(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    done = [r for r in rows if r["status"] == "done"]
     if not done:
-        return {"runs": 0, "message": found[0]["message"]}
+        return {"runs": 0, "message": rows[0]["message"]}
     seconds = [r["seconds"] for r in done]
     return {
         "runs": len(done),

@@ -1,8 +1,8 @@
-"""Pairs of the data sets that systems are compared on, with labels and landmarks in their own geometry.
+"""Lists and reads pairs of the data sets on which systems are compared, with labels and landmarks in their geometry.
 
 Listing pairs reads only indexes; `load` reads one pair. Layouts: a folder with manifest.csv (IXI), a CSV of files,
 Learn2Reg's dataset.json (also LUMIR), and the JSON + HDF5 of the recursive cascade's authors (SLIVER, LiTS, LSPIG,
-LPBA40), whose volumes carry no geometry and are taken as 1 mm.
+LPBA40), whose volumes carry no geometry; their voxels count as 1 mm.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Pair:
 
     Attributes:
         name: unique in its data set.
-        fixed, moving: where the files are.
+        fixed, moving: their files.
         pose_seed: seed of the random pose written into the moving image's header, or None.
     """
 
@@ -64,18 +64,18 @@ class Loaded:
 
 
 def list_pairs(data: DataSet) -> list[Pair]:
-    """All pairs of a data set, in a fixed order.
+    """List all pairs of a data set, in a fixed order.
 
     Raises:
         RegistrationError: an index file is missing, cannot be read, or lists no pair.
     """
     try:
-        found = {"ixi": _ixi, "csv": _csv, "learn2reg": _learn2reg, "rcn": _rcn}[data.kind](data)
+        pairs = {"ixi": _ixi, "csv": _csv, "learn2reg": _learn2reg, "rcn": _rcn}[data.kind](data)
     except DataError as error:
         raise RegistrationError(str(error)) from None
-    if not found:
+    if not pairs:
         raise RegistrationError(f"data set {data.name} must list at least one pair, got none in {data.root}")
-    return found
+    return pairs
 
 
 def _existing(path: Path, what: str) -> Path:
@@ -85,7 +85,7 @@ def _existing(path: Path, what: str) -> Path:
 
 
 def read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    """Rows of a CSV that must have certain columns.
+    """Read the rows of a CSV that must have certain columns.
 
     Raises:
         RegistrationError: missing file or column.
@@ -138,10 +138,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _learn2reg(data: DataSet) -> list[Pair]:
     path = Path(data.root)
     if path.is_dir():
-        found = sorted(path.glob("*dataset.json"))
-        if len(found) != 1:
-            raise RegistrationError(f"{path} must hold one *dataset.json, got {len(found)}")
-        path = found[0]
+        candidates = sorted(path.glob("*dataset.json"))
+        if len(candidates) != 1:
+            raise RegistrationError(f"{path} must hold one *dataset.json, got {len(candidates)}")
+        path = candidates[0]
     content = _read_json(path)
     keys = [data.pairs] if data.pairs else [k for k in _LEARN2REG_PAIRS if content.get(k)]
     listed = content.get(keys[0], []) if keys else []
@@ -152,7 +152,7 @@ def _learn2reg(data: DataSet) -> list[Pair]:
         )
 
     def beside(image: str, names: tuple[str, ...], ending: str) -> str:
-        """The label or landmark file that belongs to an image: the same name in a sister folder."""
+        """Return the label or landmark file of an image: the same name in a sibling folder, or ""."""
         for name in names:
             other = path.parent / image.replace("images", name)
             other = other.with_name(other.name.removesuffix(".nii.gz") + ending)
@@ -177,7 +177,7 @@ def _open_rcn(data: DataSet) -> Rcn:
 
 
 def _rcn(data: DataSet) -> list[Pair]:
-    """With an atlas it is fixed and every other scan moves; otherwise all ordered pairs within a subset."""
+    """List pairs: the atlas with every other scan if there is an atlas, otherwise all ordered pairs within a subset."""
     source = _open_rcn(data)
     chosen = source.pairs or [(a, b) for _, m in source.groups or [] for a in m for b in m if a != b]
     return [
@@ -189,7 +189,7 @@ def load(data: DataSet, pair: Pair) -> Loaded:
     """Read one pair.
 
     Raises:
-        RegistrationError: a file is missing or unreadable, labels or landmarks break the rules.
+        RegistrationError: a file is missing or unreadable, or labels or landmarks cannot be used.
     """
     if data.kind == "rcn":
         return _load_rcn(data, pair)
@@ -215,14 +215,14 @@ def _read_side(side: Side, stripped: bool) -> tuple[sitk.Image, sitk.Image | Non
 
 
 def posed(image: sitk.Image, seed: int) -> sitk.Image:
-    """The image with a random pose written into its header: up to 15 degrees, 20 mm (no resampling)."""
+    """Write a random pose of up to 15 degrees and 20 mm into a copy's header, without resampling."""
     matrix = random_pose(np.random.default_rng(seed), POSE_ANGLE_DEG, POSE_SHIFT_MM, 0.0)
     out = sitk.Image(image)
     centre = np.array(image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()]))
     direction = np.array(image.GetDirection()).reshape(3, 3)
-    turn = matrix[:3, :3]
-    out.SetDirection((turn @ direction).ravel().tolist())
-    out.SetOrigin((turn @ (np.array(image.GetOrigin()) - centre) + centre + matrix[:3, 3]).tolist())
+    rotation = matrix[:3, :3]
+    out.SetDirection((rotation @ direction).ravel().tolist())
+    out.SetOrigin((rotation @ (np.array(image.GetOrigin()) - centre) + centre + matrix[:3, 3]).tolist())
     return out
 
 
@@ -252,7 +252,7 @@ def _load_rcn(data: DataSet, pair: Pair) -> Loaded:
 
 
 def _as_image(values: np.ndarray, to_lps: np.ndarray) -> sitk.Image:
-    """An array with axes S, P, L as an image that lies where its 4x4 (index -> LPS mm) says."""
+    """Make an image of an array with axes S, P, L and its 4x4, index -> LPS mm."""
     image = sitk.GetImageFromArray(values)
     image.SetSpacing(np.linalg.norm(to_lps[:3, :3], axis=0)[::-1].tolist())
     image.SetOrigin(to_lps[:3, 3].tolist())

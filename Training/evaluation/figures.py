@@ -1,4 +1,4 @@
-"""Pictures of the report: Dice and speed against the number of cascades (Fig. 5), slices and masks (Fig. 6)."""
+"""Draws pictures of the report: Dice and speed against the number of cascades (Fig. 5), slices and masks (Fig. 6)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}  # the LPS axis that each is
 
 @dataclass(frozen=True)
 class Curve:
-    """One family of systems in one panel: what it has at 1, 2, 3 ... cascades; None where there is nothing.
+    """One family of systems in one panel: its values at 1, 2, 3 ... cascades; None where there is none.
 
     Attributes:
         name: of the family.
@@ -48,14 +48,14 @@ def _png(figure: Any) -> bytes:
 
 
 def curves(panels: dict[str, list[Curve]]) -> bytes:
-    """Fig. 5 as PNG: one panel a title, lines over the number of cascades; the paper's values dashed and hollow.
+    """Draw Fig. 5 as PNG: a panel for each title, lines over the number of cascades; the paper's dashed and hollow.
 
     A family of which nothing was measured is named in the legend as "no weights yet".
     """
     figure, axes = _figure(1, max(len(panels), 1), (4.2 * max(len(panels), 1), 3.6))
-    for axis, (title, found) in zip(axes[0], panels.items(), strict=False):
-        most = max((len(c.values) for c in found), default=1)
-        for number, curve in enumerate(found):
+    for axis, (title, families) in zip(axes[0], panels.items(), strict=False):
+        most = max((len(c.values) for c in families), default=1)
+        for number, curve in enumerate(families):
             colour = f"C{number}"
             for values, style, suffix in (
                 (curve.values, {"marker": "o"}, ""),
@@ -75,22 +75,22 @@ def curves(panels: dict[str, list[Curve]]) -> bytes:
 
 
 def _slice(values: np.ndarray, axis: int, index: int, box: tuple[slice, slice, slice]) -> np.ndarray:
-    """A slice of a box of a (D, H, W) volume with LPS axes as a radiologist looks at it."""
+    """Return a slice of a box of a (D, H, W) volume with LPS axes in radiological convention."""
     whole = list(box)
     whole[2 - axis] = slice(index, index + 1)
     cut = np.squeeze(values[tuple(whole)], axis=2 - axis)
     return cut if axis == 2 else cut[::-1]
 
 
-def agreement(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Colours (..., 3): white where both maps hold the same label, red where only one does or they differ."""
-    some = (found > 0) | (truth > 0)
-    same = some & (found == truth)
+def agreement(labels: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Return colours (..., 3): white where both maps hold the same label, red where only one does or they differ."""
+    some = (labels > 0) | (truth > 0)
+    same = some & (labels == truth)
     return np.stack([some, same, same], -1).astype(float)
 
 
 def slices(pair: Loaded, systems: dict[str, sitk.Transform], plane: str = "coronal") -> bytes:
-    """Fig. 6 as PNG: the warped image of every system, and below it its warped labels against the fixed ones.
+    """Draw Fig. 6 as PNG: the warped image of every system, and below it its warped labels against the fixed ones.
 
     Args:
         pair: with labels.

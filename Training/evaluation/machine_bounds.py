@@ -1,4 +1,4 @@
-"""What this machine can do at best: convolutions and memory. A network cannot be faster than both allow."""
+"""Upper bounds of this machine, convolutions and memory bandwidth, and the lower bound of a network's time."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _MOMENT = 0.04  # seconds
 
 
 def fastest(action: Callable[[], object], repeats: int = 2) -> float:
-    """Seconds of the fastest of some runs, after one that does not count.
+    """Return the seconds of the fastest of several runs, after one that does not count.
 
-    Of `repeats` of them, or of as many as it takes for `_MOMENT`: for some milliseconds the threads of what ran before
-    still look for work on the processors that are timed.
+    Runs `repeats` times or for `_MOMENT`, whichever is longer: for some milliseconds, threads of earlier work still
+    spin on the processors that are timed.
     """
     times: list[float] = []
     action()
@@ -33,22 +33,22 @@ def fastest(action: Callable[[], object], repeats: int = 2) -> float:
 
 
 class Convolutions:
-    """The convolution of many channels that this machine does fastest, to be timed beside what is compared with it."""
+    """The fastest convolution of this machine with many channels, timed beside what is compared with it."""
 
     @torch.no_grad()
     def __init__(self, precision: torch.dtype = torch.float32) -> None:
-        """Choose among some shapes, with the current threads."""
-        found = []
+        """Choose the fastest of several shapes, with the current number of threads."""
+        candidates = []
         for channels, size in ((32, 48), (64, 32), (128, 24)):
             image = torch.rand(1, channels, size, size, size).to(precision, memory_format=torch.channels_last_3d)
             weight = torch.rand(channels, channels, 3, 3, 3).to(precision, memory_format=torch.channels_last_3d)
-            found.append((image, weight, image.numel() * channels * 27))
-        rates = [self._rate(*one, _REPEATS) for one in found]
-        self._best = found[rates.index(max(rates))]
+            candidates.append((image, weight, image.numel() * channels * 27))
+        rates = [self._rate(*one, _REPEATS) for one in candidates]
+        self._best = candidates[rates.index(max(rates))]
 
     @torch.no_grad()
     def rate(self) -> float:
-        """Multiply-adds a second, now."""
+        """Measure multiply-adds per second."""
         return self._rate(*self._best)
 
     @staticmethod
@@ -57,7 +57,7 @@ class Convolutions:
 
 
 def bandwidth() -> float:
-    """Bytes a second read and written by copying, current threads."""
+    """Measure bytes per second, read and written, of a copy with the current number of threads."""
     source, target = torch.rand(_COPY_VALUES), torch.empty(_COPY_VALUES)
     return 2 * source.numel() * 4 / fastest(lambda: target.copy_(source), _REPEATS)
 
@@ -69,6 +69,6 @@ def lower_bound(
     bytes_per_second: float,
     precision: torch.dtype = torch.float32,
 ) -> float:
-    """Seconds below which `network` cannot come at size^3: the larger of arithmetic and memory traffic."""
+    """Return the least seconds that `network` can take at size^3: the larger of arithmetic and memory traffic."""
     cost = registry.cost(network, (size, size, size))
     return max(cost.multiply_adds / rate, precision.itemsize * cost.values / bytes_per_second)

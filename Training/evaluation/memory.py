@@ -1,6 +1,6 @@
-"""The largest memory that a process has used.
+"""Measures the peak memory of a process.
 
-Not `getrusage`: what it says of a process begins with the memory of the process that started it.
+`getrusage` is not used: its value for a process starts at the memory of the process that started it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def peak_mb(process: str = "self") -> float | None:
-    """Peak resident memory in MB of a running process (its number, or "self"); None where it cannot be seen."""
+    """Return the peak resident memory in MB of a running process (its number, or "self"); None where it is unknown."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:  # it has ended, or the system has no /proc
@@ -19,5 +19,5 @@ def peak_mb(process: str = "self") -> float | None:
             return None
         unit = 1024 * 1024 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    found = [line for line in lines if line.startswith("VmHWM:")]
-    return int(found[0].split()[1]) / 1024 if found else None
+    high_water = [line for line in lines if line.startswith("VmHWM:")]
+    return int(high_water[0].split()[1]) / 1024 if high_water else None

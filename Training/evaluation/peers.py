@@ -1,4 +1,4 @@
-"""Other people's registration programs, run one pair at a time in a process (and if need be a Python) of their own.
+"""Runs other registration programs, one pair at a time in a process (and if need be a Python) of their own.
 
     PEER_PYTHON Training/evaluation/peers.py METHOD --fixed F.nii.gz --moving M.nii.gz --out FOLDER --threads N
     PEER_PYTHON Training/evaluation/peers.py METHOD --check
@@ -69,7 +69,7 @@ ELASTIX_BSPLINE = f"""{ELASTIX_COMMON}
 
 
 GREEDY_STEPS = ("-m NCC 4x4x4 -n 100x50x10 -ia-image-centers -a -dof 12", "-m NCC 2x2x2 -n 100x50x10 -wp 0")
-SETTINGS = {  # everything that decides a result; rows that were made with other settings are made anew
+SETTINGS = {  # everything that determines a result; a row that was made with other settings is computed again
     "ants-affine": "Affine, seed 1",
     "ants-syn": "SyN, seed 1",
     "greedy-affine": GREEDY_STEPS[0],
@@ -85,7 +85,7 @@ class MissingError(Exception):
 
 
 def _package(module: str, distribution: str) -> str:
-    """Version of an installed package; importing it is what proves that it runs."""
+    """Return the version of an installed package, after importing it: only that proves that it runs."""
     try:
         importlib.import_module(module)
         return importlib.metadata.version(distribution)
@@ -177,10 +177,12 @@ def _convexadam(a: argparse.Namespace) -> dict:
     low = float(sitk.GetArrayViewFromImage(moving).min())
     aligned = sitk.Resample(moving, fixed, affine, sitk.sitkLinear, low)
     arrays = [torch.from_numpy(sitk.GetArrayFromImage(i)) for i in (fixed, aligned)]
-    found = convex_adam_pt(*arrays, dtype=torch.float32, device=torch.device("cpu"))  # voxels along array axes
+    displacement_vox = convex_adam_pt(
+        *arrays, dtype=torch.float32, device=torch.device("cpu")
+    )  # voxels along array axes
     seconds = time.perf_counter() - began
     to_mm = np.array(fixed.GetDirection()).reshape(3, 3) * np.array(fixed.GetSpacing())
-    field = sitk.GetImageFromArray(found[..., ::-1] @ to_mm.T, isVector=True)
+    field = sitk.GetImageFromArray(displacement_vox[..., ::-1] @ to_mm.T, isVector=True)
     field.CopyInformation(fixed)
     _write_field(field, a.out / "warp.nii.gz")
     np.savetxt(a.out / "affine.txt", matrix)
@@ -189,7 +191,7 @@ def _convexadam(a: argparse.Namespace) -> dict:
 
 
 def _elastix_program() -> tuple[str, str, str]:
-    """(elastix, transformix, version), or empty strings without the program."""
+    """Return (elastix, transformix, version), empty strings where the program is not installed."""
     programs = [shutil.which(p) for p in ("elastix", "transformix")]
     if not all(programs):
         return "", "", ""
@@ -245,11 +247,11 @@ def _itk_elastix(texts: list[str], a: argparse.Namespace) -> dict:
         file.write_text(text)
         parameters.AddParameterFile(str(file))
     began = time.perf_counter()
-    _, found = itk.elastix_registration_method(
+    _, transform_parameters = itk.elastix_registration_method(
         fixed, moving, parameter_object=parameters, number_of_threads=a.threads, log_to_console=False
     )
     seconds = time.perf_counter() - began
-    field = itk.transformix_deformation_field(moving, found)
+    field = itk.transformix_deformation_field(moving, transform_parameters)
     itk.imwrite(field, str(a.out / "deformationField.mha"))
     return {
         "stages": [{"kind": "itk", "file": "deformationField.mha"}],

@@ -1,4 +1,4 @@
-"""What an evaluation is to compare, after looking at which data and systems there are."""
+"""Plans an evaluation: which systems run on which pairs, given the data and weights that exist."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from Training.evaluation.systems import Place
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be compared, after looking at what there is.
+    """Pairs and systems to compare, and those that are missing.
 
     Attributes:
         pairs: {data set name: its pairs}; a data set without files is missing here.
@@ -29,33 +29,33 @@ class Plan:
     unavailable: dict[str, dict[str, str]]
 
     def system(self, data: DataSet, system: System) -> System:
-        """The system as it runs on a data set."""
+        """Return the system as it runs on a data set."""
         return systems.for_domain(system, data.domain)
 
     def runs(self) -> Iterable[tuple[DataSet, Pair, System, str]]:
-        """Every (data set, pair, system, id) that can run; pairs outside, so that a pair is read once."""
+        """Yield every (data set, pair, system, id) that can run, pair by pair, so that each pair is read once."""
         for data in self.config.datasets:
             if data.name not in self.pairs:
                 continue
             able = [s for s in self.config.systems if s.name not in self.unavailable[data.name]]
-            found = [(s, identity(data, s, self)) for s in (self.system(data, s) for s in able)]
+            identified = [(s, identity(data, s, self)) for s in (self.system(data, s) for s in able)]
             for pair in self.pairs[data.name]:
-                for system, own_id in found:
+                for system, own_id in identified:
                     yield data, pair, system, own_id
 
 
 def identity(data: DataSet, system: System, plan: Plan) -> str:
-    """What a row's result depends on beside its pair; a row with another id is not this one."""
+    """Return an id of everything but the pair that a row's result depends on."""
     views = "+".join(n for n in ("stripped", "intra_subject") if getattr(data, n)) or "whole"
     measures = "+".join(sorted(plan.config.measures))
     return f"{systems.fingerprint(system, plan.place)}-{data.kind}-{views}-{data.landmarks}-{data.protocol}-{measures}"
 
 
 def make_plan(settings: Config, place: Place, limit: int | None) -> Plan:
-    """Look for data and systems.
+    """Find the data and systems that exist.
 
     Raises:
-        RegistrationError: a data set that is not optional is not there.
+        RegistrationError: a data set that is not optional is missing.
     """
     pairs, no_data, unavailable = {}, {}, {}
     for data in settings.datasets:

@@ -1,4 +1,4 @@
-"""The rows of an evaluation on disk: one CSV that only grows, safe to interrupt at any moment and to go on with."""
+"""Reads and appends the rows of an evaluation: one CSV, which may be interrupted at any moment and continued."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Row = dict[str, Any]
 
 
 def key(row: Row) -> tuple[str, str, str, str]:
-    """What makes a row: data set, pair, system, and the fingerprint of the system's definition and protocol."""
+    """Return what identifies a row: data set, pair, system, and the id of the system's definition and protocol."""
     return row["dataset"], row["pair"], row["system"], row["id"]
 
 
 def read(path: Path) -> list[Row]:
-    """All whole rows of a file that may have been cut off in the middle of a line; none where there is no file.
+    """Read all complete rows of a file whose last line may be cut off; an empty list where there is no file.
 
     Raises:
         RegistrationError: the file has other columns.
@@ -47,7 +47,7 @@ def read(path: Path) -> list[Row]:
             int(label): dict(zip(_PER_STRUCTURE, values, strict=True)) for label, values in packed.items()
         }
         rows.append(row)
-    if whole != text:  # drop the half line, so that the next row begins on a line of its own
+    if whole != text:  # drop the incomplete line, so that the next row begins on its own
         part = path.with_suffix(".part")
         part.write_text(whole, encoding="utf-8")
         part.replace(path)
@@ -55,7 +55,7 @@ def read(path: Path) -> list[Row]:
 
 
 def append(path: Path, row: Row) -> None:
-    """Add a row in one write, flushed to the disk; the header comes with the first."""
+    """Append a row in one write, flushed to the disk; the header comes with the first."""
     stored = {k: "" if row.get(k) is None else row[k] for k in COLUMNS}
     packed = {
         label: [None if values.get(k) is None else round(values[k], 4) for k in _PER_STRUCTURE]

@@ -1,4 +1,4 @@
-"""What is compared: baselines, exported models, other programs. Each makes a transform of a pair, in some seconds."""
+"""Runs the systems that are compared: baselines, exported models, other programs. Each gives a transform of a pair."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _WATCH_S = 0.05
 
 @dataclass(frozen=True)
 class Place:
-    """Where and with what systems run.
+    """The setting in which systems run.
 
     Attributes:
         models: folders with exported models, searched before those that ship.
@@ -56,7 +56,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a system made of a pair.
+    """The result of a system on a pair.
 
     Attributes:
         transform: fixed -> moving.
@@ -77,12 +77,12 @@ class Outcome:
 
 
 def for_domain(system: System, domain: str) -> System:
-    """The system with `{domain}` of its model filled in."""
+    """Fill in `{domain}` of a system's model."""
     return dataclasses.replace(system, model=system.model.replace("{domain}", domain))
 
 
 def find_model(name: str, models: tuple[str, ...]) -> str:
-    """Path or name that `load_model` takes, of a model in one of the folders or of those that ship.
+    """Find a model in the folders or among those that ship, as a path or name that `load_model` takes.
 
     Raises:
         RegistrationError: there are no such weights.
@@ -97,7 +97,7 @@ def find_model(name: str, models: tuple[str, ...]) -> str:
 
 
 def unavailable(system: System, place: Place) -> str:
-    """Why a system cannot run here, in one sentence; empty if it can."""
+    """Say in one sentence why a system cannot run here; empty if it can."""
     try:
         if system.kind in ("affine", "model"):
             card = weights.model_info(find_model(system.model, place.models))
@@ -132,7 +132,7 @@ def _missing_peer(method: str, python: str) -> str:
 
 
 def fingerprint(system: System, place: Place) -> str:
-    """A short hash of everything that decides a system's result: its definition, the weights, the peer's settings."""
+    """Hash everything that determines a system's result: its definition, the weights, the peer's settings."""
     parts = [repr(dataclasses.replace(system, name="", timeout_s=0.0)), place.device]
     if system.kind in ("affine", "model"):
         parts.append(weights.model_info(find_model(system.model, place.models))["sha256"])
@@ -159,13 +159,13 @@ def run(system: System, pair: Loaded, place: Place) -> Outcome:
 
 
 def centring(pair: Loaded) -> sitk.Transform:
-    """The translation that brings the contents' centres together: the baseline "nothing"."""
+    """Return the translation that aligns the contents' centres: the baseline "nothing"."""
     fixed, moving = (preprocess.prepare(i, None, fine_mm=2.0, coarse_mm=4.0) for i in (pair.fixed, pair.moving))
     return geometry.affine_transform(centring_candidates(fixed, moving)[0])
 
 
 def write_pair(pair: Loaded, folder: Path) -> tuple[Path, Path]:
-    """The pair as two NIfTI files."""
+    """Write the pair as two NIfTI files."""
     files = folder / "fixed.nii.gz", folder / "moving.nii.gz"
     for image, file in zip((pair.fixed, pair.moving), files, strict=True):
         sitk.WriteImage(image, str(file), useCompression=True)
@@ -208,7 +208,7 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 def call(command: list[str], *, timeout_s: float, threads: int, folder: Path) -> tuple[float, float | None]:
-    """Run a program to its end: (seconds, peak MB of its largest process, None where that cannot be seen).
+    """Run a program to its end; return seconds, and peak MB of its largest process (None where it is unknown).
 
     Raises:
         RegistrationError: it failed (with the last line that it printed), took too long, or is not there.
@@ -241,7 +241,7 @@ def call(command: list[str], *, timeout_s: float, threads: int, folder: Path) ->
 
 
 class _Watch(threading.Thread):
-    """Looks at a session of processes now and then: its largest memory so far, and whether its time is over."""
+    """Polls a session of processes for its peak memory, and stops it at its deadline."""
 
     def __init__(self, session: int, timeout_s: float) -> None:
         super().__init__(daemon=True)
@@ -256,8 +256,8 @@ class _Watch(threading.Thread):
                 self.stopped = True
                 os.killpg(self._session, signal.SIGKILL)
                 return
-            found = [m for pid in _processes(self._session) if (m := memory.peak_mb(pid)) is not None]
-            self.peak_mb = max([*found, self.peak_mb or 0.0]) if found else self.peak_mb
+            peaks_mb = [m for pid in _processes(self._session) if (m := memory.peak_mb(pid)) is not None]
+            self.peak_mb = max([*peaks_mb, self.peak_mb or 0.0]) if peaks_mb else self.peak_mb
 
     def end(self) -> None:
         self._over.set()
@@ -265,7 +265,7 @@ class _Watch(threading.Thread):
 
 
 def _processes(session: int) -> list[str]:
-    """Process numbers of a session, where the system has /proc."""
+    """List the process numbers of a session, where the system has /proc."""
     members = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, IndexError):
@@ -279,12 +279,12 @@ def _run_peer(system: System, files: tuple[Path, Path], out: Path, place: Place)
     command = [place.peer_python, str(PEERS.resolve()), system.method, "--fixed", str(files[0]), "--moving"]
     command += [str(files[1]), "--out", str(out), "--threads", str(place.threads)]
     seconds, peak_mb = call(command, timeout_s=system.timeout_s, threads=place.threads, folder=out)
-    found = json.loads((out / "result.json").read_text())
+    result = json.loads((out / "result.json").read_text())
     transform = sitk.CompositeTransform(3)
-    for stage in reversed(found["stages"]):  # SimpleITK applies the last one added first
+    for stage in reversed(result["stages"]):  # SimpleITK applies the last one added first
         transform.AddTransform(_stage(out / stage["file"], stage["kind"]))
-    versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
-    return Outcome(transform, found["seconds"], seconds, peak_mb, found["initial"], versions)
+    versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
+    return Outcome(transform, result["seconds"], seconds, peak_mb, result["initial"], versions)
 
 
 def _stage(file: Path, kind: str) -> sitk.Transform:

@@ -1,4 +1,4 @@
-"""Rows to tables: n, mean, standard deviation and a paired Wilcoxon test, in Markdown, LaTeX and JSON."""
+"""Summarises rows as tables: n, mean, standard deviation and a paired Wilcoxon test, in Markdown, LaTeX and JSON."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ COLUMNS = (
     Column("seconds", "s", 1, 2, median=True),
     Column("seconds_io", "s with I/O", 1, 2, median=True),
 )
-TESTED = ("dice_mean", "tre_mm")  # what the Wilcoxon test looks at: the first of these that a data set has
+TESTED = ("dice_mean", "tre_mm")  # the Wilcoxon test uses the first of these that a data set has
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Line:
 
 
 def summarise(rows: Iterable[Row], systems: list[str], unavailable: dict[str, str], reference: str = "") -> list[Line]:
-    """The lines of one data set's table.
+    """Summarise the rows of one data set, one line for each system.
 
     Args:
         rows: of this data set.
@@ -93,19 +93,23 @@ def summarise(rows: Iterable[Row], systems: list[str], unavailable: dict[str, st
 
 
 def _statistics(values: Iterable[Any]) -> dict[str, float] | None:
-    found = np.array([v for v in values if v is not None and not math.isnan(v)], dtype=float)
-    if not found.size:
+    known = np.array([v for v in values if v is not None and not math.isnan(v)], dtype=float)
+    if not known.size:
         return None
     return {
-        "mean": float(found.mean()),
-        "std": float(found.std()),
-        "median": float(np.median(found)),
-        "n": int(found.size),
+        "mean": float(known.mean()),
+        "std": float(known.std()),
+        "median": float(np.median(known)),
+        "n": int(known.size),
     }
 
 
 def need_scipy() -> Callable[..., Any]:
-    """Scipy's Wilcoxon test, or a clear sentence."""
+    """Return scipy's Wilcoxon test.
+
+    Raises:
+        RegistrationError: scipy is not installed.
+    """
     try:
         from scipy.stats import wilcoxon
     except ImportError:
@@ -116,7 +120,7 @@ def need_scipy() -> Callable[..., Any]:
 
 
 def _wilcoxon(ours: list[Row], theirs: list[Row]) -> dict[str, Any] | None:
-    """Paired two-sided signed-rank test over the pairs that both have; None with fewer than two."""
+    """Compute the paired two-sided signed-rank test over the pairs that both have; None with fewer than two."""
     other = {r["pair"]: r for r in theirs}
     for measure in TESTED:
         couples = [
@@ -133,23 +137,23 @@ def _wilcoxon(ours: list[Row], theirs: list[Row]) -> dict[str, Any] | None:
 
 
 def used_columns(lines: list[Line]) -> list[Column]:
-    """The columns for which some line has a value."""
+    """Return the columns for which some line has a value."""
     return [c for c in COLUMNS if any(c.key in line.values for line in lines)]
 
 
 def cell(line: Line, column: Column, plus_minus: str = "±") -> str:
-    """A value as text, e.g. "59.2 ± 5.1"; times as their median; "-" where there is none."""
-    found = line.values.get(column.key)
-    if not found:
+    """Format a value, e.g. "59.2 ± 5.1"; times as their median; "-" where there is none."""
+    statistics = line.values.get(column.key)
+    if not statistics:
         return "-"
     if column.median:
-        return f"{found['median']:.{column.digits}f}"
-    mean, std = (column.factor * found[k] for k in ("mean", "std"))
+        return f"{statistics['median']:.{column.digits}f}"
+    mean, std = (column.factor * statistics[k] for k in ("mean", "std"))
     return f"{mean:.{column.digits}f} {plus_minus} {std:.{column.digits}f}"
 
 
 def p_text(line: Line) -> str:
-    """The p value of the test, with the sign of the median difference."""
+    """Format the p value of the test, with the sign of the median difference."""
     test = line.wilcoxon
     if not test:
         return "-"
@@ -158,7 +162,7 @@ def p_text(line: Line) -> str:
 
 
 def remark(line: Line) -> str:
-    """What a reader must know about a line: why it is empty, what failed."""
+    """Say why a line is empty or what failed."""
     if line.unavailable:
         return f"not run: {line.unavailable}"
     if line.failed:
@@ -167,7 +171,7 @@ def remark(line: Line) -> str:
 
 
 def markdown(lines: list[Line], reference: str) -> str:
-    """One data set as a Markdown table."""
+    """Format one data set as a Markdown table."""
     columns = used_columns(lines)
     heads = ["system", "n", *(c.title for c in columns), *([f"p against {reference}"] if reference else []), "remark"]
     out = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
@@ -182,7 +186,7 @@ _LATEX = str.maketrans({"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\
 
 
 def latex(lines: list[Line], reference: str) -> str:
-    """One data set as a LaTeX tabular (package booktabs)."""
+    """Format one data set as a LaTeX tabular (package booktabs)."""
     columns = used_columns(lines)
     heads = ["system", "n", *(c.title for c in columns), *(["p"] if reference else [])]
     out = [rf"\begin{{tabular}}{{lr{'r' * (len(heads) - 2)}}}", r"\toprule"]
@@ -196,12 +200,12 @@ def latex(lines: list[Line], reference: str) -> str:
 
 
 def as_json(lines: list[Line]) -> list[dict[str, Any]]:
-    """One data set as plain data."""
+    """Convert the lines of one data set to plain data."""
     return [dict(vars(line)) for line in lines]
 
 
 def structures(rows: Iterable[Row]) -> dict[str, dict[int, dict[str, float]]]:
-    """{system: {label: {measure: mean over pairs}}} of finished rows."""
+    """Average finished rows by structure: {system: {label: {measure: mean over pairs}}}."""
     collected: dict[str, dict[int, dict[str, list[float]]]] = {}
     for row in rows:
         for label, values in (row.get("structures") or {}).items():
@@ -209,6 +213,6 @@ def structures(rows: Iterable[Row]) -> dict[str, dict[int, dict[str, float]]]:
                 if value is not None:
                     collected.setdefault(row["system"], {}).setdefault(label, {}).setdefault(measure, []).append(value)
     return {
-        system: {label: {m: float(np.mean(v)) for m, v in found.items()} for label, found in sorted(labels.items())}
+        system: {label: {m: float(np.mean(v)) for m, v in values.items()} for label, values in sorted(labels.items())}
         for system, labels in collected.items()
     }

@@ -1,4 +1,4 @@
-"""Seconds of the PyPI package voxelmorph's own network (torch) on a random 128^3 pair; stands alone, like `peers`.
+"""Times the network of the PyPI package voxelmorph (torch) on a random 128^3 pair; imports nothing of this project.
 
 PEER_PYTHON Training/evaluation/voxelmorph_timing.py --threads N --repeats R
 
@@ -16,7 +16,7 @@ import time
 
 
 def main() -> int:
-    """Time it; 3 if a package is missing."""
+    """Time the network; return 3 if a package is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)

@@ -1,4 +1,4 @@
-"""Worker processes that survive what they run: a system that takes its process down costs one row, no more."""
+"""Runs tasks in worker processes: a system that crashes its process costs one row, no more."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MESSAGE_LENGTH = 300
 
 @dataclass(frozen=True)
 class Task:
-    """One row to be made: a system on a pair, scored by `measures` (none: only timed)."""
+    """One row to compute: a system on a pair, scored by `measures` (none: only timed)."""
 
     data: DataSet
     pair: Pair
@@ -32,13 +32,13 @@ class Task:
 
 
 def _limit_threads(threads: int) -> None:
-    """Before anything heavy is imported in this process."""
+    """Set the number of threads, before anything heavy is imported in this process."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
         os.environ[name] = str(threads)
 
 
 def perform(task: Task, cache: dict[Any, Loaded]) -> dict[str, Any]:
-    """One row; whatever goes wrong is in its `message`."""
+    """Compute one row; an error goes into its `message`."""
     from LDRCore.evaluation import scoring
     from Training.evaluation import datasets, memory, systems
 
@@ -74,7 +74,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _work(connection: Connection, threads: int) -> None:
-    """Body of a worker process: tasks in, rows out, until it is ended."""
+    """Take tasks and return rows until the process is ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interruption means
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a program started by a system is ended as well
     _limit_threads(threads)
@@ -111,7 +111,7 @@ class _Worker:
 
 
 def run_all(tasks: Sequence[Task], workers: int, threads: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of all tasks as they are finished, with the task's number.
+    """Yield (task number, row) of all tasks as they finish.
 
     A worker process that dies leaves a failed row and is replaced. Stopping the iteration ends the workers.
     """
