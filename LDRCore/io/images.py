@@ -15,13 +15,26 @@ import numpy as np
 import SimpleITK as sitk
 
 from LDRCore.errors import RegistrationError
-from LDRCore.geometry import RAS_TO_LPS
-from LDRCore.io import nifti
+from LDRCore.geometry import RAS_TO_LPS, index_to_lps
+from LDRCore.io import containers, dicom, nifti
+from LDRCore.io.quiet import collected_warnings
 
 ImageLike = Union[str, "os.PathLike[str]", sitk.Image, tuple[np.ndarray, np.ndarray]]
 """A path (file, or a folder with one DICOM series), a SimpleITK image, or (array[i, j, k], 4x4 voxel -> RAS mm)."""
 
+_OTHER_TYPES: dict[Any, Any] = {  # of arrays, that SimpleITK does not have
+    np.bool_: np.uint8,
+    np.float16: np.float32,
+    np.longdouble: np.float64,
+    np.clongdouble: np.complex128,
+}
 MIN_VOXELS = 4  # along each axis
+SHEAR = 1e-3  # of unit axes: larger dot products mean that they are not at right angles
+GRID_VOX = 0.1  # two grids are the same where their corners are closer, in voxels
+MASK_VOXELS = MIN_VOXELS**3  # a mask must hold so many
+LABEL_NEIGHBOURS = 0.8  # of the voxels of a label map have the value of the next one along x
+_INTENT_LABEL = "1002"  # NIfTI's code
+AIR = 0.02  # of an image's range of intensities: a mask with nothing brighter holds only air
 
 
 def read(source: ImageLike, name: str) -> sitk.Image:
@@ -43,79 +56,70 @@ def read(source: ImageLike, name: str) -> sitk.Image:
             f"{name} must be a path, a SimpleITK image or (array, affine), got {type(source).__name__}"
         )
     path = Path(source)
-    if not path.exists():
-        raise RegistrationError(f"{name} must be an existing file, got {path} (not found)")
-    if path.is_dir():
-        return _read_dicom(path, name)
-    try:
-        return read_file(path, name)
-    except RuntimeError as error:
-        raise RegistrationError(
-            f"{name} must be an image that SimpleITK can read (NIfTI, NRRD, MetaImage, DICOM ...), "
-            f"got {path} ({_reason(error)})"
-        ) from None
+    if not os.fspath(source) or not path.exists():
+        raise RegistrationError(f"{name} must be an existing file, got {source or 'an empty name'} (not found)")
+    with collected_warnings():
+        return dicom.read_folder(path, name) if path.is_dir() else read_file(path, name)
 
 
 def read_file(path: Path, name: str) -> sitk.Image:
     """Read one image file of any format that SimpleITK knows, with NaN and infinity as they are stored.
+
+    The content decides on the format, not the name.
 
     Args:
         path: an existing file.
         name: what the image is to the user ("fixed image"), for messages.
 
     Raises:
-        RegistrationError: a NIfTI file that is cut off or damaged.
-        RuntimeError: SimpleITK cannot read it.
+        RegistrationError: cut off, damaged, or not an image that SimpleITK can read.
     """
-    header = nifti.read_header(path, name)
-    if header is not None:
-        if header.stored_type is not None:
-            return nifti.read_values(header, name)
-        nifti.check_complete(header, name)
-    return sitk.ReadImage(str(path))
+    try:
+        with containers.named_by_content(path) as file:
+            header = nifti.read_header(file, name)
+            if header is None:
+                containers.check_complete(file, name)
+            elif header.stored_type is not None:
+                return nifti.read_values(header, name)
+            else:
+                nifti.check_complete(header, name)
+            return sitk.ReadImage(str(file))
+    except RegistrationError as error:  # of the file by a name of ours
+        raise RegistrationError(str(error).replace(str(file), str(path))) from None
+    except (RuntimeError, OSError) as error:
+        raise RegistrationError(
+            f"{name} must be an image that SimpleITK can read (NIfTI, NRRD, MetaImage, DICOM ...), "
+            f"got {path} ({_reason(error)})"
+        ) from None
 
 
-def _reason(error: RuntimeError) -> str:
+def _reason(error: Exception) -> str:
     """Return the last line of an ITK message, which gives the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:160] if lines else "unreadable"
-
-
-def _read_dicom(folder: Path, name: str) -> sitk.Image:
-    """Read the one DICOM series of a folder."""
-    reader = sitk.ImageSeriesReader()
-    series = reader.GetGDCMSeriesIDs(str(folder))
-    if not series:
-        raise RegistrationError(f"{name} must be an image file or a folder with one DICOM series, got {folder} (none)")
-    if len(series) > 1:
-        raise RegistrationError(
-            f"{name} must be a folder with one DICOM series, got {folder} with {len(series)}: "
-            "put the wanted series in a folder of its own or convert it to NIfTI"
-        )
-    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder), series[0]))
-    try:
-        return reader.Execute()
-    except RuntimeError as error:
-        raise RegistrationError(f"{name} must be a readable DICOM series, got {folder} ({_reason(error)})") from None
 
 
 def _from_array(source: tuple[Any, Any], name: str) -> sitk.Image:
     """Make an image of (array[i, j, k], 4x4 voxel -> RAS mm)."""
     if len(source) != 2:
         raise RegistrationError(f"{name} as a tuple must be (array, affine), got {len(source)} items")
-    array, affine = np.asarray(source[0]), np.asarray(source[1], dtype=float)
+    try:
+        array, affine = np.asarray(source[0]), np.asarray(source[1], dtype=float)
+    except (TypeError, ValueError) as error:
+        raise RegistrationError(f"{name} as a tuple must be two arrays of numbers, got others ({error})") from None
     if affine.shape != (4, 4):
         raise RegistrationError(f"the affine of {name} must be 4x4, got {affine.shape}")
-    if array.ndim != 3:
+    if not np.isfinite(affine).all():
+        raise RegistrationError(f"the affine of {name} must be finite, got {affine.tolist()}")
+    if array.ndim != 3 or not array.size:
         raise RegistrationError(f"{name} must be 3D, got an array of shape {array.shape}")
+    if array.dtype.kind not in "biufc":
+        raise RegistrationError(f"{name} must hold numbers, got an array of type {array.dtype}")
     lps_from_index = RAS_TO_LPS @ affine  # index in the order i, j, k
     spacing = np.linalg.norm(lps_from_index[:3, :3], axis=0)
     if np.any(spacing == 0) or abs(np.linalg.det(lps_from_index[:3, :3] / np.where(spacing == 0, 1, spacing))) < 1e-6:
         raise RegistrationError(f"the affine of {name} must be invertible, got {affine.tolist()}")
-    if array.dtype == bool:
-        array = array.astype(np.uint8)
-    elif array.dtype == np.float16:
-        array = array.astype(np.float32)
+    array = array.astype(_OTHER_TYPES.get(array.dtype.type, array.dtype.newbyteorder("=")), copy=False)
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
     image.SetSpacing(spacing.tolist())
     image.SetDirection((lps_from_index[:3, :3] / spacing).ravel().tolist())
@@ -152,6 +156,22 @@ def count_non_finite(values: np.ndarray) -> int:
     return 0 if finite.all() else int(finite.size - np.count_nonzero(finite))
 
 
+def looks_like_labels(image: sitk.Image) -> bool:
+    """Return whether an image of integers says that it holds labels, or has regions of one value as labels have.
+
+    Args:
+        image: three-dimensional scalar image.
+    """
+    values = sitk.GetArrayViewFromImage(image)
+    if values.dtype.kind not in "iu":
+        return False
+    if image.HasMetaDataKey("intent_code") and image.GetMetaData("intent_code") == _INTENT_LABEL:
+        return True
+    filled = values[..., :-1] != values.min()
+    equal = np.count_nonzero(filled & (values[..., :-1] == values[..., 1:]))
+    return bool(equal > LABEL_NEIGHBOURS * max(1, int(np.count_nonzero(filled))))
+
+
 def three_dimensional(image: sitk.Image, name: str) -> sitk.Image:
     """Return the image if it is a three-dimensional scalar image of a useful size.
 
@@ -172,11 +192,35 @@ def three_dimensional(image: sitk.Image, name: str) -> sitk.Image:
         )
     if "complex" in image.GetPixelIDTypeAsString():
         raise RegistrationError(f"{name} must be real-valued, got {image.GetPixelIDTypeAsString()}")
+    size = image.GetSize()
+    if min(size) == 1 and image.HasMetaDataKey("0020|000e"):  # the identifier of a DICOM series
+        raise RegistrationError(f"{name} must be a whole series, got one DICOM slice of it: give the folder")
     if min(image.GetSize()) < MIN_VOXELS:
         raise RegistrationError(
             f"{name} must have at least {MIN_VOXELS} voxels along every axis, got size {image.GetSize()}"
         )
+    _check_axes(image, name)
     return image
+
+
+def _check_axes(image: sitk.Image, name: str) -> None:
+    """Refuse axes that are not finite, or not at right angles: a NIfTI file would be written elsewhere.
+
+    Raises:
+        RegistrationError: see above.
+    """
+    spacing, axes = np.array(image.GetSpacing()), np.array(image.GetDirection()).reshape(3, 3)
+    if not (np.isfinite([*spacing, *axes.flat, *image.GetOrigin()]).all() and (spacing > 0).all()):
+        raise RegistrationError(
+            f"{name} must have a finite origin, direction and spacing, got {image.GetOrigin()}, "
+            f"{image.GetDirection()} and {image.GetSpacing()}"
+        )
+    shear = np.abs(axes.T @ axes - np.eye(3)).max()
+    if shear > SHEAR:
+        raise RegistrationError(
+            f"{name} must have axes at right angles, got a sheared direction "
+            f"{tuple(_rounded(axes.flat))}: resample it first"
+        )
 
 
 def load_mask(source: ImageLike | None, reference: sitk.Image, name: str) -> np.ndarray | None:
@@ -188,17 +232,12 @@ def load_mask(source: ImageLike | None, reference: sitk.Image, name: str) -> np.
         name: what the mask is to the user ("fixed mask"), for messages.
 
     Raises:
-        RegistrationError: unreadable, on another grid than its image, or empty.
+        RegistrationError: unreadable, on another grid than its image, with NaN, or with nothing of the image in it.
     """
     if source is None:
         return None
     mask = three_dimensional(read(source, name), name)
-    same_geometry = (
-        mask.GetSize() == reference.GetSize()
-        and np.allclose(mask.GetSpacing(), reference.GetSpacing(), rtol=1e-4)
-        and np.allclose(mask.GetOrigin(), reference.GetOrigin(), atol=1e-2)
-        and np.allclose(mask.GetDirection(), reference.GetDirection(), atol=1e-4)
-    )
+    same_geometry = mask.GetSize() == reference.GetSize() and _apart_vox(mask, reference) < GRID_VOX
     if not same_geometry:
         raise RegistrationError(
             f"{name} must lie on the grid of its image (size {reference.GetSize()}, spacing "
@@ -206,10 +245,28 @@ def load_mask(source: ImageLike | None, reference: sitk.Image, name: str) -> np.
             f"{_rounded(mask.GetSpacing())} mm"
             + (" and another origin or direction" if mask.GetSize() == reference.GetSize() else "")
         )
-    inside = sitk.GetArrayViewFromImage(mask) > 0
+    stored = sitk.GetArrayViewFromImage(mask)
+    count = count_non_finite(stored)
+    if count:
+        raise RegistrationError(f"{name} must hold only finite values, got {count} voxels that are NaN or infinite")
+    inside = stored > 0
     if not inside.any():
         raise RegistrationError(f"{name} must have voxels above 0, got an empty mask")
+    if np.count_nonzero(inside) < MASK_VOXELS:
+        raise RegistrationError(f"{name} must have {MASK_VOXELS} voxels, got {np.count_nonzero(inside)}")
+    values = sitk.GetArrayViewFromImage(reference)
+    low, high = float(values.min()), float(np.percentile(values.ravel()[:: max(1, values.size // 1_000_000)], 99.9))
+    if float(values[inside].max()) <= low + AIR * (high - low):
+        raise RegistrationError(f"{name} must have something of its image inside, got only air")
     return inside
+
+
+def _apart_vox(image: sitk.Image, other: sitk.Image) -> float:
+    """Return the largest distance between the corners of two images of one size, in voxels."""
+    corners = np.array([[k, j, i, 1] for k in (0, 1) for j in (0, 1) for i in (0, 1)])
+    corners = corners * [*(n - 1 for n in image.GetSize()[::-1]), 1]
+    moved = np.linalg.inv(index_to_lps(other)) @ index_to_lps(image) @ corners.T
+    return float(np.abs(moved - corners.T).max())
 
 
 def _rounded(values: Iterable[float]) -> tuple[float, ...]:

@@ -2,7 +2,8 @@
 
 ITK 5 fills what a cut-off file lacks with zeros, and replaces every NaN and infinite value of a floating-point file by
 zero (ITK 6 keeps them: ITK pull request 6683). So floating-point files are decompressed here, once, and SimpleITK reads
-their header only. Files of integers, which have no NaN, are left to SimpleITK.
+their header only. Files of integers, which have no NaN, are left to SimpleITK. All this
+holds for pairs of .hdr and .img as well.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import re
 import struct
 import sys
 import zlib
@@ -20,15 +22,15 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from LDRCore.errors import RegistrationError
+from LDRCore.io import containers
 
 _HEADER_BYTES = 348  # of NIfTI-1; NIfTI-2 has 540, and no ITK 5 reads it
-_CHUNK_BYTES = 1 << 20  # decompressed at once
 _TYPES = {  # by the header's `datatype`
     code: np.dtype(name)
     for code, name in {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4"}.items()
 }
 _INTENT_DISPLACEMENT, _INTENT_VECTOR = 1006, 1007
+_MOST_INFLATED = 1100  # times as long as its gzip file is a file at most
 _READ_ERRORS = (EOFError, OSError, zlib.error)
 
 
@@ -37,11 +39,12 @@ class Header:
     """The part of a NIfTI-1 header that is needed to read the values.
 
     Attributes:
-        path: of the file.
+        path: of the file of values; of a pair the .img file.
         grid: SimpleITK's reader of the file, which knows size, spacing, origin and direction.
         byte_order: "<" or ">".
         datatype: NIfTI's code of the type of a value.
         intent: NIfTI's code of what a value means.
+        intent_name: what programs write there in words.
         data_offset: bytes before the first value, uncompressed.
         data_bytes: of all values, uncompressed.
         slope, intercept: a value is ``slope * stored + intercept``.
@@ -52,6 +55,7 @@ class Header:
     byte_order: str
     datatype: int
     intent: int
+    intent_name: str
     data_offset: int
     data_bytes: int
     slope: float
@@ -82,42 +86,49 @@ class Header:
 
 
 def read_header(path: Path, name: str) -> Header | None:
-    """Read the header of a NIfTI-1 file (.nii, .nii.gz); None for any other file and where SimpleITK cannot read it.
+    """Read the header of a NIfTI-1 file or pair; None for any other file and where SimpleITK cannot read it.
 
     Args:
-        path: an existing file.
+        path: an existing file (.nii, .nii.gz, .hdr, .img, .img.gz).
         name: what the image is to the user ("fixed image"), for messages.
 
     Raises:
         RegistrationError: SimpleITK reads it, but it is cut off or damaged.
     """
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
+    if not path.name.lower().endswith((".nii", ".nii.gz", ".hdr", ".img", ".img.gz")):
         return None
+    header_path, data_path = _pair(path)
     grid = sitk.ImageFileReader()
+    grid.SetImageIO("NiftiImageIO")  # not every other one in turn: that of HDF5 must not run in two threads at once
     grid.SetFileName(str(path))
     try:
         grid.ReadImageInformation()
     except RuntimeError:
+        if containers.is_gzip(path):
+            containers.check_gzip(path, name)
         return None
     try:
-        with _open(path) as stream:
+        with _open(header_path) as stream:
             raw = stream.read(_HEADER_BYTES)
     except _READ_ERRORS:
-        raise _damaged(path, name) from None
+        raise containers.damaged(path, name) from None
     order = next((o for o in "<>" if raw[:4] == struct.pack(o + "i", _HEADER_BYTES)), None)
     if order is None or len(raw) < _HEADER_BYTES:
         return None
     dimensions, *sizes = struct.unpack_from(order + "8h", raw, 40)
     intent, datatype, bits = struct.unpack_from(order + "3h", raw, 68)
     offset, slope, intercept = np.nan_to_num(struct.unpack_from(order + "3f", raw, 108), posinf=0, neginf=0).tolist()
+    if raw[344:348] not in (b"n+1\0", b"ni1\0"):  # an Analyze file, which has other things there
+        intent, slope, intercept = 0, 1.0, 0.0
     return Header(
-        path,
+        data_path,
         grid,
         order,
         datatype,
         intent,
-        data_offset=max(int(offset), _HEADER_BYTES),
-        data_bytes=math.prod(sizes[:dimensions]) * bits // 8,
+        raw[328:344].split(b"\0")[0].decode("latin-1"),
+        data_offset=max(int(offset), _HEADER_BYTES if data_path == header_path else 0),
+        data_bytes=math.prod(max(n, 1) for n in sizes[:dimensions]) * bits // 8,
         slope=slope if slope else 1.0,
         intercept=intercept,
     )
@@ -139,23 +150,27 @@ def read_values(header: Header, name: str) -> sitk.Image:
     grid, stored_type = header.grid, header.stored_type
     if stored_type is None:
         raise ValueError(f"the file must be one that `Header.stored_type` names, got datatype {header.datatype}")
+    size, components = grid.GetSize(), grid.GetNumberOfComponents()
+    length = header.path.stat().st_size * (_MOST_INFLATED if containers.is_gzip(header.path) else 1)
+    if math.prod(size) * components * stored_type.itemsize != header.data_bytes or header.data_bytes > length:
+        raise containers.damaged(header.path, name)
     values = np.empty(header.data_bytes // stored_type.itemsize, stored_type)
+    complete = False
     try:
         with _open(header.path) as stream:
             stream.seek(header.data_offset)
             complete = _fill(stream, values.view(np.uint8).data)
-            while stream.read(_CHUNK_BYTES):  # to the end, where gzip has its checksum
+            while stream.read(containers.CHUNK_BYTES):  # to the end, where gzip has its checksum
                 pass
-    except _READ_ERRORS:
-        complete = False
+    except _READ_ERRORS as error:
+        complete = complete and str(error).startswith("Not a gzipped file")  # but bytes that follow one
     if not complete:
-        raise _damaged(header.path, name)
+        raise containers.damaged(header.path, name)
     if header.byte_order != ("<" if sys.byteorder == "little" else ">"):
         values.byteswap(inplace=True)
     if header.scaled:
         scaled = values.astype(np.float64) * header.slope + header.intercept
         values = scaled.astype(stored_type if stored_type.kind == "f" else np.float32)
-    size, components = grid.GetSize(), grid.GetNumberOfComponents()
     values = values.reshape(components, *size[::-1])  # components are the slowest axis of a NIfTI file
     if components == 1:
         image = sitk.GetImageFromArray(values[0], isVector=False)
@@ -169,46 +184,56 @@ def read_values(header: Header, name: str) -> sitk.Image:
     return image
 
 
-def check_complete(header: Header, name: str) -> None:
+def check_complete(header: Header, name: str, *, every_byte: bool = False) -> None:
     """Refuse a file that lacks values.
 
-    A compressed file says at its end how long it is uncompressed, modulo 2^32; it is decompressed only if that is not
-    what it should be.
+    Args:
+        header: see `read_header`.
+        name: what the image is to the user, for messages.
+        every_byte: decompress a compressed file to its end. Otherwise only where the length that it says of itself,
+            modulo 2^32, is not what it should be.
 
     Raises:
         RegistrationError: the file is cut off or damaged.
     """
     expected = header.data_offset + header.data_bytes
     length = header.path.stat().st_size
-    if header.path.suffix.lower() == ".gz":
+    if containers.is_gzip(header.path):
         with header.path.open("rb") as file:
             file.seek(-min(4, length), os.SEEK_END)
-            if int.from_bytes(file.read(), "little") == expected % 2**32:
+            if int.from_bytes(file.read(), "little") == expected % 2**32 and not every_byte:
                 return
-        try:
-            with _open(header.path) as stream:
-                length = sum(len(chunk) for chunk in iter(lambda: stream.read(_CHUNK_BYTES), b""))
-        except _READ_ERRORS:
-            length = 0
+            file.seek(0)
+            try:
+                length = containers.inflated_bytes(file)
+            except _READ_ERRORS:
+                length = 0
     if length < expected:
-        raise _damaged(header.path, name)
+        raise containers.damaged(header.path, name)
+
+
+def _pair(path: Path) -> tuple[Path, Path]:
+    """Return the file of the header and that of the values: the same but for pairs of .hdr and .img."""
+    match = re.fullmatch(r"(.*)\.(hdr|img|img\.gz)", path.name, re.IGNORECASE | re.DOTALL)
+    if match is None:
+        return path, path
+    header, *values = (path.with_name(match[1] + suffix) for suffix in (".hdr", ".img", ".img.gz"))
+    if match[2].lower() != "hdr":
+        return header if header.exists() else path, path
+    return path, next((file for file in values if file.exists()), path)
 
 
 def _open(path: Path) -> BufferedIOBase:
     """Open a file for reading, decompressed."""
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
+    return gzip.open(path, "rb") if containers.is_gzip(path) else path.open("rb")
 
 
 def _fill(stream: BufferedIOBase, buffer: memoryview) -> bool:
     """Read into a buffer of bytes; return whether there were enough."""
     start = 0
     while start < len(buffer):
-        count = stream.readinto(buffer[start : start + _CHUNK_BYTES])
+        count = stream.readinto(buffer[start : start + containers.CHUNK_BYTES])
         if not count:
             return False
         start += count
     return True
-
-
-def _damaged(path: Path, name: str) -> RegistrationError:
-    return RegistrationError(f"{name} must be a whole file, got {path} (cut off or damaged)")
