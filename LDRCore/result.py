@@ -6,9 +6,7 @@ import dataclasses
 import functools
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import SimpleITK as sitk
 
 from LDRCore import geometry
 from LDRCore.errors import RegistrationError
+from LDRCore.io import files, writing
 
 RESULT_FILES = (
     "warped.nii.gz",
@@ -26,6 +25,8 @@ RESULT_FILES = (
     "jacobian_determinant.nii.gz",
     "report.json",
 )
+FILE_SUFFIXES = (".nii", ".gz", ".nrrd", ".mha", ".mhd", ".h5", ".tfm", ".png", ".csv", ".json")  # of no folder
+EXTRA_FILES = ("inverse_transform.h5", "overview.png")  # of some results
 
 
 @dataclasses.dataclass
@@ -69,72 +70,75 @@ class RegistrationResult:
         """Write the result into a folder, complete or not at all.
 
         Files: warped.nii.gz, transform.h5 (and inverse_transform.h5), displacement_field.nii.gz,
-        jacobian_determinant.nii.gz, report.json. Everything is written under a temporary name beside the folder
-        first and moved when complete.
+        jacobian_determinant.nii.gz, report.json. They appear together, in one step, after each was checked to be whole.
 
         Args:
-            folder: created if needed.
-            overwrite: replace files of these names; otherwise their presence is an error.
-            extra: called with the temporary folder, to add files that shall appear together with the others.
+            folder: created if needed. Other files in it stay.
+            overwrite: replace an earlier result, all of its files; otherwise its presence is an error.
+            extra: called with the folder in which the files are written, to add some that shall appear with them. It
+                may change the report.
 
         Raises:
-            RegistrationError: the folder cannot be written, or holds such files and `overwrite` is false.
+            RegistrationError: the folder cannot be written or replaced, or holds an earlier result and `overwrite` is
+                false.
         """
+        if not isinstance(folder, (str, os.PathLike)):
+            raise RegistrationError(f"the output folder must be a path, got {type(folder).__name__}")
         target = Path(folder)
         check_output_folder(target, overwrite=overwrite)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+        images: dict[str, Callable[[], sitk.Image]] = {
+            "displacement_field.nii.gz": lambda: self.displacement_field,
+            "jacobian_determinant.nii.gz": lambda: self.jacobian_determinant,
+            "warped.nii.gz": lambda: self.warped,
+        }
         try:
-            with ThreadPoolExecutor() as pool:  # compressing takes most of the time, on one core a file
-                writes = [
-                    pool.submit(sitk.WriteImage, image(), str(part / name), True)
-                    for name, image in (
-                        ("displacement_field.nii.gz", lambda: self.displacement_field),
-                        ("jacobian_determinant.nii.gz", lambda: self.jacobian_determinant),
-                        ("warped.nii.gz", lambda: self.warped),
-                    )
-                ]
-                sitk.WriteTransform(self.transform, str(part / "transform.h5"))
-                if self.inverse_transform is not None:
-                    sitk.WriteTransform(self.inverse_transform, str(part / "inverse_transform.h5"))
-                (part / "report.json").write_text(json.dumps(self.report, indent=1) + "\n", encoding="utf-8")
-                if extra is not None:
-                    extra(part)
-                for write in writes:
-                    write.result()
-            target.mkdir(exist_ok=True)
-            written = []
-            for file in sorted(part.iterdir()):
-                os.replace(file, target / file.name)
-                written.append(target / file.name)
-            return written
+            with files.complete_folder(target, (*RESULT_FILES, *EXTRA_FILES)) as new:
+                with ThreadPoolExecutor() as pool:  # compressing takes most of the time, on one core a file
+                    writes = [
+                        pool.submit(lambda name, image: writing.write_image(image(), new / name), name, image)
+                        for name, image in images.items()
+                    ]
+                    writing.write_transform(self.transform, new / "transform.h5")
+                    if self.inverse_transform is not None:
+                        writing.write_transform(self.inverse_transform, new / "inverse_transform.h5")
+                    if extra is not None:
+                        extra(new)
+                    for write in writes:
+                        write.result()
+                (new / "report.json").write_text(
+                    json.dumps(self.report, indent=1, default=np.generic.item) + "\n", encoding="utf-8"
+                )
+                names = sorted(file.name for file in new.iterdir())
         except (OSError, RuntimeError) as error:
-            raise RegistrationError(f"the output folder must be writable, got {target} ({error})") from None
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+            raise files.describe_failure(target, error) from None
+        return [target / name for name in names]
 
 
-def check_output_folder(folder: Path, *, overwrite: bool = False) -> None:
-    """Refuse an output folder before any work is done for it.
+def check_output_folder(folder: Path, *, overwrite: bool = False, inputs: Iterable[object] = ()) -> None:
+    """Refuse a folder for a result before any work is done for it.
+
+    Args:
+        folder: need not exist.
+        overwrite: an earlier result may be replaced.
+        inputs: paths that are read, and anything else.
 
     Raises:
-        RegistrationError: it is a file, cannot be written, or holds an earlier result and `overwrite` is false.
+        RegistrationError: it is a file or has the name of one, cannot be written or replaced, holds an earlier result
+            and `overwrite` is false, or a file that is read.
     """
+    own = (*RESULT_FILES, *EXTRA_FILES)
     if folder.exists() and not folder.is_dir():
         raise RegistrationError(f"the output must be a folder, got the file {folder}")
-    existing = folder.resolve()
-    while not existing.exists():
-        existing = existing.parent
-    for parent in {existing, folder.resolve().parent} if folder.exists() else {existing}:
-        try:
-            with tempfile.TemporaryFile(dir=parent):
-                pass
-        except OSError as error:
-            raise RegistrationError(f"the output folder must be writable, got {folder} ({error.strerror})") from None
-    if folder.exists() and not overwrite:
-        taken = [name for name in (*RESULT_FILES, "overview.png") if (folder / name).exists()]
-        if taken:
-            raise RegistrationError(
-                f"the output folder must not hold an earlier result (or overwrite must be set), got {folder} "
-                f"with {taken[0]}"
-            )
+    if not folder.exists() and folder.name.lower().endswith(FILE_SUFFIXES):
+        raise RegistrationError(f"the output must be a folder, got {folder}, the name of a file")
+    files.check_replaceable(folder, own)
+    files.check_writable(folder)
+    if folder.exists():
+        files.check_writable(folder.resolve().parent)
+    taken = [name for name in own if (folder / name).exists()]
+    if taken and not overwrite:
+        raise RegistrationError(
+            f"the output folder must not hold an earlier result (or overwrite must be set), got {folder} "
+            f"with {taken[0]}"
+        )
+    files.check_not_input((folder / name for name in taken), inputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import platform
 from typing import Any
 
@@ -55,9 +56,7 @@ def _examine_packages(facts: dict[str, Any], problems: list[str]) -> None:
     facts["numpy"] = numpy.__version__
     facts["SimpleITK"] = SimpleITK.Version_VersionString()
     facts["torch"] = torch.__version__
-    facts["sampling"] = (
-        "compiled loops (numba)" if sampling.backend_name() == "numba" else "torch alone (slower: no numba)"
-    )
+    facts["sampling"] = "compiled loops (numba)" if sampling.backend_name() == "numba" else _without_numba()
     facts["threads"] = torch.get_num_threads()
     facts["gpu"] = torch.cuda.get_device_name(0) if has_gpu else "none (the CPU is used)"
     try:
@@ -65,6 +64,17 @@ def _examine_packages(facts: dict[str, Any], problems: list[str]) -> None:
         facts["precision of convolutions"] = str(dtype).removeprefix("torch.")
     except RegistrationError as error:
         problems.append(str(error))
+
+
+def _without_numba() -> str:
+    """Say why sampling does without numba."""
+    from LDRCore.sampling.numba_check import VARIABLE
+
+    if importlib.util.find_spec("numba") is None:
+        return "torch alone (slower: numba is not installed)"
+    if os.environ.get(VARIABLE) == "0":
+        return f"torch alone (numba is switched off: {VARIABLE}=0, which ldr sets where nothing else is set)"
+    return "torch alone (slower: numba is installed but does not work)"
 
 
 def _examine_models(facts: dict[str, Any], problems: list[str]) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import csv
-from dataclasses import fields
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
-from LDRCore.cli.files import check_output_file, write_file
+from LDRCore.cli.files import check_output_file
 from LDRCore.cli.output import CommandOutput, progress_bar
 from LDRCore.cli.register import model_keywords
 from LDRCore.errors import RegistrationError
 from LDRCore.evaluation.pairs import NUMBERS, EvaluationOptions, PairFiles, evaluate_pairs, read_pairs
+from LDRCore.io.files import check_not_input, check_writable
+from LDRCore.io.writing import write_file
 from LDRCore.pipeline.options import Options
-from LDRCore.result import check_output_folder
 
 
 def run(options: argparse.Namespace) -> CommandOutput:
@@ -35,7 +36,7 @@ def run(options: argparse.Namespace) -> CommandOutput:
         progress=progress_bar(options),
     )
     if options.out is not None:
-        write_file(options.out, lambda name: write_table(name, evaluation))
+        write_file(options.out, lambda path: write_table(path, evaluation))
     return CommandOutput(evaluation, describe_evaluation(evaluation))
 
 
@@ -62,21 +63,24 @@ def check_options(options: argparse.Namespace, pairs: list[PairFiles]) -> None:
     Raises:
         RegistrationError: an output that cannot be written, or an option that cannot be.
     """
+    inputs = [options.pairs, *(path for files in pairs for path in astuple(files))]
     if options.out is not None:
-        check_output_file(options.out, options.overwrite)
+        check_output_file(options.out, options.overwrite, inputs)
     if options.learn2reg is not None:
-        check_output_folder(options.learn2reg, overwrite=True)
-    if not all(files.transform for files in pairs):
-        Options(affine=True, initial="center", inverse=False, **model_keywords(options))
+        if options.learn2reg.exists() and not options.learn2reg.is_dir():
+            raise RegistrationError(f"the output must be a folder, got the file {options.learn2reg}")
+        check_writable(options.learn2reg)
+        check_not_input(options.learn2reg.glob("disp_*"), inputs)
+    Options(affine=True, initial="center", inverse=False, **model_keywords(options))
 
 
-def write_table(name: str, evaluation: dict[str, Any]) -> None:
+def write_table(path: Path, evaluation: dict[str, Any]) -> None:
     """Write a CSV with a row for each pair.
 
     Columns: files, error, the numbers after registration, Dice and landmark error before and with the affine part.
     """
     earlier = [(stage, number) for stage in ("before", "affine") for number in ("dice_mean", "tre_mm")]
-    with open(name, "w", newline="", encoding="utf-8") as stream:
+    with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["fixed", "moving", "error", *NUMBERS, *(f"{number}_{stage}" for stage, number in earlier)])
         for pair in evaluation["pairs"]:

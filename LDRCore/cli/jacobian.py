@@ -7,17 +7,18 @@ import argparse
 import SimpleITK as sitk
 
 from LDRCore import geometry
-from LDRCore.cli.files import check_output_file, write_file
+from LDRCore.cli.files import check_output_file
 from LDRCore.cli.output import CommandOutput
 from LDRCore.evaluation import metrics
 from LDRCore.io import images
 from LDRCore.io.transforms import read_transform
+from LDRCore.io.writing import write_file, write_image
 
 
 def run(options: argparse.Namespace) -> CommandOutput:
     """Map and summarise the Jacobian determinant."""
     if options.out is not None:
-        check_output_file(options.out, options.overwrite)
+        check_output_file(options.out, options.overwrite, [options.transform, options.reference])
     transform = read_transform(options.transform)
     reference = images.three_dimensional(images.read(options.reference, "reference"), "reference")
     determinant = geometry.jacobian_determinant_image(geometry.displacement_field_image(transform, reference))
@@ -36,6 +37,6 @@ def run(options: argparse.Namespace) -> CommandOutput:
         f"{count} folding voxels ({100 * fraction:.4f} %)"
     )
     if options.out is not None:
-        write_file(options.out, lambda name: sitk.WriteImage(determinant, name, useCompression=True))
+        write_file(options.out, lambda path: write_image(determinant, path))
         text += f"; written {options.out}"
     return CommandOutput(data, text)

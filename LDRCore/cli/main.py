@@ -9,11 +9,13 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
+import signal
 import sys
 from collections.abc import Sequence
 
 from LDRCore.cli.output import CommandOutput
-from LDRCore.cli.parser import build_parser
+from LDRCore.cli.parser import UsageError, build_parser
 from LDRCore.cpu import memory
 from LDRCore.errors import RegistrationError
 
@@ -29,26 +31,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 2 unusable input, 1 anything else.
     """
-    options = build_parser().parse_args(arguments)
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        options = build_parser().parse_args(typed)
+    except UsageError as error:
+        sys.exit(_refuse(str(error), "--json" in typed))
     try:
         command = importlib.import_module(f"LDRCore.cli.{options.command}")
         output: CommandOutput = command.run(options)
     except RegistrationError as error:
-        if options.json:
-            print(json.dumps({"error": str(error)}))
-        print(f"ldr {options.command}: {error}", file=sys.stderr)
-        return USAGE_ERROR
+        return _refuse(f"ldr {options.command}: {error}", options.json)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search(r"alloc|memory", str(error)):
+            raise
+        return _refuse(f"ldr {options.command}: the images must fit into memory, got too little of it", options.json)
     except ModuleNotFoundError as error:
         print(f"ldr {options.command}: the package {error.name} must be installed (see ldr doctor)", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print("interrupted; no output was left incomplete", file=sys.stderr)
         return INTERRUPTED
     try:
         print(json.dumps(output.data, indent=1) if options.json else output.text, flush=True)
     except BrokenPipeError:  # the reader (head, less) needs no more
         sys.stderr.close()
+    if output.data.get("interrupted"):
+        return INTERRUPTED
     return FAILED if output.data.get("problems") else DONE
+
+
+def _refuse(sentence: str, as_json: bool) -> int:
+    """Print the sentence on stderr, and with --json as an object; return the exit code."""
+    if as_json:
+        print(json.dumps({"error": sentence.partition(": ")[2]}))
+    print(sentence, file=sys.stderr)
+    return USAGE_ERROR
 
 
 def script() -> int:
@@ -61,4 +78,5 @@ def script() -> int:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     memory.keep_freed_blocks()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is half written is removed
     return main()

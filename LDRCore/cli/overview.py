@@ -16,7 +16,8 @@ from LDRCore import geometry
 _PLANES = ("axial", "coronal", "sagittal")
 _NORMALS = (2, 1, 0)  # the LPS axis that each plane is cut across
 _COLUMNS = ("fixed", "moving", "warped", "fixed + moving", "fixed + warped", "checkerboard", "grid", "Jacobian")
-_MAX_EDGE = 256
+_MAX_EDGE = 256  # voxels along a side of the picture's grid
+_COARSE_MM, _COARSE_EDGE = 4.0, 96  # spacing of the grid for windows and centres; voxels along a side, at most
 _GRID_MM = 8.0
 _CHECKER_MM = 24.0
 
@@ -57,7 +58,8 @@ def write_overview(
         title: one line above the picture.
     """
     overall = _patient_aligned(fixed)
-    coarse = _with_spacing(overall, 4.0)
+    extent_mm = max(overall.GetSize()) * overall.GetSpacing()[0]
+    coarse = _with_spacing(overall, max(_COARSE_MM, extent_mm / _COARSE_EDGE))
     fixed_fill, moving_fill = (float(sitk.GetArrayViewFromImage(image).min()) for image in (fixed, moving))
     identity = sitk.Transform(3, sitk.sitkIdentity)
     coarse_fixed = _resample(fixed, coarse, identity, fixed_fill)

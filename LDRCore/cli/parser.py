@@ -10,12 +10,23 @@ from typing import Any, NoReturn
 from LDRCore import __version__
 
 
+class UsageError(Exception):
+    """Arguments that cannot be used."""
+
+
+def output_path(text: str) -> Path:
+    """Return a path to write to; an empty one is refused."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it must be a name, got an empty one")
+    return Path(text)
+
+
 class OneLineParser(argparse.ArgumentParser):
-    """A parser that refuses arguments with one sentence and exit code 2, without its usage in front."""
+    """A parser that refuses arguments with one sentence, without its usage in front."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the sentence on stderr and exit."""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        """Raise the sentence."""
+        raise UsageError(f"{self.prog}: {message} (see {self.prog} --help)")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_demo(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--out", type=Path, default=Path("demo-output"), help="folder (default demo-output)")
+    command.add_argument("--out", type=output_path, default=Path("demo-output"), help="folder (default demo-output)")
     _add_model_options(command)
     _add_no_overview(command)
 
@@ -42,7 +53,7 @@ def _add_demo(command: argparse.ArgumentParser) -> None:
 def _add_register(command: argparse.ArgumentParser) -> None:
     command.add_argument("fixed", help="fixed image: NIfTI, NRRD, MetaImage ..., or a folder with one DICOM series")
     command.add_argument("moving", help="moving image, likewise")
-    command.add_argument("--out", type=Path, required=True, help="folder for the results")
+    command.add_argument("--out", type=output_path, required=True, help="folder for the results")
     _add_model_options(command)
     _add_overwrite(command, "replace an earlier result in the output folder")
     _add_no_overview(command)
@@ -60,15 +71,25 @@ def _add_register(command: argparse.ArgumentParser) -> None:
 
 def _add_warp(command: argparse.ArgumentParser) -> None:
     command.add_argument("image", help="what to warp, in the moving image's space")
-    _add_transform(command, "--transform", required=True)
+    _add_transforms(command)
     _add_reference(command, "image whose grid the result shall have (the fixed image)")
     _add_output_file(command, "image file to write")
-    command.add_argument("--nearest", action="store_true", help="for segmentations: keep label values")
+    command.add_argument(
+        "--interpolation",
+        choices=("linear", "nearest", "auto"),
+        default="linear",
+        help="nearest keeps the values of segmentations; auto: nearest for what looks like one (default linear)",
+    )
+    command.add_argument("--nearest", action="store_true", help="the same as --interpolation nearest")
 
 
 def _add_points(command: argparse.ArgumentParser) -> None:
-    command.add_argument("points", type=Path, help="CSV with three columns x,y,z in mm (a header line is allowed)")
-    _add_transform(command, "--transform", required=True)
+    command.add_argument(
+        "points",
+        type=Path,
+        help="CSV with three columns in mm, or with named columns x,y,z and others; .fcsv, .mrk.json",
+    )
+    _add_transforms(command)
     _add_output_file(command, "CSV to write")
     command.add_argument("--ras", action="store_true", help="coordinates are RAS (3D Slicer's display) instead of LPS")
 
@@ -110,7 +131,10 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--no-surface", action="store_true", help="skip surface distances (HD95, mean)")
     _add_output_file(command, "CSV to write, one row a pair", required=False)
     command.add_argument(
-        "--learn2reg", type=Path, metavar="FOLDER", help="also write disp_FFFF_MMMM.nii.gz as Learn2Reg expects them"
+        "--learn2reg",
+        type=output_path,
+        metavar="FOLDER",
+        help="also write disp_FFFF_MMMM.nii.gz as Learn2Reg expects them",
     )
     _add_model_options(command)
 
@@ -152,12 +176,22 @@ def _add_transform(command: argparse.ArgumentParser, name: str, **extra: Any) ->
     command.add_argument(name, help="transform.h5 or inverse_transform.h5, or a displacement field image", **extra)
 
 
+def _add_transforms(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--transform",
+        action="append",
+        required=True,
+        help="transform.h5 or inverse_transform.h5, or a displacement field image; may be given several times, in the "
+        "order in which a point goes through them (as in ANTs)",
+    )
+
+
 def _add_reference(command: argparse.ArgumentParser, text: str) -> None:
     command.add_argument("--reference", required=True, help=text)
 
 
 def _add_output_file(command: argparse.ArgumentParser, text: str, *, required: bool = True) -> None:
-    command.add_argument("--out", type=Path, required=required, help=text)
+    command.add_argument("--out", type=output_path, required=required, help=text)
     _add_overwrite(command, "replace an existing file")
 
 

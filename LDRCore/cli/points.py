@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import csv
 
 import numpy as np
 
 from LDRCore import geometry
-from LDRCore.cli.files import check_output_file, write_file
+from LDRCore.cli.files import check_output_file
 from LDRCore.cli.output import CommandOutput
-from LDRCore.io.points import read_points
+from LDRCore.errors import RegistrationError
+from LDRCore.io.points import read_point_table, write_points
 from LDRCore.io.transforms import read_transform
+from LDRCore.io.writing import write_file
 
 
 def run(options: argparse.Namespace) -> CommandOutput:
-    """Map landmarks."""
-    check_output_file(options.out, options.overwrite)
-    lps_from_points = geometry.RAS_TO_LPS[:3, :3] if options.ras else np.eye(3)  # its own inverse
-    points_lps = read_points(options.points) @ lps_from_points
-    mapped = geometry.transform_points(points_lps, read_transform(options.transform)) @ lps_from_points
-    write_file(options.out, lambda name: write_points(name, mapped))
-    frame = "RAS" if options.ras else "LPS"
+    """Map landmarks; other columns are kept."""
+    check_output_file(options.out, options.overwrite, [options.points, *options.transform])
+    if options.out.suffix.lower() in (".json", ".fcsv"):
+        raise RegistrationError(f"points are written as .csv, got {options.out.name}")
+    table = read_point_table(options.points)
+    frame = table.frame or ("ras" if options.ras else "lps")
+    if options.ras and frame != "ras":
+        raise RegistrationError(f"--ras is for files in RAS, got {options.points}, which says {frame.upper()}")
+    lps_from_points = geometry.RAS_TO_LPS[:3, :3] if frame == "ras" else np.eye(3)  # its own inverse
+    points_lps = table.points @ lps_from_points
+    mapped = table.moved(geometry.transform_points(points_lps, read_transform(options.transform)) @ lps_from_points)
+    write_file(options.out, lambda path: write_points(path, mapped))
     return CommandOutput(
-        {"file": str(options.out), "points": len(mapped), "frame": frame},
-        f"written {options.out} ({len(mapped)} points, {frame} mm)",
+        {"file": str(options.out), "points": len(mapped.rows), "frame": frame.upper()},
+        f"written {options.out} ({len(mapped.rows)} points, {frame.upper()} mm)",
     )
-
-
-def write_points(name: str, points_mm: np.ndarray) -> None:
-    """Write points (N, 3), mm, as a CSV with the header x,y,z."""
-    with open(name, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["x", "y", "z"])
-        writer.writerows([[f"{value:.6f}" for value in point] for point in points_mm])

@@ -14,7 +14,7 @@ from LDRCore.cli.output import CommandOutput, progress_bar
 from LDRCore.errors import RegistrationError
 from LDRCore.io import images
 from LDRCore.io.transforms import read_transform
-from LDRCore.pipeline.options import INITIALS, every_cascade
+from LDRCore.pipeline.options import INITIALS, Options, every_cascade
 from LDRCore.result import RegistrationResult, check_output_folder
 
 
@@ -53,8 +53,9 @@ def register_and_save(
     Returns:
         The result, and the paths of the files.
     """
-    check_output_folder(options.out, overwrite=overwrite)
+    check_output_folder(options.out, overwrite=overwrite, inputs=vars(options).values())
     _check_overview(options)
+    Options(affine=True, initial="center", inverse=False, **model_keywords(options))  # before anything is read
     fixed_image, moving_image = images.load(fixed, "fixed image"), images.load(moving, "moving image")
     result = registration.register(
         fixed_image, moving_image, **model_keywords(options), progress=progress_bar(options), **extra
@@ -63,7 +64,11 @@ def register_and_save(
     def draw(folder: Path) -> None:
         from LDRCore.cli.overview import write_overview
 
-        write_overview(folder / "overview.png", fixed_image, moving_image, result.transform, title)
+        try:
+            write_overview(folder / "overview.png", fixed_image, moving_image, result.transform, title)
+        except Exception as error:  # a picture never costs the result
+            (folder / "overview.png").unlink(missing_ok=True)
+            result.report["warnings"].append(f"overview.png could not be drawn ({type(error).__name__}: {error})")
 
     files = result.save(options.out, overwrite=overwrite, extra=None if options.no_overview else draw)
     return result, [str(file) for file in files]

@@ -17,7 +17,7 @@ import SimpleITK as sitk
 
 from LDRCore import geometry
 from LDRCore.errors import RegistrationError
-from LDRCore.io.files import complete_file
+from LDRCore.io.writing import write_file, write_image
 
 _CASE_AND_MODALITY = re.compile(r"_(\d{4})_(\d{4})\.nii(\.gz)?$")
 
@@ -92,5 +92,4 @@ def write_submission(path: str | os.PathLike[str], displacement_vox: np.ndarray,
         image = sitk.GetImageFromArray(np.ascontiguousarray(displacement_vox[..., c].transpose(2, 1, 0)))
         image.CopyInformation(fixed)
         components.append(image)
-    with complete_file(Path(path)) as temporary:
-        sitk.WriteImage(sitk.JoinSeries(components), str(temporary), useCompression=True)
+    write_file(Path(path), lambda file: write_image(sitk.JoinSeries(components), file))

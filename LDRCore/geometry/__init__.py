@@ -7,7 +7,14 @@ convention).
 
 from __future__ import annotations
 
-from LDRCore.geometry.affine import RAS_TO_LPS, affine_transform, fit_affine, linear_matrix, tensor_affine_to_lps
+from LDRCore.geometry.affine import (
+    RAS_TO_LPS,
+    affine_transform,
+    fit_affine,
+    is_singular,
+    linear_matrix,
+    tensor_affine_to_lps,
+)
 from LDRCore.geometry.fields import (
     affine_then_dense,
     compose_transforms,
@@ -18,6 +25,7 @@ from LDRCore.geometry.fields import (
     field_image,
     field_in_voxels,
     lps_to_displacement,
+    transform_parts,
 )
 from LDRCore.geometry.grids import Grid, corners_lps, index_to_lps, points_lps
 from LDRCore.geometry.jacobian import jacobian_determinant_image
@@ -38,10 +46,12 @@ __all__ = [
     "field_in_voxels",
     "fit_affine",
     "index_to_lps",
+    "is_singular",
     "jacobian_determinant_image",
     "linear_matrix",
     "lps_to_displacement",
     "points_lps",
     "tensor_affine_to_lps",
+    "transform_parts",
     "transform_points",
 ]

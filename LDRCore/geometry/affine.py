@@ -10,6 +10,9 @@ from LDRCore.geometry.grids import Grid
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """4x4 from RAS to LPS mm, and back: the same flip of x and y."""
 
+SINGULAR = 1e-6
+"""A linear map with a smaller determinant counts as not invertible."""
+
 
 def tensor_affine_to_lps(matrix: np.ndarray, translation_vox: np.ndarray, grid: Grid) -> np.ndarray:
     """Return ``x -> c + A (x - c) + b`` of an isotropic grid, c its centre, as a 4x4 in LPS mm.
@@ -46,6 +49,11 @@ def linear_matrix(transform: sitk.Transform) -> np.ndarray | None:
         out[:3, axis] = np.array(transform.TransformPoint(unit)) - origin
     out[:3, 3] = origin
     return out
+
+
+def is_singular(matrix: np.ndarray) -> bool:
+    """Return whether a 4x4 cannot be inverted: its determinant is `SINGULAR` or less, or not finite."""
+    return not abs(np.linalg.det(matrix[:3, :3])) > SINGULAR
 
 
 def fit_affine(points: np.ndarray, moved: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:

@@ -10,6 +10,7 @@ from LDRCore.geometry.grids import Grid, corners_lps, index_to_lps
 from LDRCore.geometry.points import transform_points
 
 COVERING_VOXELS = 16_000_000  # of a covering field; larger fixed images are sampled at every n-th voxel
+DEEPEST_COMPOSITE = 8  # composites in composites that are taken apart
 
 
 def displacement_to_lps(displacement_vox: np.ndarray, grid: Grid) -> np.ndarray:
@@ -58,16 +59,21 @@ def affine_then_dense(displacement_mm: np.ndarray, grid: Grid, affine_lps: np.nd
     return composite
 
 
-def compose_transforms(last: sitk.Transform, first: sitk.Transform) -> sitk.CompositeTransform:
-    """Compose ``x -> last(first(x))``, flattened so that it can be written to a file."""
+def transform_parts(transform: sitk.Transform, depth: int = 0) -> list[sitk.Transform]:
+    """Return the transforms that a composite consists of, composites in it taken apart too; the last applies first."""
+    if transform.GetName() != "CompositeTransform" or depth == DEEPEST_COMPOSITE:  # ITK's base class holds itself
+        return [transform]
+    composite = sitk.CompositeTransform(transform)  # what is read from a file may be a plain sitk.Transform
+    parts = [composite.GetNthTransform(k) for k in range(composite.GetNumberOfTransforms())]
+    return [part for one in parts for part in transform_parts(one, depth + 1)]
+
+
+def compose_transforms(last: sitk.Transform, *earlier: sitk.Transform) -> sitk.CompositeTransform:
+    """Compose ``x -> last(... first(x))``, flattened so that it can be written to a file; `first` comes last."""
     composite = sitk.CompositeTransform(3)
-    for transform in (last, first):
-        if transform.GetName() == "CompositeTransform":  # also when read from a file, as a plain sitk.Transform
-            parts = sitk.CompositeTransform(transform)
-            for k in range(parts.GetNumberOfTransforms()):
-                composite.AddTransform(parts.GetNthTransform(k))
-        else:
-            composite.AddTransform(transform)
+    for transform in (last, *earlier):
+        for part in transform_parts(transform):
+            composite.AddTransform(part)
     return composite
 
 

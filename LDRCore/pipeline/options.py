@@ -87,7 +87,7 @@ def every_cascade(model: str | os.PathLike[str]) -> int:
 
 
 def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _check_initial(initial: object) -> None:

@@ -270,9 +270,9 @@ def test_bad_points_and_transforms(files, tmp_path, capsys):
     out = tmp_path / "q.csv"
     assert ldr("points", points, "--transform", transform, "--out", out) == 2
     assert "three numbers a line" in capsys.readouterr().err
-    points.write_text("1,2\n4,5,6,7\n1,2\n")
+    points.write_text("4,5,6\n1,2\n")
     assert ldr("points", points, "--transform", transform, "--out", out) == 2
-    assert "three numbers a line (x,y,z in mm), got '1,2' in line 3" in capsys.readouterr().err
+    assert "three numbers a line (x,y,z in mm), got '1,2' in line 2" in capsys.readouterr().err
     points.write_text("1,2,3\n")
     assert ldr("points", points, "--transform", files["good"], "--out", out) == 2
     assert "3 components a voxel" in capsys.readouterr().err

@@ -346,7 +346,7 @@ def test_an_output_folder_without_permission_is_refused(tmp_path, result, monkey
         def refuse(**options):
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr("LDRCore.result.tempfile.TemporaryFile", refuse)
+        monkeypatch.setattr("LDRCore.io.files.tempfile.TemporaryFile", refuse)
     with pytest.raises(RegistrationError, match=r"must be writable, got .*locked/out \(Permission denied\)"):
         result.save(locked / "out")
     assert list(locked.iterdir()) == []

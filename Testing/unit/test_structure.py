@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "cpu",
         ),
     },
-    "result": {"errors", "geometry"},
+    "result": {"errors", "geometry", "io"},
     "report": {"errors", "sampling", "geometry", "io", "transforms", "losses", "pipeline"},
     "registration": {"errors", "torch_context", "geometry", "io", "pipeline", "result", "report"},
     "evaluation": {"errors", "geometry", "io", "registration"},

@@ -1,0 +1,80 @@
+"""The only writers of images and transforms: what does not come back whole from the disk is an error.
+
+ITK writes a cut-off NIfTI file to a full disk without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import SimpleITK as sitk
+
+from LDRCore import geometry
+from LDRCore.errors import RegistrationError
+from LDRCore.io import containers, nifti
+from LDRCore.io.files import complete_file, describe_failure
+
+_HDF5_BYTES = 1 << 16  # of a transform's file beside its parameters
+_NOT_WHOLE = "the file was not written whole: is the disk full?"
+
+
+def write_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file that appears at `path` when it is complete; an earlier one stays as it was on an error.
+
+    Args:
+        path: of the file; its folder is created if needed.
+        write: writes the file whose path it is given.
+
+    Raises:
+        RegistrationError: a file type that cannot be written, a full disk, or a folder that cannot be written.
+    """
+    try:
+        with complete_file(path) as temporary:
+            write(temporary)
+    except (OSError, RuntimeError) as error:
+        raise describe_failure(path, error) from None
+
+
+def write_image(image: sitk.Image, path: Path) -> None:
+    """Write an image, compressed, and check that its file is whole.
+
+    Raises:
+        OSError: it is not.
+        RuntimeError: SimpleITK does not write this file type.
+    """
+    sitk.WriteImage(image, str(path), useCompression=True)
+    try:
+        header = nifti.read_header(path, "the output")
+        if header is not None:
+            nifti.check_complete(header, "the output", every_byte=True)
+        elif sitk.ImageFileReader.GetImageIOFromFileName(str(path)):
+            containers.check_complete(path, "the output")
+            sitk.ReadImage(str(path))
+        else:
+            raise OSError(_NOT_WHOLE)
+    except (RegistrationError, RuntimeError):
+        raise OSError(_NOT_WHOLE) from None
+
+
+def write_transform(transform: sitk.Transform, path: Path) -> None:
+    """Write a transform and check that its file is whole.
+
+    HDF5 crashes where it cannot write, so the disk is asked for the room first.
+
+    Raises:
+        OSError: it is not.
+        RuntimeError: SimpleITK does not write this file type.
+    """
+    if path.suffix.lower() in (".h5", ".hdf5"):
+        values = sum(part.GetNumberOfParameters() for part in geometry.transform_parts(transform))
+        with path.open("wb") as stream:
+            stream.write(bytes(8 * values + _HDF5_BYTES))
+    sitk.WriteTransform(transform, str(path))
+    try:
+        whole = sitk.ReadTransform(str(path)) is not None
+    except RuntimeError:
+        whole = False
+    is_text = path.suffix.lower() in (".tfm", ".txt")
+    if not whole or (is_text and not path.read_bytes().endswith(b"\n")):
+        raise OSError(_NOT_WHOLE)
