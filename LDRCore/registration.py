@@ -14,10 +14,13 @@ from LDRCore import geometry
 from LDRCore.errors import RegistrationError
 from LDRCore.io import images
 from LDRCore.io.images import ImageLike
+from LDRCore.io.transforms import TransformLike, read_transform
 from LDRCore.result import RegistrationResult
 
 if TYPE_CHECKING:
     from LDRCore.report import Progress
+
+INTERPOLATIONS = ("linear", "nearest", "auto")
 
 
 def register(
@@ -137,35 +140,45 @@ def register(
 
 def warp_image(
     image: ImageLike,
-    transform: sitk.Transform,
+    transform: TransformLike,
     reference: ImageLike,
     interpolation: str = "linear",
 ) -> sitk.Image:
-    """Another image of the moving patient (a second sequence, a segmentation) on the fixed image's grid.
+    """Warp another image of the moving patient (a second sequence, a segmentation) onto the fixed image's grid.
 
     Args:
         image: what to warp, in the moving image's space.
-        transform: fixed -> moving, as `RegistrationResult.transform`. (With `inverse_transform` and a reference in
-            moving space, images of the fixed patient are brought to the moving one.)
+        transform: fixed -> moving, as `RegistrationResult.transform`: a path, a SimpleITK transform, or several in the
+            order in which a fixed point goes through them. (With `inverse_transform` and a reference in moving space,
+            images of the fixed patient are brought to the moving one.)
         reference: image whose grid the result shall have.
-        interpolation: "linear", or "nearest" for labels.
+        interpolation: "linear", "nearest" for labels, or "auto": nearest for what looks like labels.
 
     Returns:
-        An image of the input's pixel type; outside the input its smallest value (0 for "nearest").
+        An image of the input's pixel type, integers rounded; outside the input its smallest value (0 for "nearest").
 
     Raises:
         RegistrationError: unreadable input, not 3D, or another interpolation.
     """
-    kinds = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor}
-    if interpolation not in kinds:
-        raise RegistrationError(f"interpolation must be one of {sorted(kinds)}, got {interpolation!r}")
+    if interpolation not in INTERPOLATIONS:
+        raise RegistrationError(f"interpolation must be one of {INTERPOLATIONS}, got {interpolation!r}")
     source = images.three_dimensional(images.read(image, "image"), "image")
     target = images.three_dimensional(images.read(reference, "reference"), "reference")
-    outside = 0.0 if interpolation == "nearest" else float(np.nanmin(sitk.GetArrayViewFromImage(source)))
-    return sitk.Resample(source, target, transform, kinds[interpolation], outside)
+    checked = read_transform(transform)
+    if interpolation == "nearest" or (interpolation == "auto" and images.looks_like_labels(source)):
+        return sitk.Resample(source, target, checked, sitk.sitkNearestNeighbor, 0.0)
+    values = sitk.GetArrayViewFromImage(source)
+    if not np.issubdtype(values.dtype, np.integer):
+        known = values[np.isfinite(values)]
+        return sitk.Resample(source, target, checked, sitk.sitkLinear, float(known.min()) if known.size else 0.0)
+    precise = sitk.sitkFloat32 if values.dtype.itemsize <= 2 else sitk.sitkFloat64
+    warped = sitk.Resample(source, target, checked, sitk.sitkLinear, float(values.min()), precise)
+    rounded = sitk.GetImageFromArray(np.rint(sitk.GetArrayViewFromImage(warped)).astype(values.dtype))
+    rounded.CopyInformation(warped)
+    return rounded
 
 
-def transform_points(points_lps: Any, transform: sitk.Transform) -> np.ndarray:
+def transform_points(points_lps: Any, transform: TransformLike) -> np.ndarray:
     """Map landmarks through a transform.
 
     `RegistrationResult.transform` takes points of the fixed image to the moving image; landmarks set on the moving
@@ -173,8 +186,16 @@ def transform_points(points_lps: Any, transform: sitk.Transform) -> np.ndarray:
 
     Args:
         points_lps: (N, 3), LPS mm.
+        transform: a path, a SimpleITK transform, or several in the order in which a point goes through them.
 
     Returns:
         (N, 3), LPS mm.
+
+    Raises:
+        RegistrationError: points of another shape, or that are not finite numbers; a transform that cannot be read.
     """
-    return geometry.transform_points(np.asarray(points_lps, dtype=float), transform)
+    try:
+        points = np.asarray(points_lps, dtype=float)
+    except (TypeError, ValueError):
+        raise RegistrationError(f"points must be numbers of shape (N, 3), got {type(points_lps).__name__}") from None
+    return geometry.transform_points(points, read_transform(transform))

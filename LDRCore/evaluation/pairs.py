@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -16,6 +17,7 @@ from LDRCore.errors import RegistrationError
 from LDRCore.evaluation import learn2reg, scoring
 from LDRCore.evaluation.scoring import Truth
 from LDRCore.io import images
+from LDRCore.io.files import read_text
 from LDRCore.io.points import read_points
 from LDRCore.io.transforms import read_transform
 
@@ -73,15 +75,13 @@ def read_pairs(path: Path) -> list[PairFiles]:
     Raises:
         RegistrationError: missing file, missing or unknown column, a line with too many cells, no pair.
     """
-    if not path.is_file():
-        raise RegistrationError(f"the list of pairs must be an existing CSV file, got {path} (not found)")
     known = [field.name for field in fields(PairFiles)]
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
-        reader = csv.DictReader(stream, restkey="", restval="")  # cells beyond the last column come under ""
-        try:
-            columns, rows = list(reader.fieldnames or []), list(reader)
-        except csv.Error as error:
-            raise RegistrationError(f"the list of pairs must be a CSV file, got {path} ({error})") from None
+    text = io.StringIO(read_text(path, "the list of pairs", "CSV file"))
+    reader = csv.DictReader(text, restkey="", restval="")  # cells beyond the last column come under ""
+    try:
+        columns, rows = list(reader.fieldnames or []), list(reader)
+    except csv.Error as error:
+        raise RegistrationError(f"the list of pairs must be a CSV file, got {path} ({error})") from None
     if not {"fixed", "moving"} <= set(columns) or set(columns) - set(known):
         raise RegistrationError(f"{path} must have the columns fixed, moving and any of {known[2:]}, got {columns}")
     if any("" in row for row in rows):
@@ -111,13 +111,15 @@ def evaluate_pairs(
     Returns:
         pairs: one dict each, with fixed, moving, before and affine (Dice and landmark errors where the scanner put the
         images, and with the affine part alone), after (everything `scoring.score` returns, and seconds); summary:
-        {measure: {n, mean, std}} of what came after; problems: one sentence for each pair that could not be measured.
+        {measure: {n, mean, std}} of what came after; problems: one sentence for each pair that could not be measured;
+        interrupted: by Ctrl-C, so that the pairs are only those that were finished.
 
     Raises:
         RegistrationError: without `keep_going`, a pair that cannot be measured.
     """
     evaluated: list[dict[str, Any]] = []
-    problems = []
+    problems: list[str] = []
+    interrupted = False
     for number, files in enumerate(pairs):
         if progress is not None:
             progress(number / len(pairs), Path(files.moving).name)
@@ -128,10 +130,22 @@ def evaluate_pairs(
                 raise
             problems.append(f"{files.fixed} <- {files.moving}: {error}")
             evaluated.append({"fixed": files.fixed, "moving": files.moving, "error": str(error)})
+        except KeyboardInterrupt:
+            if not keep_going or not evaluated:
+                raise
+            problems.append(f"interrupted after {len(evaluated)} of {len(pairs)} pairs")
+            interrupted = True
+            break
     if progress is not None:
         progress(1.0, "done")
     summary = _summarise(evaluated)
-    return {"pairs": evaluated, "summary": summary, "problems": problems, "protocol": options.protocol}
+    return {
+        "pairs": evaluated,
+        "summary": summary,
+        "problems": problems,
+        "interrupted": interrupted,
+        "protocol": options.protocol,
+    }
 
 
 def evaluate_pair(files: PairFiles, options: EvaluationOptions) -> dict[str, Any]:
@@ -193,7 +207,7 @@ def _read_truth(files: PairFiles, fixed: sitk.Image, moving: sitk.Image, frame: 
         if labels:
             known[f"{side}_labels"] = scoring.load_labels(labels, f"{side} labels")
         if landmarks:
-            points = read_points(Path(landmarks))
+            points = read_points(Path(landmarks), frame)
             known[f"{side}_landmarks_lps"] = scoring.landmarks_lps(points, frame, image, f"{side} landmarks")
     return Truth(fixed, **known)
 

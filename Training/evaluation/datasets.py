@@ -229,7 +229,7 @@ def posed(image: sitk.Image, seed: int) -> sitk.Image:
 def _landmarks(side: Side, image: sitk.Image, frame: str, name: str) -> np.ndarray | None:
     if not side.landmarks:
         return None
-    points = read_points(Path(side.landmarks))
+    points = read_points(Path(side.landmarks), frame)
     return scoring.landmarks_lps(points, frame, image, name)
 
 
