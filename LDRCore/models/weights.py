@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from LDRCore.errors import RegistrationError
+from LDRCore.models.cards import check_card
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +53,7 @@ def _card_path(name_or_path: str | os.PathLike[str]) -> Path:
         return BUNDLED / f"{text}.json"
     path = Path(text)
     card = path.with_suffix(".json")
-    if path.suffix in (".pt", ".json") and card.exists():
+    if path.suffix in (".pt", ".json") and card.is_file():
         return card
     raise RegistrationError(
         f"model must be one of {[*list_models(), NO_NETWORK['name']]} or a path to a .pt file with its .json card "
@@ -71,11 +72,14 @@ def model_info(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     path = _card_path(name_or_path)
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RegistrationError(f"a model card must be readable JSON, got {path} ({error})") from None
-    missing = [k for k in ("name", "architecture", "working_grid", "weights", "sha256") if k not in card]
-    if missing:
-        raise RegistrationError(f"a model card must hold {missing[0]!r}, got {path} without it")
+    check_card(card, path)
+    asked = Path(name_or_path)
+    if asked.suffix == ".pt" and asked.name != card["weights"]:
+        raise RegistrationError(
+            f"the card beside {asked.name} must name it as its weights, got {card['weights']} in {path}"
+        )
     return card
 
 
@@ -101,8 +105,8 @@ def _checked_bytes(card: dict[str, Any], folder: Path) -> bytes:
     digest = hashlib.sha256(data).hexdigest()
     if digest != card["sha256"]:
         raise RegistrationError(
-            f"the weights of {card['name']} must have sha256 {card['sha256'][:12]}..., "
-            f"got {digest[:12]}... ({path} is damaged)"
+            f"the weights of {card['name']} must have sha256 {str(card['sha256'])[:12]}..., got another "
+            f"({path} is damaged)"
         )
     return data
 
@@ -125,6 +129,7 @@ def load_cascade(name_or_path: str | os.PathLike[str], card: dict[str, Any] | No
     data = _checked_bytes(card, _card_path(name_or_path).parent)
     with torch.inference_mode(False), torch.device("cpu"):
         state = _state_dict(card, data)
+        _check_shapes(card, state)
         cascade = build_cascade(card["architecture"]).float()
         try:
             cascade.load_state_dict({k: v.float() for k, v in state.items()})
@@ -133,6 +138,29 @@ def load_cascade(name_or_path: str | os.PathLike[str], card: dict[str, Any] | No
             message = f"the weights of {card['name']} must fit its card's architecture, got {reason}"
             raise RegistrationError(message) from None
     return cascade
+
+
+def _check_shapes(card: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
+    """Refuse an architecture that the weights do not fit, without allocating it, and weights that are not finite.
+
+    Raises:
+        RegistrationError: see above.
+    """
+    import torch
+
+    from LDRCore.models.registry import build_cascade
+
+    try:
+        with torch.device("meta"):
+            expected = {key: value.shape for key, value in build_cascade(card["architecture"]).state_dict().items()}
+    except Exception as error:  # of any kind, as the card may say anything
+        reason = " ".join(str(error).split())[:120]
+        message = f"the card of {card['name']} must describe a network, got {type(error).__name__} ({reason})"
+        raise RegistrationError(message) from None
+    for key in sorted(set(expected) ^ set(state)) or [key for key in expected if expected[key] != state[key].shape]:
+        raise RegistrationError(f"the weights of {card['name']} must fit its card's architecture, got another {key}")
+    if not all(bool(value.isfinite().all()) for value in state.values()):
+        raise RegistrationError(f"the weights of {card['name']} must be finite, got NaN or infinite ones")
 
 
 def _state_dict(card: dict[str, Any], data: bytes) -> dict[str, torch.Tensor]:

@@ -1,0 +1,126 @@
+"""Model files of strangers: nothing outside their folder is read, nothing is made that their file does not hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from LDRCore import RegistrationError, model_info
+from LDRCore.cli import doctor
+from LDRCore.models import weights
+
+SMALL = weights.BUNDLED / "brain-t1-small.json"
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    """A copy of a bundled model; its card."""
+    for suffix in (".json", ".pt"):
+        shutil.copy(SMALL.with_suffix(suffix), tmp_path)
+    return tmp_path / SMALL.name
+
+
+def change(card: Path, keys: str, value: object) -> None:
+    content = json.loads(card.read_text(encoding="utf-8"))
+    *path, last = keys.split(".")
+    table = content
+    for key in path:
+        table = table[key]
+    table[last] = value
+    card.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_the_weights_that_were_asked_for_are_those_of_the_card(model):
+    """X.pt with a card that names Y.pt gave the results of Y.pt."""
+    shutil.copy(model.with_suffix(".pt"), model.with_name("other.pt"))
+    change(model, "weights", "other.pt")
+    with pytest.raises(RegistrationError, match=r"must name it as its weights, got other.pt"):
+        weights.load_cascade(model.with_suffix(".pt"))
+    assert weights.load_cascade(model) is not None  # by its card, which says what it loads
+
+
+@pytest.mark.parametrize("name", ["../secret.pt", "/etc/passwd", "a/b.pt", "..", ""])
+def test_weights_lie_beside_their_card_and_no_hash_is_told(model, name):
+    (model.parent.parent / "secret.pt").write_bytes(b"secret")
+    change(model, "weights", name)
+    with pytest.raises(RegistrationError, match="must lie beside its card") as caught:
+        weights.load_cascade(model)
+    assert hashlib.sha256(b"secret").hexdigest()[:6] not in str(caught.value)
+
+
+def test_no_part_of_the_hash_of_a_damaged_file_is_told(model):
+    model.with_suffix(".pt").write_bytes(b"secret")
+    with pytest.raises(RegistrationError, match="is damaged") as caught:
+        weights.load_cascade(model)
+    assert hashlib.sha256(b"secret").hexdigest()[:6] not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        ("architecture.cascades", 10**6),
+        ("architecture.cascades", 0),
+        ("architecture.cascades", "3"),
+        ("architecture.cascades", True),
+        ("architecture.network.channels", [10**7, 32, 32, 32]),
+        ("architecture.network.channels", [-1, 32, 32, 32]),
+        ("architecture.network.channels", "many"),
+        ("architecture.network.name", "unknown"),
+        ("architecture.network.colour", "red"),
+        ("architecture.network", None),
+        ("architecture", []),
+        ("working_grid.spacing_mm", 1e-6),
+        ("working_grid.spacing_mm", float("nan")),
+        ("working_grid.spacing_mm", None),
+        ("working_grid.stem_spacing_mm", -4),
+        ("working_grid.stem_passes", 10**9),
+        ("working_grid.stem_shape", [64, 64]),
+        ("working_grid.stem_shape", [10**6, 64, 64]),
+        ("weights", 3),
+        ("sha256", None),
+    ],
+)
+def test_cards_have_bounds(model, keys, value):
+    change(model, keys, value)
+    with pytest.raises(RegistrationError) as caught:
+        weights.load_cascade(model)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '"card"', "{", "\xff", "[" * 100_000])
+def test_cards_that_are_none(model, text):
+    model.write_bytes(text.encode("latin-1"))
+    with pytest.raises(RegistrationError, match="a model card must") as caught:
+        model_info(model)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_finite(model):
+    state = torch.load(model.with_suffix(".pt"), weights_only=True)
+    next(iter(state.values())).view(-1)[0] = float("nan")
+    torch.save(state, model.with_suffix(".pt"))
+    change(model, "sha256", hashlib.sha256(model.with_suffix(".pt").read_bytes()).hexdigest())
+    with pytest.raises(RegistrationError, match="must be finite"):
+        weights.load_cascade(model)
+
+
+def test_what_ships_keeps_within_the_bounds():
+    for name in weights.list_models():
+        assert weights.load_cascade(name) is not None
+
+
+def test_doctor_tells_numba_that_is_off_from_numba_that_is_missing(monkeypatch):
+    monkeypatch.setattr("LDRCore.sampling.backend_name", lambda: "torch")
+    monkeypatch.setenv("LDR_NUMBA", "0")
+    assert "switched off" in doctor.examine()[0]["sampling"]
+    monkeypatch.delenv("LDR_NUMBA")
+    assert "does not work" in doctor.examine()[0]["sampling"]
+    find_spec = doctor.importlib.util.find_spec
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None if name == "numba" else find_spec(name))
+    assert "not installed" in doctor.examine()[0]["sampling"]
