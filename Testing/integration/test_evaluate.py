@@ -306,7 +306,16 @@ def test_a_missing_peer_package_is_said(tmp_path):
     assert "the peers' Python cannot be used" in systems.unavailable(System("x", "peer", method="greedy"), place)
 
 
-PEERS = ["ants-affine", "ants-syn", "greedy-affine", "greedy", "convexadam", "elastix-affine", "elastix-bspline"]
+PEERS = [
+    "ants-affine",
+    "ants-syn",
+    "greedy-affine",
+    "greedy",
+    "greedy-tuned",
+    "convexadam",
+    "elastix-affine",
+    "elastix-bspline",
+]
 
 
 @pytest.mark.parametrize("method", PEERS)
