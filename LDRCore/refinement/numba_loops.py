@@ -175,64 +175,94 @@ def _force(warped, fixed, factors, radius, out, begin, end):  # type: ignore[no-
                 force[i] *= scale
 
 
-@loop
-def _smooth(field, kernel, norm_z, norm_y, norm_x, out, longest, begin, end):  # type: ignore[no-untyped-def]
-    """Smooth the slices begin ... end of (3, D, H, W) by a Gaussian; its weights are normalised at the borders.
+@inline
+def _add_pair(target, a, b, weight):  # type: ignore[no-untyped-def]
+    for n in range(len(target)):
+        target[n] += weight * (a[n] + b[n])
 
-    kernel: one-sided, from the middle on. longest[k]: the largest squared length of a vector of slice k.
+
+@inline
+def _add_pairs(target, a, b, c, d, e, f, near, middle, far):  # type: ignore[no-untyped-def]
+    """Three pairs at once, as memory is what takes time."""
+    for n in range(len(target)):
+        target[n] += near * (a[n] + b[n]) + middle * (c[n] + d[n]) + far * (e[n] + f[n])
+
+
+@inline
+def _filter(source, first, step, kernel, target):  # type: ignore[no-untyped-def]
+    """target[n]: the symmetric filter about source[first + n], neighbours `step` apart."""
+    radius, middle, weight = len(kernel) - 1, source[first:], kernel[0]
+    for n in range(len(target)):  # views that begin at 0, and plain factors: only so it becomes vector instructions
+        target[n] = weight * middle[n]
+    d = 1
+    while d + 2 <= radius:
+        o, p, q = d * step, (d + 1) * step, (d + 2) * step
+        _add_pairs(
+            target, source[first - o :], source[first + o :], source[first - p :], source[first + p :],
+            source[first - q :], source[first + q :], kernel[d], kernel[d + 1], kernel[d + 2],
+        )  # fmt: skip
+        d += 3
+    while d <= radius:
+        _add_pair(target, source[first - d * step :], source[first + d * step :], kernel[d])
+        d += 1
+
+
+@loop
+def _smooth(field, kernel, plane, norm_z, out, begin, end):  # type: ignore[no-untyped-def]
+    """Smooth the slices begin ... end of (3, D, H, W) by a Gaussian.
+
+    Rows lie one after the other with gaps of zeros between them, so that a slice is filtered in one go.
+
+    kernel: one-sided, from the middle on. plane: (H, W + radius), normalises the weights along y and x, zero in the
+    gaps. norm_z: normalises those along z.
     """
     _, depth, height, width = field.shape
     radius = len(kernel) - 1
-    count = 2 * radius + 1
-    ring = np.zeros((count, 3, height, width), np.float32)
-    rows = np.empty((height, width), np.float32)
-    length = np.empty(width, np.float32)
-    for k in range(begin - radius, end + radius):
-        if 0 <= k < depth:
+    count, stride = 2 * radius + 1, width + radius
+    size = height * stride
+    rows = np.zeros(size + 2 * radius, np.float32)
+    columns = np.zeros(size + 2 * radius * stride, np.float32)
+    ring, total, factors = np.zeros((count, size), np.float32), np.empty(size, np.float32), plane.ravel()
+    for c in range(3):
+        for k in range(begin - radius, end + radius):
             kept = ring[k % count]
-            for c in range(3):
+            if 0 <= k < depth:
                 for j in range(height):
-                    source, target = field[c, k, j], rows[j]
+                    source, target = field[c, k, j], rows[radius + j * stride :]
                     for i in range(width):
-                        target[i] = kernel[0] * source[i]
-                    for d in range(1, radius + 1):
-                        _add(target[d:], source[: width - d], kernel[d])
-                        _add(target[: width - d], source[d:], kernel[d])
-                for j in range(height):
-                    target, source = kept[c, j], rows[j]
-                    for i in range(width):
-                        target[i] = kernel[0] * source[i]
-                    for d in range(1, radius + 1):
-                        if j - d >= 0:
-                            _add(target, rows[j - d], kernel[d])
-                        if j + d < height:
-                            _add(target, rows[j + d], kernel[d])
-                    factor = norm_y[j]
-                    for i in range(width):
-                        target[i] *= factor * norm_x[i]
-        m = k - radius
-        if m < begin:
-            continue
+                        target[i] = source[i]
+                _filter(rows, radius, 1, kernel, columns[radius * stride : radius * stride + size])
+                _filter(columns, radius * stride, stride, kernel, kept)
+                for n in range(size):
+                    kept[n] *= factors[n]
+            else:
+                kept[:] = 0
+            m = k - radius
+            if m < begin:
+                continue
+            middle, weight = ring[m % count], kernel[0]
+            for n in range(size):
+                total[n] = weight * middle[n]
+            for d in range(1, radius + 1):
+                _add_pair(total, ring[(m - d) % count], ring[(m + d) % count], kernel[d])
+            for j in range(height):
+                source, target = total[j * stride : j * stride + width], out[c, m, j]
+                weight = norm_z[m]
+                for i in range(width):
+                    target[i] = weight * source[i]
+
+
+@loop
+def _largest_squares(field, out, begin, end):  # type: ignore[no-untyped-def]
+    """out[k]: the largest squared length of a vector of slice k."""
+    _, _, height, width = field.shape
+    for k in range(begin, end):
         top = np.float32(0)
         for j in range(height):
+            z, y, x = field[0, k, j], field[1, k, j], field[2, k, j]
             for i in range(width):
-                length[i] = 0
-            for c in range(3):
-                target, source = out[c, m, j], ring[m % count, c, j]
-                for i in range(width):
-                    target[i] = kernel[0] * source[i]
-                for d in range(1, radius + 1):
-                    if m - d >= 0:
-                        _add(target, ring[(m - d) % count, c, j], kernel[d])
-                    if m + d < depth:
-                        _add(target, ring[(m + d) % count, c, j], kernel[d])
-                factor = norm_z[m]
-                for i in range(width):
-                    target[i] *= factor
-                    length[i] += target[i] * target[i]
-            for i in range(width):
-                top = max(top, length[i])
-        longest[m] = top
+                top = max(top, z[i] * z[i] + y[i] * y[i] + x[i] * x[i])
+        out[k] = top
 
 
 def smooth(displacement: torch.Tensor, sigma: float) -> tuple[torch.Tensor, float]:
@@ -241,11 +271,12 @@ def smooth(displacement: torch.Tensor, sigma: float) -> tuple[torch.Tensor, floa
         return torch_ops.smooth(displacement, sigma)
     out = torch.empty_like(displacement, memory_format=torch.contiguous_format)
     depth, height, width = displacement.shape[1:]
-    longest = np.zeros(depth, np.float32)
-    weights = torch_ops.gaussian(sigma)
-    norms = [1 / np.array(torch_ops.totals(n, weights), np.float32) for n in (depth, height, width)]
+    longest, weights = np.zeros(depth, np.float32), torch_ops.gaussian(sigma)
+    norm_z, norm_y, norm_x = (1 / np.array(torch_ops.totals(n, weights), np.float32) for n in (depth, height, width))
+    plane = np.pad(norm_y[:, None] * norm_x, ((0, 0), (0, len(weights) - 1)))
     source, target, kernel = array(displacement, 4), out.numpy(), np.array(weights, np.float32)
-    share(depth, lambda begin, end: _smooth(source, kernel, *norms, target, longest, begin, end))
+    share(depth, lambda begin, end: _smooth(source, kernel, plane, norm_z, target, begin, end))
+    share(depth, lambda begin, end: _largest_squares(target, longest, begin, end))
     return out, float(np.sqrt(longest.max()))
 
 
