@@ -21,12 +21,12 @@ from LDRCore.pipeline.inputs import Inputs, Pair, prepare_pair
 from LDRCore.pipeline.options import Options
 from LDRCore.pipeline.preprocess import FOREGROUND_LEVEL, PreparedImage
 from LDRCore.refinement.optimiser import Settings, optimise
-from LDRCore.refinement.similarity import LocalCorrelation, Mind, Similarity, choose_similarity
+from LDRCore.refinement.similarity import LocalCorrelation, Mind, Similarity, Warp, choose_similarity
 from LDRCore.transforms import spatial
 from LDRCore.transforms.field import DenseField, fade_out, multiply
 from LDRCore.transforms.volume import Volume
 
-SIMILARITIES: dict[str, Callable[..., Similarity]] = {"local-ncc": LocalCorrelation, "mind": Mind}
+MIND_SIGMA_UPDATE = 1.2  # of the Gaussian on updates by descriptors, voxels; they are noisier
 MARGIN_MM = 8.0  # of the grid about the fixed image's content
 TAPER_MM = 24.0  # the field fades to zero over such a distance outside of the grid
 MAX_VOXELS = 5_000_000  # of the grid; content that needs more is looked at more coarsely
@@ -41,16 +41,18 @@ class Level:
     Attributes:
         stride: the level's voxels are so many times those of the finest one.
         settings: of the optimiser.
+        window: edge of the windows of local correlation, voxels.
     """
 
     stride: int
     settings: Settings
+    window: int = 3
 
 
 PLANS: dict[str, tuple[Level, ...]] = {
     "none": (),
     "fast": (Level(2, Settings(10)), Level(1, Settings(10))),
-    "best": (Level(2, Settings(20, sigma_update=0.7)), Level(1, Settings(30, sigma_update=0.7))),
+    "best": (Level(2, Settings(20), window=5), Level(1, Settings(30), window=5)),
 }
 """Levels by name, coarsest first; chosen on the validation pairs of `Training/configs/evaluate-refine.toml`."""
 FROM_AFFINE = (Level(4, Settings(40)), Level(2, Settings(30)))
@@ -158,8 +160,8 @@ def refine(
         share = level.settings.iterations / total
         outcome = optimise(
             displacement,
-            SIMILARITIES[similarity](warp, target, mask=mask),
-            level.settings,
+            _make_similarity(similarity, level, warp, target, mask),
+            level.settings if similarity == "local-ncc" else replace(level.settings, sigma_update=MIND_SIGMA_UPDATE),
             progress=None if progress is None else _part(progress, done / total, share),
         )
         done += level.settings.iterations
@@ -175,6 +177,14 @@ def refine(
     faded = fade_out(field.displacement_vox, cells)
     field = DenseField(faded, field.grid.padded(cells), field.affine_lps, cells)
     return field, {"refinement": facts, "similarity_chosen": {"name": similarity, "why": why}}
+
+
+def _make_similarity(
+    name: str, level: Level, warp: Warp, target: torch.Tensor, mask: torch.Tensor | None
+) -> Similarity:
+    if name == "local-ncc":
+        return LocalCorrelation(warp, target, window=level.window, mask=mask)
+    return Mind(warp, target, mask=mask)
 
 
 def _obstacle(warped: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None) -> str | None:

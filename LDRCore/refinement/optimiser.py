@@ -34,7 +34,7 @@ class Settings:
 
     iterations: int
     step: float = 1.0
-    sigma_update: float = 0.9
+    sigma_update: float = 0.7
     sigma_total: float = 0.4
     stall: float = 1e-3
     patience: int = 4

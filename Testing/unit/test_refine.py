@@ -168,7 +168,6 @@ def test_nothing_outside_of_the_mask_drives(backend):
 
 def test_what_options_allow_is_what_the_stage_offers():
     assert tuple(refine.PLANS) == options.REFINEMENTS
-    assert ("auto", *refine.SIMILARITIES) == options.SIMILARITIES
 
 
 def test_no_iterations_change_nothing():
