@@ -12,11 +12,12 @@ import slicer
 import vtk
 from LightweightRegistrationLib import sample, torch_setup
 from LightweightRegistrationLib.background import Worker, close_shared, shared_worker
-from LightweightRegistrationLib.jobs import Job, RegistrationJob, Settings
+from LightweightRegistrationLib.jobs import Job, Settings
 from LightweightRegistrationLib.library import library_folder
 from LightweightRegistrationLib.node_warping import WarpNodeJob
 from LightweightRegistrationLib.outputs import Outputs
 from LightweightRegistrationLib.parameters import LightweightRegistrationParameterNode
+from LightweightRegistrationLib.registration_job import RegistrationJob
 from LightweightRegistrationLib.self_test import LightweightRegistrationTest  # noqa: F401 Slicer looks for it here
 from LightweightRegistrationLib.sequences import SequenceJob
 from slicer.i18n import tr as _

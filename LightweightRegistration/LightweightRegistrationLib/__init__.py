@@ -8,7 +8,8 @@
 | transform_nodes.py | converts transform nodes to displacement fields and back |
 | worker.py | the worker process: the only file that registers with LDRCore, and uses torch through it |
 | background.py | starts, feeds, polls and ends that process; needs neither Slicer nor torch |
-| jobs.py | a job reads inputs and creates outputs on the main thread; the job of one registration |
+| jobs.py | a job reads inputs and creates outputs on the main thread, in short steps |
+| registration_job.py | the job of one registration |
 | sequences.py | the job that registers every frame of a sequence |
 | node_warping.py | the job that warps another volume, segmentation, markups or model through a registration |
 | outputs.py | creates and fills output nodes |

@@ -15,6 +15,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ import numpy as np
 
 WORKER = Path(__file__).with_name("worker.py")
 LOG_LINES = 12
+CHUNK_BYTES = 16_000_000  # written or read at once: some milliseconds
+TURN_S = 0.02  # of the main thread's time in one turn of the event loop
 KILLED = (-9, 137)  # exit codes after SIGKILL: seen directly, and through a shell
 NO_MEMORY = (0xC0000017, 0xC000012D)  # Windows: STATUS_NO_MEMORY, STATUS_COMMITMENT_LIMIT
 
@@ -29,6 +33,47 @@ NO_MEMORY = (0xC0000017, 0xC000012D)  # Windows: STATUS_NO_MEMORY, STATUS_COMMIT
 def python_command() -> list[str]:
     """Return the command of Slicer's Python interpreter, or of the current one outside Slicer."""
     return [shutil.which("PythonSlicer") or sys.executable]
+
+
+def take_turn(steps: Iterator[Any]) -> bool:
+    """Do some of the steps, for one turn of the event loop; return whether they are all done."""
+    end = time.monotonic() + TURN_S
+    while next(steps, "done") != "done":
+        if time.monotonic() >= end:
+            return False
+    return True
+
+
+def write_array(path: Path, values: np.ndarray) -> Iterator[None]:
+    """Write an .npy file, a chunk for each step."""
+    header = {"descr": np.lib.format.dtype_to_descr(values.dtype), "fortran_order": False, "shape": values.shape}
+    with path.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        for rows in chunks(values):
+            stream.write(np.ascontiguousarray(rows).data)
+            yield
+
+
+def read_array(path: Path, allocate: Callable[[tuple[int, ...], np.dtype], np.ndarray]) -> Iterator[np.ndarray]:
+    """Read an .npy file into an array, a chunk for each step; yields the rows that were read.
+
+    Args:
+        path: written by `write_array` or by numpy, not in Fortran order.
+        allocate: takes the shape and the type, and returns the contiguous array to fill.
+    """
+    with path.open("rb") as stream:
+        np.lib.format.read_magic(stream)
+        shape, _fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        for rows in chunks(allocate(shape, dtype)):
+            stream.readinto(rows.reshape(-1).view(np.uint8).data)
+            yield rows
+
+
+def chunks(values: np.ndarray) -> Iterator[np.ndarray]:
+    """Views of an array, some of its first axis each."""
+    step = max(1, CHUNK_BYTES * len(values) // max(1, values.nbytes))
+    for first in range(0, len(values), step):
+        yield values[first : first + step]
 
 
 def suggests_lack_of_memory(code: int) -> bool:
@@ -43,14 +88,17 @@ class Run:
         folder: holds its arrays and events, until `finish`.
     """
 
-    def __init__(self, worker: Worker, folder: Path):
+    def __init__(self, worker: Worker, folder: Path, sending: Iterator[None]):
         self._worker, self._process = worker, worker.process
+        self._sending: Iterator[None] | None = sending
         self.folder = folder
         self._bytes_read = 0
         self._ended = False
 
     def poll(self) -> list[dict[str, Any]]:
-        """Return the events since the last call. After "done" or "error" there are no more.
+        """Send more of the request, or return the events since the last call.
+
+        After "done" or "error" there are no more.
 
         A process that ended without either is reported as {"event": "error", "kind": "died", "code": ..., "log": ...},
         one that was ended here, because another run was cancelled, as {"event": "error", "kind": "cancelled"}.
@@ -60,6 +108,10 @@ class Run:
         if self._worker.process is not self._process:
             self._ended = True
             return [{"event": "error", "kind": "cancelled"}]
+        if self._sending is not None:
+            if take_turn(self._sending):
+                self._sending = None
+            return []
         code = self._worker.exit_code()  # before reading, so that no event written before the end is missed
         path = self.folder / "events.jsonl"
         new = b""
@@ -79,6 +131,10 @@ class Run:
         """Load an array that the process wrote."""
         return np.load(self.folder / name)
 
+    def read(self, name: str, allocate: Callable[[tuple[int, ...], np.dtype], np.ndarray]) -> Iterator[np.ndarray]:
+        """Read an array that the process wrote, in chunks; see `read_array`."""
+        return read_array(self.folder / name, allocate)
+
     def cancel(self) -> None:
         """End the process if it still works on this run; the next run starts a new one."""
         ended, self._ended = self._ended, True
@@ -87,7 +143,7 @@ class Run:
 
     def finish(self) -> None:
         """Remove the arrays."""
-        self._ended = True
+        self._ended, self._sending = True, None
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -109,10 +165,10 @@ class Worker:
         self._warm_options: dict[str, Any] | None = None
 
     def start(self, request: dict[str, Any], arrays: dict[str, np.ndarray]) -> Run:
-        """Write the arrays (name.npy by name) and send the request.
+        """Begin to write the arrays (name.npy by name) and to send the request; `Run.poll` goes on with it.
 
         Raises:
-            OSError: the arrays cannot be written, or the interpreter cannot be started.
+            OSError: the interpreter cannot be started. `Run.poll` raises it where an array cannot be written.
         """
         if self.exit_code() is not None or self._session is None or not self._session.exists():
             self._launch()
@@ -120,14 +176,12 @@ class Worker:
         self._count += 1
         folder = self._session / f"run{self._count}"
         folder.mkdir()
-        try:
-            for name, values in arrays.items():
-                np.save(folder / name, values)
-            self._send({**request, "folder": str(folder)})
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        return Run(self, folder)
+        return Run(self, folder, self._sending(folder, request, arrays))
+
+    def _sending(self, folder: Path, request: dict[str, Any], arrays: dict[str, np.ndarray]) -> Iterator[None]:
+        for name, values in arrays.items():
+            yield from write_array(folder / name, values)
+        self._send({**request, "folder": str(folder)})
 
     def warm_up(self, options: dict[str, Any]) -> None:
         """Let the process import torch and load a model; returns at once. A run that is started meanwhile is queued.

@@ -6,19 +6,20 @@ lack of memory, a cancellation or a closed scene.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import slicer
+import vtk
 
-from . import outputs, volume_nodes
-from .background import Run, Worker, suggests_lack_of_memory
+from . import volume_nodes
+from .background import Run, Worker, suggests_lack_of_memory, take_turn
 from .library import library_module
 from .module_errors import CancelledError, InputError, MemoryNeededError
-from .transform_nodes import LPS, Field, read_transform
-from .volume_nodes import WorldImage
+from .transform_nodes import LPS, SIGNS, Field, new_grid, read_transform
+from .volume_nodes import WorldImage, new_image
 
 PREALIGNMENTS = ("centre", "affine", "none")  # centre, then affine; affine alone; neither
 
@@ -68,6 +69,7 @@ class Job:
         self._worker = worker
         self._run: Run | None = None
         self._inputs: list[slicer.vtkMRMLNode] = []
+        self._steps: Generator[None, None, None] | None = None
         self.fraction, self.message = 0.0, ""
         self.finished = False
         self.outputs: Any = None
@@ -82,10 +84,7 @@ class Job:
             self._run = self._worker.start(request, arrays)
         except OSError as error:
             self.finished = True
-            raise InputError(
-                "the registration process must be able to start and to keep its images in the temporary folder, "
-                f"got: {error}"
-            ) from None
+            raise _no_folder(error) from None
 
     def poll(self) -> bool:
         """Handle the events that have arrived; create the outputs after the last one.
@@ -98,12 +97,18 @@ class Job:
             CancelledError: another job of the same process was cancelled, and this one with it.
         """
         try:
+            if self._steps is not None and take_turn(self._steps):
+                self._steps = None
+                if self.outputs is not None:  # otherwise another run was started
+                    self._finish()
             for event in [] if self.finished or self._run is None else self._run.poll():
                 self._handle_event(event)
-        except BaseException:
+        except BaseException as error:
             if self._run is not None:
                 self._run.cancel()
             self._finish()
+            if isinstance(error, OSError):
+                raise _no_folder(error) from None
             raise
         return self.finished
 
@@ -113,6 +118,8 @@ class Job:
             return
         if self._run is not None:
             self._run.cancel()
+        if self._steps is not None:
+            self._steps.close()
         self._finish()
 
     def wait(self, while_waiting: Callable[[], None]) -> Any:
@@ -132,7 +139,11 @@ class Job:
         return self.outputs
 
     def _finish(self) -> None:
-        self.finished = True
+        self.finished, self._steps = True, None
+        self._end_run()
+
+    def _end_run(self) -> None:
+        """Remove what the run needed: its files, and what is shown during it."""
         self.clean_up()
         if self._run is not None:
             self._run.finish()
@@ -147,14 +158,46 @@ class Job:
         elif kind == "error":
             raise self.failure(event)
         elif kind == "done":
-            for node in self._inputs:
-                if not slicer.mrmlScene.IsNodePresent(node):
-                    raise InputError("the volumes must stay in the scene during the run, got one that was removed")
-            self.on_done(event)
+            self._check_inputs()
+            self._steps = self.on_done(event)
+
+    def _check_inputs(self) -> None:
+        for node in self._inputs:
+            if not slicer.mrmlScene.IsNodePresent(node):
+                raise InputError("the volumes must stay in the scene during the run, got one that was removed")
 
     def _array(self, name: str) -> np.ndarray:
         assert self._run is not None
         return self._run.load(name)
+
+    def _read_image(self, name: str) -> Generator[None, None, vtk.vtkImageData]:
+        """Read image data that the process wrote, in steps."""
+        made: list[vtk.vtkImageData] = []
+
+        def allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+            image, view = new_image(shape, dtype)
+            made.append(image)
+            return view
+
+        assert self._run is not None
+        for _ in self._run.read(name, allocate):
+            yield
+        return made[0]
+
+    def _read_grid(self, facts: dict[str, Any]) -> Generator[None, None, slicer.vtkOrientedGridTransform]:
+        """Read a field that the process wrote, in steps, as a transform."""
+        made: list[slicer.vtkOrientedGridTransform] = []
+
+        def allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+            transform, view = new_grid(np.array(facts["to_lps"]), shape, dtype)
+            made.append(transform)
+            return view
+
+        assert self._run is not None
+        for vectors in self._run.read(facts["vectors"], allocate):
+            vectors *= np.array(SIGNS, vectors.dtype)
+            yield
+        return made[0]
 
     def _field(self, facts: dict[str, Any]) -> Field:
         return Field(self._array(facts["vectors"]), np.array(facts["to_lps"]))
@@ -183,8 +226,8 @@ class Job:
     def on_early_field(self, field: Field) -> None:
         """Take a coarse field; the outputs are still being computed."""
 
-    def on_done(self, event: dict[str, Any]) -> None:
-        """Create the outputs and finish."""
+    def on_done(self, event: dict[str, Any]) -> Generator[None, None, None]:
+        """Create the outputs, in steps that each take little of the main thread's time."""
         raise NotImplementedError
 
     def clean_up(self) -> None:
@@ -195,102 +238,10 @@ class Job:
         return MemoryNeededError("this needs more memory than could be had here: close other programs and try again")
 
 
-class RegistrationJob(Job):
-    """One registration of two volume nodes."""
-
-    def __init__(
-        self,
-        worker: Worker,
-        settings: Settings,
-        *,
-        initial: slicer.vtkMRMLTransformNode | None = None,
-        fixed_mask: slicer.vtkMRMLDisplayableNode | None = None,
-        moving_mask: slicer.vtkMRMLDisplayableNode | None = None,
-        wanted: dict[str, bool | slicer.vtkMRMLNode | None],
-        on_early: Callable[[Field], None] | None = None,
-        on_end: Callable[[], None] | None = None,
-    ):
-        """Store the arguments; `start` reads the volumes.
-
-        Args:
-            worker: the process.
-            settings: options of the registration.
-            initial: initial transform: it aligns the moving volume roughly when the volume is put under it.
-            fixed_mask, moving_mask: segmentation or labelmap.
-            wanted: see `outputs.create`.
-            on_early: called with a coarse field as soon as the transform is known.
-            on_end: called when the job ends in any way, before outputs are created.
-        """
-        super().__init__(worker)
-        self.settings, self._wanted = settings, wanted
-        self._initial, self._masks = initial, {"fixed": fixed_mask, "moving": moving_mask}
-        self._on_early, self._on_end = on_early, on_end
-        self._images: dict[str, WorldImage] = {}
-
-    def start(self, fixed: slicer.vtkMRMLVolumeNode, moving: slicer.vtkMRMLVolumeNode) -> None:
-        """Check and read the inputs, and send the request.
-
-        Raises:
-            InputError: the input cannot be registered; nothing was started.
-        """
-        self._inputs = [fixed, moving]
-        images = volume_nodes.check_pair(fixed, moving, ignored=self._node("transform"))
-        self._check_wanted()
-        arrays, request = register_request(images, self.settings, self._initial)
-        for name, node in (("fixed", fixed), ("moving", moving)):
-            if self._masks[name] is not None:
-                arrays[f"{name}_mask.npy"] = volume_nodes.mask(self._masks[name], node, images[name], f"{name} mask")
-                request[f"{name}_mask"] = f"{name}_mask.npy"
-        request.update({name: bool(want) for name, want in self._wanted.items()}, early=self._on_early is not None)
-        self._images = images
-        self.send(request, arrays)
-
-    def _node(self, output: str) -> slicer.vtkMRMLNode | None:
-        """Return the node that was given for an output."""
-        want = self._wanted.get(output)
-        return None if isinstance(want, bool) else want
-
-    def _check_wanted(self) -> None:
-        if not any(self._wanted.values()):
-            raise InputError("at least one output must be asked for, got none")
-        used = [*self._inputs, self._initial, *self._masks.values()]
-        for node in [*self._inputs[:1], *self._masks.values()]:  # the moving volume may be under the result before
-            used += volume_nodes.parents(node)
-        given = [(name, node) for name, node in self._wanted.items() if node is not None and not isinstance(node, bool)]
-        for name, node in given:
-            if any(node is other for other in used):
-                raise InputError(f"the output '{name}' must not be one of the inputs, got '{node.GetName()}'")
-        if len({node.GetID() for _, node in given}) < len(given):
-            names = ", ".join(f"'{node.GetName()}'" for _, node in given)
-            raise InputError(f"every output must be a node of its own, got {names}")
-
-    def on_early_field(self, field: Field) -> None:
-        """Pass the field on if the inputs are still in the scene."""
-        if self._on_early is not None and all(slicer.mrmlScene.IsNodePresent(node) for node in self._inputs):
-            self._on_early(field)
-
-    def on_done(self, event: dict[str, Any]) -> None:
-        """Load every array, then create the outputs: all of them, or none."""
-        arrays: dict[str, np.ndarray | Field] = {}
-        for name, want in self._wanted.items():
-            if want:
-                arrays[name] = self._field(event[name]) if isinstance(event[name], dict) else self._array(event[name])
-        wanted = {
-            name: True if want and want is not True and not slicer.mrmlScene.IsNodePresent(want) else want
-            for name, want in self._wanted.items()
-        }
-        self._finish()
-        self.outputs = outputs.create(wanted, arrays, self._inputs[0], self._inputs[1], event["report"])
-
-    def clean_up(self) -> None:
-        """Call `on_end`, once."""
-        on_end, self._on_end = self._on_end, None
-        if on_end is not None:
-            on_end()
-
-    def memory_error(self) -> MemoryNeededError:
-        """Return the exception that names the memory needed."""
-        return memory_error(self._images, self.settings, self._wanted)
+def _no_folder(error: OSError) -> InputError:
+    return InputError(
+        f"the registration process must be able to start and to keep its images in the temporary folder, got: {error}"
+    )
 
 
 def register_request(

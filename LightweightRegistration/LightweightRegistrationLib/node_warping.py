@@ -6,6 +6,7 @@ process resamples images onto the grid of the target volume (labels by nearest n
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from vtk.util import numpy_support
 from .background import Worker
 from .jobs import Job, transform_request, volume_request
 from .module_errors import InputError
-from .outputs import copy_window_level, fill_volume, new_node
+from .outputs import copy_window_level, fill_volume, new_node, prepare_display
 from .transform_nodes import read_transform
 from .volume_nodes import (
     BINARY,
@@ -99,17 +100,17 @@ class WarpNodeJob(Job):
             self.outputs = warp_points(node, self._transform, self._direction, self._name())
             self.finished = True
 
-    def on_done(self, event: dict[str, Any]) -> None:
+    def on_done(self, event: dict[str, Any]) -> Generator[None, None, None]:
         """Create the warped node."""
-        arrays = [self._array(name) for name in event["items"]]
-        self._finish()
         if self._layers:
-            self.outputs = self._create_segmentation(arrays)
+            self.outputs = self._create_segmentation([self._array(name) for name in event["items"]])
             return
+        image = yield from self._read_image(event["items"][0])
+        self._check_inputs()
         new = new_node(self._node.GetClassName(), self._name())
-        fill_volume(new, arrays[0], self._target)
+        prepare_display(new, *image.GetScalarRange())
         copy_window_level(self._node, new)
-        self.outputs = new
+        self.outputs = fill_volume(new, image, self._target)
 
     def _name(self) -> str:
         return f"{self._node.GetName()} on {self._target.GetName()}"

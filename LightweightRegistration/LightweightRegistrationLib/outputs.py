@@ -1,8 +1,9 @@
-"""Creates and fills output nodes. Runs on the main thread, after all arrays have arrived."""
+"""Creates and fills output nodes. Runs on the main thread, after the worker process is done."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +11,11 @@ import numpy as np
 import slicer
 import vtk
 
-from .transform_nodes import Field, write_field
-from .volume_nodes import matrix_of, voxel_to_local
+from .volume_nodes import matrix_of, new_image, voxel_to_local
 
 REPORT_ATTRIBUTE = "LightweightRegistration.Report"
 MADE_ATTRIBUTE = "LightweightRegistration.Made"  # the node's own id: a clone has another one
+JACOBIAN_WINDOW = (0.5, 2.0)
 NAMES = {
     "warped": "{moving} warped to {fixed}",
     "transform": "{moving} to {fixed}",
@@ -70,19 +71,38 @@ def remove_node(node: slicer.vtkMRMLNode | None) -> None:
 
 
 def fill_volume(
-    node: slicer.vtkMRMLVolumeNode, values: np.ndarray, like: slicer.vtkMRMLVolumeNode
+    node: slicer.vtkMRMLVolumeNode, voxels: np.ndarray | vtk.vtkImageData, like: slicer.vtkMRMLVolumeNode
 ) -> slicer.vtkMRMLVolumeNode:
-    """Set a volume's voxels, and its grid and parent transform to those of another volume."""
-    if values.dtype in (np.int64, np.uint64):  # Slicer does not draw these
-        values = values.astype(np.float64)
+    """Set a volume's voxels, and its grid and parent transform to those of another volume.
+
+    Args:
+        node: the volume; the image data that it has is replaced, not changed.
+        voxels: (k, j, i) values, which are copied, or image data.
+        like: the other volume.
+    """
+    if isinstance(voxels, np.ndarray):
+        drawn = np.float64 if voxels.dtype in (np.int64, np.uint64) else voxels.dtype  # Slicer does not draw these
+        image, view = new_image(voxels.shape, np.dtype(drawn))
+        view[...] = voxels
+        voxels = image
     with slicer.util.NodeModify(node):
         node.SetIJKToRASMatrix(matrix_of(voxel_to_local(like)))
-        node.SetAndObserveImageData(None)  # new data: those before stay as they are
-        slicer.util.updateVolumeFromArray(node, values)
+        node.SetAndObserveImageData(voxels)
         node.SetAndObserveTransformNodeID(like.GetTransformNodeID())
     if node.GetDisplayNode() is None:
         node.CreateDefaultDisplayNodes()
     return node
+
+
+def prepare_display(node: slicer.vtkMRMLVolumeNode, window_min: float, window_max: float) -> None:
+    """Give a volume a display with a fixed window before its voxels arrive: an automatic one costs seconds."""
+    if node.GetDisplayNode() is None:
+        node.CreateDefaultDisplayNodes()
+    display = node.GetDisplayNode()
+    if display is not None and display.IsA("vtkMRMLScalarVolumeDisplayNode"):
+        with slicer.util.NodeModify(display):
+            display.SetAutoWindowLevel(False)
+            display.SetWindowLevelMinMax(window_min, window_max)
 
 
 def copy_window_level(source: slicer.vtkMRMLVolumeNode, target: slicer.vtkMRMLVolumeNode) -> None:
@@ -99,16 +119,16 @@ def copy_window_level(source: slicer.vtkMRMLVolumeNode, target: slicer.vtkMRMLVo
 
 def create(
     wanted: dict[str, bool | slicer.vtkMRMLNode | None],
-    arrays: dict[str, np.ndarray | Field],
+    data: dict[str, vtk.vtkImageData | slicer.vtkOrientedGridTransform],
     fixed: slicer.vtkMRMLVolumeNode,
     moving: slicer.vtkMRMLVolumeNode,
     report: dict[str, Any],
-) -> Outputs:
-    """Fill the given output nodes and create the others that are wanted.
+) -> Generator[None, None, Outputs]:
+    """Fill the given output nodes and create the others that are wanted, one in each step: all of them, or none.
 
     Args:
         wanted: by output: a node to fill, True for a new one, None or False for none.
-        arrays: by output: (k, j, i) values on the fixed grid, or a Field.
+        data: by output: image data on the fixed grid, or a transform from parent.
         fixed, moving: the inputs, for names, grids and roles.
         report: written to every output node, so that it is saved in the scene.
     """
@@ -122,18 +142,19 @@ def create(
                 new.append(want)
             else:
                 filled.append(Content(want))
-            values = arrays[output]
-            if isinstance(values, Field):
+            if CLASSES[output] == "vtkMRMLTransformNode":
                 take_out_of_parent(want, output, report)
-                write_field(want, values)
+                want.SetAndObserveTransformFromParent(data[output])
                 record_roles(want, *((moving, fixed) if output == "inverse" else (fixed, moving)))
             else:
-                fill_volume(want, values, fixed)
+                prepare_display(want, *JACOBIAN_WINDOW)
                 if output == "warped":
                     copy_window_level(moving, want)
+                fill_volume(want, data[output], fixed)
             write_report(want, report)
             want.SetAttribute(MADE_ATTRIBUTE, want.GetID())
             setattr(outputs, output, want)
+            yield
     except BaseException:
         for node in new:
             remove_node(node)

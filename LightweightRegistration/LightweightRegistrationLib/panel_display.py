@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import qt
@@ -10,6 +10,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from . import outputs, slice_display
+from .background import take_turn
 from .parameters import LightweightRegistrationParameterNode, Overlay
 from .transform_nodes import Field
 
@@ -71,10 +72,15 @@ class PanelDisplay:
         self.flickerTimer.setInterval(FLICKER_MS)
         self.flickerTimer.timeout.connect(self.onFlickerTimer)
         ui.flickerButton.toggled.connect(self.onFlickerToggled)
+        self._drawing: Iterator[None] | None = None
+        self._drawTimer = qt.QTimer()
+        self._drawTimer.setInterval(0)
+        self._drawTimer.timeout.connect(self.onDrawTimer)
 
     def setParameterNode(self, parameterNode: LightweightRegistrationParameterNode | None) -> None:
         """Follow another parameter node, or none while the scene is being closed. The views stay as they are."""
         self._parameterNode = parameterNode
+        self._stopDrawing()
         if parameterNode is None:
             self.ui.flickerButton.checked = False
             self.checkerboard = None
@@ -114,8 +120,13 @@ class PanelDisplay:
         """Show the chosen overlay, grid, colours and contours in the slice views."""
         p = self._parameterNode
         self._drawn = ViewState.fromParameterNode(p)
+        self._stopDrawing()
         if p.overlay is Overlay.checkerboard and p.warpedVolume is not None and p.fixedVolume is not None:
-            self.checkerboard = slice_display.checkerboard(p.fixedVolume, p.warpedVolume, self.checkerboard)
+            if self.checkerboard is None:
+                self.checkerboard = slice_display.new_temporary_node("vtkMRMLScalarVolumeNode", "Checkerboard")
+            self._drawing = slice_display.checkerboard(p.fixedVolume, p.warpedVolume, self.checkerboard)
+            self._drawTimer.start()
+            self.onDrawTimer()
         elif self.checkerboard is not None:
             outputs.remove_node(self.checkerboard)
             self.checkerboard = None
@@ -128,6 +139,25 @@ class PanelDisplay:
         folding = slice_display.folding_contours(p.jacobianMap, p.showFolding)
         if p.showFolding and p.jacobianMap is not None and folding is None:
             self.showStatus(_("Nothing folds: there is no voxel to outline."))
+
+    @property
+    def busy(self) -> bool:
+        """Whether an overlay is still being drawn."""
+        return self._drawing is not None
+
+    def onDrawTimer(self) -> None:
+        """Go on with drawing an overlay, for one turn of the event loop."""
+        try:
+            done = self._drawing is None or take_turn(self._drawing)
+        except Exception:
+            self._stopDrawing()
+            raise
+        if done:
+            self._stopDrawing()
+
+    def _stopDrawing(self) -> None:
+        self._drawTimer.stop()
+        self._drawing = None
 
     def onFlickerToggled(self, on: bool) -> None:
         """Start or stop alternating between the fixed volume and the overlay."""
@@ -160,5 +190,6 @@ class PanelDisplay:
             early.remove()
 
     def close(self) -> None:
-        """Stop the timer."""
+        """Stop the timers."""
+        self._stopDrawing()
         self.flickerTimer.stop()

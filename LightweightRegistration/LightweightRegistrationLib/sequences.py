@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ class SequenceJob(Job):
         n = len(self._results)
         super().set_progress((n + fraction) / self._count, f"frame {n + 1} of {self._count}: {message}")
 
-    def on_done(self, event: dict[str, Any]) -> None:
+    def on_done(self, event: dict[str, Any]) -> Generator[None, None, None]:
         """Store this frame's result; start the next frame or create the sequences."""
         result = self._array(event["warped"]), self._field(event["transform"]), event["report"]
         assert self._run is not None
@@ -70,8 +71,8 @@ class SequenceJob(Job):
         if len(self._results) < self._count:
             self._next()
             return
-        self._finish()
         self.outputs = self._create()
+        yield
 
     def _create(self) -> dict[str, Any]:
         fixed, source = self._inputs

@@ -5,13 +5,15 @@ Needs only MRML nodes, so that it draws the same with the application and withou
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import numpy as np
 import slicer
 import vtk
 
-from .outputs import copy_window_level, fill_volume, new_node, remove_node
+from .outputs import copy_window_level, fill_volume, new_node, prepare_display, remove_node
 from .transform_nodes import Field, write_field
-from .volume_nodes import matrix_of, read_volume
+from .volume_nodes import matrix_of, new_image, read_volume, voxel_to_local
 
 COLOURS_TAG = "LightweightRegistrationJacobianColours"
 # shrinking blue, unchanged near white, growing red: readable with red-green blindness
@@ -173,10 +175,14 @@ def folding_contours(
         node = new_node("vtkMRMLSegmentationNode", f"{jacobian.GetName()} folding")
         node.CreateDefaultDisplayNodes()
         jacobian.SetNodeReferenceID("LightweightRegistrationFolding", node.GetID())
+    box = tuple(slice(np.flatnonzero(f)[0], np.flatnonzero(f)[-1] + 1) for f in _projections(folds))
+    to_local = voxel_to_local(jacobian)
+    to_local[:3, 3] = (to_local @ [*(part.start for part in box[::-1]), 1])[:3]
     labels = slicer.vtkMRMLLabelMapVolumeNode()
     slicer.mrmlScene.AddNode(labels)
     try:
-        fill_volume(labels, folds.astype(np.uint8), jacobian)
+        fill_volume(labels, folds[box].astype(np.uint8), jacobian)  # the box alone: importing takes long
+        labels.SetIJKToRASMatrix(matrix_of(to_local))
         node.GetSegmentation().RemoveAllSegments()
         slicer.vtkSlicerSegmentationsModuleLogic.ImportLabelmapToSegmentationNode(labels, node)
     finally:
@@ -193,37 +199,52 @@ def folding_contours(
     return node
 
 
+def _projections(mask: np.ndarray) -> list[np.ndarray]:
+    """Return along each axis where anything is set."""
+    return [mask.any(axis=tuple(other for other in range(3) if other != axis)) for axis in range(3)]
+
+
 # Checkerboard
 
 
 def checkerboard(
-    fixed: slicer.vtkMRMLVolumeNode, warped: slicer.vtkMRMLVolumeNode, node: slicer.vtkMRMLScalarVolumeNode | None
-) -> slicer.vtkMRMLScalarVolumeNode:
-    """Create a checkerboard of two volumes: alternating cubes of 25 mm, each with its own window and level.
+    fixed: slicer.vtkMRMLVolumeNode, warped: slicer.vtkMRMLVolumeNode, node: slicer.vtkMRMLScalarVolumeNode
+) -> Generator[None, None, None]:
+    """Fill a node with a checkerboard of two volumes, a slab in each step.
+
+    Cubes of 25 mm alternate, each with its own volume's window and level.
 
     Args:
         fixed, warped: volumes on one grid.
-        node: an earlier checkerboard to fill again.
+        node: of `new_temporary_node`; it is shown empty first.
     """
-    grey = [_displayed_grey(volume) for volume in (fixed, warped)]
+    sources = [(slicer.util.arrayFromVolume(volume), _displayed_range(volume)) for volume in (fixed, warped)]
+    shape = sources[0][0].shape
+    image, board = new_image(shape, np.dtype(np.uint8))
+    prepare_display(node, 0, 255)
     spacing = np.array(fixed.GetSpacing())[::-1]
-    cubes = [np.floor(np.arange(n) * s / CHECKER_MM).astype(int) for n, s in zip(grey[0].shape, spacing, strict=True)]
-    is_warped = (cubes[0][:, None, None] + cubes[1][None, :, None] + cubes[2][None, None, :]) % 2 == 1
-    values = np.where(is_warped, grey[1], grey[0])
-    if node is None:
-        node = new_temporary_node("vtkMRMLScalarVolumeNode", "Checkerboard")
-    fill_volume(node, values, fixed)
-    display = node.GetDisplayNode()
-    display.SetAutoWindowLevel(False)
-    display.SetWindowLevelMinMax(0, 255)
-    return node
+    k, j, i = (np.floor(np.arange(n) * s / CHECKER_MM).astype(int) for n, s in zip(shape, spacing, strict=True))
+    in_plane = j[:, None] + i[None, :]
+    for slab in range(shape[0]):
+        grey = [_displayed_grey(values[slab], window) for values, window in sources]
+        board[slab] = np.where((in_plane + k[slab]) % 2 == 1, grey[1], grey[0])
+        yield
+    fill_volume(node, image, fixed)
 
 
-def _displayed_grey(volume: slicer.vtkMRMLVolumeNode) -> np.ndarray:
+def _displayed_range(volume: slicer.vtkMRMLVolumeNode) -> tuple[float, float]:
+    """Return the values that are displayed black and white."""
     display = volume.GetDisplayNode()
-    low, high = display.GetWindowLevelMin(), display.GetWindowLevelMax()
-    values = slicer.util.arrayFromVolume(volume).astype(np.float32)
-    return np.clip((values - low) * (255.0 / max(high - low, 1e-6)), 0, 255).astype(np.uint8)
+    if display is not None and display.IsA("vtkMRMLScalarVolumeDisplayNode"):
+        return display.GetWindowLevelMin(), display.GetWindowLevelMax()
+    return volume.GetImageData().GetScalarRange()
+
+
+def _displayed_grey(values: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    """Scale values to 0..255 as they are displayed."""
+    low, high = window
+    scale = np.float32(255.0 / max(high - low, 1e-6))
+    return np.clip((values.astype(np.float32) - np.float32(low)) * scale, 0, 255).astype(np.uint8)
 
 
 def new_temporary_node(class_name: str, name: str) -> slicer.vtkMRMLNode:
@@ -286,9 +307,9 @@ class EarlyView:
         write_field(self.transform, field)
         self.volume = new_temporary_node("vtkMRMLScalarVolumeNode", f"{moving.GetName()} (early view)")
         self.volume.SetIJKToRASMatrix(matrix_of(image.to_world))
-        self.volume.SetAndObserveImageData(moving.GetImageData())
-        self.volume.CreateDefaultDisplayNodes()
+        prepare_display(self.volume, 0.0, 1.0)
         copy_window_level(moving, self.volume)
+        self.volume.SetAndObserveImageData(moving.GetImageData())
         self.volume.SetAndObserveTransformNodeID(self.transform.GetID())
         show_layers(fixed, self.volume, opacity)
 

@@ -14,9 +14,10 @@ import slicer
 import vtk
 from vtk.util import numpy_support
 
-from .volume_nodes import WorldImage, array_of, matrix_of
+from .volume_nodes import WorldImage, array_of, matrix_of, new_image
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS <-> LPS
+SIGNS = (-1.0, -1.0, 1.0)  # of a vector, RAS <-> LPS
 
 
 @dataclass(frozen=True)
@@ -34,20 +35,35 @@ class Field:
 
 def write_field(node: slicer.vtkMRMLTransformNode, field: Field) -> None:
     """Write a field to a transform node as an oriented grid transform, from parent."""
-    to_ras = LPS @ field.to_lps
+    transform, vectors = new_grid(field.to_lps, field.vectors.shape, field.vectors.dtype)
+    np.multiply(field.vectors, np.array(SIGNS, vectors.dtype), out=vectors)
+    node.SetAndObserveTransformFromParent(transform)
+
+
+def new_grid(
+    to_lps: np.ndarray, shape: tuple[int, ...], dtype: np.dtype
+) -> tuple[slicer.vtkOrientedGridTransform, np.ndarray]:
+    """Create an oriented grid transform to fill.
+
+    Args:
+        to_lps: 4x4, voxel (i, j, k) -> LPS mm.
+        shape: (k, j, i, 3).
+        dtype: float32 or float64.
+
+    Returns:
+        The transform, and its vectors in RAS mm, to be filled.
+    """
+    to_ras = LPS @ to_lps
     spacing = np.linalg.norm(to_ras[:3, :3], axis=0)
     direction = np.eye(4)
     direction[:3, :3] = to_ras[:3, :3] / spacing
-    vectors = field.vectors.reshape(-1, 3) * LPS.diagonal()[:3].astype(field.vectors.dtype)
-    grid = vtk.vtkImageData()
-    grid.SetDimensions(*field.vectors.shape[2::-1])
+    grid, vectors = new_image(shape, dtype)
     grid.SetSpacing(*spacing)
     grid.SetOrigin(*to_ras[:3, 3])
-    grid.GetPointData().SetScalars(numpy_support.numpy_to_vtk(vectors, deep=True))
     transform = slicer.vtkOrientedGridTransform()
     transform.SetDisplacementGridData(grid)
     transform.SetGridDirectionMatrix(matrix_of(direction))
-    node.SetAndObserveTransformFromParent(transform)
+    return transform, vectors
 
 
 def read_linear(node: slicer.vtkMRMLTransformNode) -> np.ndarray | None:

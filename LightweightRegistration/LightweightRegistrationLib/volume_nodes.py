@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import slicer
 import vtk
+from vtk.util import numpy_support
 
 from .module_errors import InputError
 
@@ -50,6 +51,22 @@ def matrix_of(values: np.ndarray) -> vtk.vtkMatrix4x4:
         for c in range(4):
             matrix.SetElement(r, c, float(values[r, c]))
     return matrix
+
+
+def new_image(shape: tuple[int, ...], dtype: np.dtype) -> tuple[vtk.vtkImageData, np.ndarray]:
+    """Create image data to fill.
+
+    Args:
+        shape: (k, j, i), or (k, j, i, components).
+        dtype: of a voxel.
+
+    Returns:
+        The image data and a view of its voxels, whose values are arbitrary.
+    """
+    image = vtk.vtkImageData()
+    image.SetDimensions(*shape[2::-1])
+    image.AllocateScalars(numpy_support.get_vtk_array_type(dtype), shape[3] if len(shape) > 3 else 1)
+    return image, numpy_support.vtk_to_numpy(image.GetPointData().GetScalars()).reshape(shape)
 
 
 def parents(node: slicer.vtkMRMLTransformableNode | None) -> list[slicer.vtkMRMLTransformNode]:
@@ -231,7 +248,7 @@ def _segmentation_on(node: slicer.vtkMRMLSegmentationNode, reference: WorldImage
     scalars = merged.GetPointData().GetScalars()
     if scalars is None or merged.GetDimensions() != geometry.GetDimensions():
         raise InputError(f"the {role} must cover some of '{name}', got '{node.GetName()}', which does not")
-    return vtk.util.numpy_support.vtk_to_numpy(scalars).reshape(reference.values.shape) != 0
+    return numpy_support.vtk_to_numpy(scalars).reshape(reference.values.shape) != 0
 
 
 def _roi_on(node: slicer.vtkMRMLMarkupsROINode, reference: WorldImage, role: str) -> np.ndarray:

@@ -106,7 +106,10 @@ def test_the_checkerboard_is_a_hidden_node_that_goes_away(done):
     assert not node.GetSaveWithScene()
     from LightweightRegistrationLib import slice_display
 
-    fixed, warped = (slice_display._displayed_grey(v) for v in (done.p.fixedVolume, done.p.warpedVolume))
+    fixed, warped = (
+        slice_display._displayed_grey(slicer.util.arrayFromVolume(v), slice_display._displayed_range(v))
+        for v in (done.p.fixedVolume, done.p.warpedVolume)
+    )
     values = slicer.util.arrayFromVolume(node)
     assert np.array_equal(values[:8, :8, :8], fixed[:8, :8, :8])  # the first cube of 25 mm
     assert np.array_equal(values[:8, :8, 9:16], warped[:8, :8, 9:16])

@@ -190,7 +190,9 @@ def test_the_checkerboard_shows_both(view, shifted, scene):
     for node in (bright, dark):
         node.GetDisplayNode().SetAutoWindowLevel(False)
         node.GetDisplayNode().SetWindowLevelMinMax(0, 255)
-    board = slice_display.checkerboard(bright, dark, None)
+    board = slice_display.new_temporary_node("vtkMRMLScalarVolumeNode", "board")
+    for _ in slice_display.checkerboard(bright, dark, board):
+        pass
     slice_display.show_layers(bright, board, 1.0)
     picture = view.picture()[..., 0]
     assert 0.3 < (picture > 200).mean() < 0.7

@@ -192,7 +192,7 @@ def test_running_out_of_memory_says_how_much_is_needed(slicer_module, scene):
     fixed, moving = blobs()
     free = background.Worker(library.library_folder())
     try:
-        slicer_module.LightweightRegistrationLogic(free).register(fixed, moving, 1)
+        slicer_module.LightweightRegistrationLogic(free).register(fixed, moving, 1, refine="none")
         with open(f"/proc/{free.process.pid}/status") as status:
             peak_kb = int(next(line for line in status if line.startswith("VmPeak")).split()[1])
     finally:
@@ -207,7 +207,7 @@ def test_running_out_of_memory_says_how_much_is_needed(slicer_module, scene):
         with pytest.raises(
             module_errors.MemoryNeededError, match=r"needs about \d\.\d GB of memory, more than could be had here"
         ):
-            slicer_module.LightweightRegistrationLogic(tight).register(fixed, moving, 1)
+            slicer_module.LightweightRegistrationLogic(tight).register(fixed, moving, 1, refine="none")
     finally:
         tight.close()
     assert snapshot() == before
