@@ -6,6 +6,7 @@
 | module_errors.py | the errors of the module |
 | volume_nodes.py | reads volume and mask nodes as arrays in world coordinates, and checks them |
 | transform_nodes.py | converts transform nodes to displacement fields and back |
+| machine.py | the computer's memory, and whether torch exists for it |
 | worker.py | the worker process: the only file that registers with LDRCore, and uses torch through it |
 | background.py | starts, feeds, polls and ends that process; needs neither Slicer nor torch |
 | jobs.py | a job reads inputs and creates outputs on the main thread, in short steps |

@@ -24,6 +24,8 @@ import numpy as np
 
 WORKER = Path(__file__).with_name("worker.py")
 LOG_LINES = 12
+PREFIX = "LightweightRegistration-"  # of session folders
+STALE_S = 3600.0
 CHUNK_BYTES = 16_000_000  # written or read at once: some milliseconds
 TURN_S = 0.02  # of the main thread's time in one turn of the event loop
 KILLED = (-9, 137)  # exit codes after SIGKILL: seen directly, and through a shell
@@ -233,7 +235,9 @@ class Worker:
     def _launch(self) -> None:
         self.close()
         self._warm_options = None
-        self._session = Path(tempfile.mkdtemp(prefix="LightweightRegistration-", dir=self._temporary))
+        temporary = Path(self._temporary or tempfile.gettempdir())
+        remove_stale_sessions(temporary)
+        self._session = Path(tempfile.mkdtemp(prefix=PREFIX, dir=temporary))
         (self._session / "wanted").touch()
         options = {"creationflags": subprocess.CREATE_NO_WINDOW} if os.name == "nt" else {"start_new_session": True}
         with (self._session / "log.txt").open("wb") as log:
@@ -246,9 +250,21 @@ class Worker:
             )
 
 
+def remove_stale_sessions(temporary: Path) -> None:
+    """Remove the folders of processes that ended without removing theirs; a living one touches a file in its own."""
+    for session in temporary.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            wanted = session / "wanted"
+            if time.time() - (wanted if wanted.exists() else session).stat().st_mtime > STALE_S:
+                shutil.rmtree(session, ignore_errors=True)
+
+
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and, where the system has process groups, its children."""
+    """Kill a process and its children: Slicer's Python is the child of a launcher."""
     if os.name == "nt":
+        command = ["taskkill", "/F", "/T", "/PID", str(process.pid)]
+        with contextlib.suppress(OSError):  # without that program the worker's own watch ends it
+            subprocess.run(command, capture_output=True, creationflags=subprocess.CREATE_NO_WINDOW, check=False)
         process.kill()
         return
     with contextlib.suppress(ProcessLookupError):

@@ -12,14 +12,17 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from . import outputs, report_text, sample, slice_display
+from . import outputs, report_text, sample, slice_display, torch_setup
 from .jobs import Job
 from .library import library_module
+from .machine import memory_bytes, without_torch
 from .module_errors import CancelledError, InputError, MemoryNeededError
 from .panel_display import PanelDisplay
 from .parameters import Direction, LightweightRegistrationParameterNode
 
 POLL_MS = 40
+PREPARE_SETTING = "LightweightRegistration/PrepareEarly"
+PREPARE_FROM_BYTES = 8e9  # of memory: the process takes 0.4 to 0.85 GB
 # by output (a name of `outputs.NAMES`): the parameter that says whether it is wanted, and that of its node
 WANTED_PARAMETERS = {
     "warped": "wantWarped",
@@ -72,6 +75,9 @@ class Panel:
         self._pollTimer = qt.QTimer()
         self._pollTimer.setInterval(POLL_MS)
         self._pollTimer.timeout.connect(self._shown(self.onPollTimer))
+        default = memory_bytes() >= PREPARE_FROM_BYTES
+        ui.prepareCheckBox.checked = slicer.util.settingsValue(PREPARE_SETTING, default, converter=slicer.util.toBool)
+        ui.prepareCheckBox.toggled.connect(self.onPrepareToggled)
         for name in library_module("models.weights").list_models():
             ui.modelComboBox.addItem(name)
         ui.modelComboBox.currentIndexChanged.connect(self.onModelChanged)
@@ -90,7 +96,7 @@ class Panel:
         if parameterNode is None:
             return
         self._pair = VolumePair(parameterNode.fixedVolume, parameterNode.movingVolume)
-        self.showStatus("")
+        self.showStatus(report_text.sentence(without_torch()) if without_torch() else "")
         self.updateGUIFromParameterNode()
 
     def forgetPair(self) -> None:
@@ -122,6 +128,8 @@ class Panel:
     def missingInput(self) -> str:
         """What must be chosen before Apply, empty when nothing is missing."""
         p = self._parameterNode
+        if without_torch() and not torch_setup.is_usable():
+            return _("This computer cannot run it")
         if p.fixedVolume is None or p.movingVolume is None:
             roles = [r for r, n in ((_("fixed"), p.fixedVolume), (_("moving"), p.movingVolume)) if n is None]
             return _("Choose a {roles} volume").format(roles=_(" and a ").join(roles))
@@ -191,10 +199,16 @@ class Panel:
 
     def _warmUp(self, p: LightweightRegistrationParameterNode) -> None:
         """Start the registration process before Apply is pressed, once for each choice that needs another start."""
+        if not self.ui.prepareCheckBox.checked:
+            return
         options = WarmUpOptions(VolumePair(p.fixedVolume, p.movingVolume), p.model, p.device.name, p.threads)
         if options != self._preparedFor:
             self._preparedFor = options
             self.logic.warmUp(options.model, options.device, options.threads)
+
+    def onPrepareToggled(self, on: bool) -> None:
+        """Keep the choice in the application's settings."""
+        qt.QSettings().setValue(PREPARE_SETTING, on)
 
     # buttons
 

@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import re
 
+from .machine import without_torch
 from .module_errors import InputError
 
 OLDEST_TORCH = (2, 6)
@@ -40,6 +41,8 @@ def ensure_torch() -> None:
     if is_usable():
         return
     version = torch_version()
+    if without_torch():
+        raise InputError(without_torch())
     if importlib.util.find_spec("PyTorchUtils") is None:
         raise InputError(
             "registration needs the extension PyTorch, which is not installed: install 'PyTorch' in the Extensions "

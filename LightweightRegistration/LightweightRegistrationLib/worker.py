@@ -3,12 +3,13 @@
 Slicer's own process never imports torch and never waits: it can end this one at any moment, and running out of memory
 here leaves the scene as it is. Started as ``python worker.py SESSION_FOLDER LIBRARY_FOLDER``. Each line on stdin is a
 JSON request that names a folder with .npy arrays, or a request to warm up. Events are JSON lines in `events.jsonl` of
-that folder; the last one is "done" or "error". The process ends when stdin is closed (Slicer ended), after a long idle
-time, or when the file `wanted` is removed (cancelled: a kill may only reach the launcher of Slicer's Python).
+that folder; the last one is "done" or "error". The process ends when stdin is closed (Slicer ended), after an idle
+minute, or when the file `wanted` is removed (cancelled: a kill may only reach the launcher of Slicer's Python).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,8 +20,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-IDLE_S = 900.0
+IDLE_S = 60.0  # then the process ends and gives its memory back
 WATCH_S = 0.2
+TOUCH_EVERY = 300  # turns of the watch: a minute
 WANTED = "wanted"  # the file in the session folder that must stay
 EARLY_SPACING_MM = 4.0  # of the early, coarse field
 _default_threads: list[int] = []  # of torch and SimpleITK
@@ -282,8 +284,13 @@ def keep_memory() -> None:
 
 def watch(session: Path) -> None:
     """End the process, whatever it is doing, when the file `wanted` is gone."""
+    turns = 0
     while (session / WANTED).exists():
         time.sleep(WATCH_S)
+        turns += 1
+        if turns % TOUCH_EVERY == 0:
+            with contextlib.suppress(OSError):
+                os.utime(session / WANTED)  # says that this session is alive
     exit_process(session)
 
 

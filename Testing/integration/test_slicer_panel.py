@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from Testing import slicer_window
 from Testing.slicer_scene import add_volume, array, blobs, pause, snapshot
 from Testing.slicer_window import choose, click, composite, run, settle, unfold
 
@@ -196,6 +197,49 @@ def test_the_process_is_started_when_both_volumes_are_chosen_not_when_apply_is_p
     assert process.poll() is not None
     assert worker.process is not process
     assert worker.exit_code() is None
+
+
+@pytest.mark.parametrize(("gigabytes", "early"), [(4, False), (16, True)])
+def test_the_process_is_not_started_early_where_memory_is_small_or_the_user_does_not_want_it(
+    slicer_module, scene, monkeypatch, gigabytes, early
+):
+    from LightweightRegistrationLib import panel
+
+    qt = pytest.importorskip("PySide6.QtCore")
+    monkeypatch.setattr(panel, "memory_bytes", lambda: gigabytes * 1e9)
+    opened = slicer_window.open_window(slicer_module, monkeypatch)
+    try:
+        box = opened.ui.prepareCheckBox
+        assert box.checked == early
+        unfold(opened.ui.advancedCollapsibleButton)
+        click(box)
+        assert qt.QSettings().value(panel.PREPARE_SETTING, type=bool) == (not early)
+        warmed = []
+        monkeypatch.setattr(opened.panel.logic, "warmUp", lambda *options: warmed.append(options))
+        blobs()
+        choose(opened.ui.fixedSelector, "blob 0")
+        choose(opened.ui.movingSelector, "blob 1")
+        assert bool(warmed) == (not early)
+    finally:
+        qt.QSettings().remove(panel.PREPARE_SETTING)
+        slicer_window.close_window(opened)
+
+
+def test_on_an_intel_mac_the_panel_says_beforehand_that_it_cannot_work(slicer_module, scene, monkeypatch):
+    from LightweightRegistrationLib import machine, torch_setup
+
+    monkeypatch.setattr(machine.sys, "platform", "darwin")
+    monkeypatch.setattr(machine.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch_setup, "torch_version", lambda: None)
+    opened = slicer_window.open_window(slicer_module, monkeypatch)
+    try:
+        assert opened.ui.applyButton.text == "This computer cannot run it"
+        assert not opened.ui.applyButton.enabled
+        assert opened.ui.statusLabel.text.startswith("Slicer for Intel Macs has no torch")
+        with pytest.raises(torch_setup.InputError, match="Intel Macs"):
+            torch_setup.ensure_torch()
+    finally:
+        slicer_window.close_window(opened)
 
 
 def test_lack_of_memory_offers_fewer_cascades(chosen):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -166,6 +167,28 @@ def test_a_process_that_is_no_longer_wanted_ends_whatever_it_is_doing(slicer_mod
         (session / "wanted").unlink()
         assert process.wait(timeout=GUARD_S) == 0
         assert not session.exists()
+    finally:
+        worker.close()
+
+
+def test_folders_of_sessions_that_are_gone_are_removed_at_the_next_start(slicer_module, tmp_path):
+    from LightweightRegistrationLib import background, library
+
+    for name in ("gone", "gone-too", "alive", "unrelated"):
+        folder = tmp_path / (name if name == "unrelated" else f"{background.PREFIX}{name}")
+        folder.mkdir()
+        (folder / "run.npy").touch()
+        if name != "gone-too":
+            (folder / "wanted").touch()
+        old = 1e9
+        if name in ("gone", "unrelated"):
+            os.utime(folder / "wanted", (old, old))
+        os.utime(folder, (old, old))
+    worker = background.Worker(library.library_folder(), temporary=str(tmp_path))
+    try:
+        worker.warm_up({"model": "brain-t1-small", "device": "cpu", "threads": 1})
+        names = {folder.name for folder in tmp_path.iterdir()} - {worker._session.name}
+        assert names == {"unrelated", f"{background.PREFIX}alive"}
     finally:
         worker.close()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import types
 from typing import Any
 
@@ -313,6 +314,11 @@ def start() -> Any:
     os.environ.setdefault("QT_LOGGING_RULES", "qt.core.qobject.connect=false")
     application = QtWidgets.QApplication.instance() or QtWidgets.QApplication([])
     QtCore.qInstallMessageHandler(lambda kind, context, text: None)  # the off-screen plugin has little to say
+    QtCore.QSettings.setDefaultFormat(QtCore.QSettings.Format.IniFormat)  # settings of this process alone
+    QtCore.QSettings.setPath(
+        QtCore.QSettings.Format.IniFormat, QtCore.QSettings.Scope.UserScope, tempfile.mkdtemp(prefix="slicer-standin-")
+    )
+    application.setOrganizationName("Slicer stand-in")
     application.setStyle("Fusion")
     application.setPalette(application.style().standardPalette())
     qt, ctk = types.ModuleType("qt"), types.ModuleType("ctk")
