@@ -131,6 +131,7 @@ def chosen(opened):
     slicer_window.choose(opened.ui.movingSelector, "blob 1")
     opened.p = opened.widget._parameterNode
     opened.p.cascades = 1
+    opened.p.wantJacobian = True
     return opened
 
 

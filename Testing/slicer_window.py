@@ -36,6 +36,14 @@ def choose(selector: Any, text: str) -> None:
     settle()
 
 
+def check(widget: Any, text: str) -> None:
+    """Check an entry of a list."""
+    from PySide6 import QtCore
+
+    (item,) = widget.findItems(text, QtCore.Qt.MatchFlag.MatchExactly)
+    item.setCheckState(QtCore.Qt.CheckState.Checked)
+
+
 def unfold(button: Any) -> None:
     """Open a section."""
     if button.collapsed:

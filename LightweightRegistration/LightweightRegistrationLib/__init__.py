@@ -17,6 +17,8 @@
 | slice_display.py | slice views: layers, deformation grid, Jacobian colours, folding contours, early view |
 | parameters.py | the parameter node, which is saved in the scene |
 | panel.py | the panel: buttons, selectors, jobs |
+| job_runner.py | the panel's part that runs jobs and shows errors |
+| others_list.py | the panel's list of nodes to bring along |
 | panel_display.py | the panel's section Display |
 | report_text.py | a registration's report and a model's card in words |
 | torch_setup.py | installs torch through the PyTorch extension, after asking |

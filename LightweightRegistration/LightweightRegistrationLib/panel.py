@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
+import logging
 import time
-import traceback
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import qt
@@ -13,14 +12,13 @@ import slicer
 from slicer.i18n import tr as _
 
 from . import outputs, report_text, sample, slice_display, torch_setup
-from .jobs import Job
+from .job_runner import JobRunner
 from .library import library_module
 from .machine import memory_bytes, without_torch
-from .module_errors import CancelledError, InputError, MemoryNeededError
+from .others_list import OthersList
 from .panel_display import PanelDisplay
 from .parameters import Direction, LightweightRegistrationParameterNode
 
-POLL_MS = 40
 PREPARE_SETTING = "LightweightRegistration/PrepareEarly"
 PREPARE_FROM_BYTES = 8e9  # of memory: the process takes 0.4 to 0.85 GB
 # by output (a name of `outputs.NAMES`): the parameter that says whether it is wanted, and that of its node
@@ -54,32 +52,28 @@ class WarmUpOptions(NamedTuple):
     threads: int
 
 
-class Panel:
+class Panel(JobRunner):
     """Behaviour of the widgets of LightweightRegistration.ui.
 
     Attributes:
-        job: what is under way, or None.
         display: the section Display and the slice views.
     """
 
     def __init__(self, ui: Any, logic: Any):
         """Connect the widgets; `setParameterNode` makes them act."""
-        self.ui, self.logic = ui, logic
-        self.job: Job | None = None
+        super().__init__(ui)
+        self.logic = logic
         self.display = PanelDisplay(ui, self.showStatus)
+        self.others = OthersList(ui.othersList)
         self._parameterNode: LightweightRegistrationParameterNode | None = None
         self._pair = VolumePair(None, None)
-        self._onFinished: Callable[[Any], None] = lambda made: None
-        self._startTime_s = 0.0
         self._preparedFor: WarmUpOptions | None = None
-        self._pollTimer = qt.QTimer()
-        self._pollTimer.setInterval(POLL_MS)
-        self._pollTimer.timeout.connect(self._shown(self.onPollTimer))
         default = memory_bytes() >= PREPARE_FROM_BYTES
         ui.prepareCheckBox.checked = slicer.util.settingsValue(PREPARE_SETTING, default, converter=slicer.util.toBool)
         ui.prepareCheckBox.toggled.connect(self.onPrepareToggled)
         for name in library_module("models.weights").list_models():
-            ui.modelComboBox.addItem(name)
+            made_for = library_module("models.weights").model_info(name).get("made_for", "")
+            ui.modelComboBox.addItem(f"{made_for} ({name})" if made_for else name, name)
         ui.modelComboBox.currentIndexChanged.connect(self.onModelChanged)
         ui.applyButton.clicked.connect(self._shown(self.onApplyButton))
         ui.tryItButton.clicked.connect(self._shown(self.onTryItButton))
@@ -120,6 +114,7 @@ class Panel:
         self._updateOutputSelectors(p)
         missing = self.missingInput()
         self._updateButtons(p, missing)
+        self.others.update({p.fixedVolume, p.movingVolume, *(getattr(p, name) for name in NODE_PARAMETERS.values())})
         self._updateResults()
         if self.job is None and not missing:
             self._warmUp(p)
@@ -153,9 +148,9 @@ class Panel:
         try:
             card = library_module("models.weights").model_info(p.model)
         except ValueError:  # a scene from an installation with another model
-            p.model = ui.modelComboBox.itemText(0)
+            p.model = ui.modelComboBox.itemData(0)
             return
-        index = ui.modelComboBox.findText(card["name"])
+        index = ui.modelComboBox.findData(card["name"])
         if index != ui.modelComboBox.currentIndex:
             ui.modelComboBox.currentIndex = index
         max_cascades = card["architecture"]["cascades"]
@@ -181,7 +176,7 @@ class Panel:
         )
         ui.progressBar.visible = running
         ui.tryItButton.visible = slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode") == 0
-        ui.otherButton.enabled = not running and p.other is not None and p.transform is not None
+        ui.otherButton.enabled = not running and p.transform is not None
         ui.otherButton.toolTip = (
             "" if p.transform is not None else _("Register first, or choose a transform in Outputs")
         )
@@ -189,7 +184,10 @@ class Panel:
         ui.sequenceButton.toolTip = "" if p.fixedVolume is not None else _("Choose the fixed volume in Inputs")
 
     def _updateResults(self) -> None:
-        rows = self._resultRows()
+        p, rows = self._parameterNode, self._resultRows()
+        warnings = report_text.warnings(outputs.read_report(p.transform, p.warpedVolume, p.jacobianMap))
+        self.ui.warningLabel.text = report_text.warnings_as_html(warnings)
+        self.ui.warningLabel.visible = bool(warnings) and self.job is None
         self.ui.resultsLabel.text = report_text.as_html(rows) or _("No result yet.")
         self.ui.copyButton.enabled = bool(rows)
 
@@ -214,8 +212,9 @@ class Panel:
 
     def onModelChanged(self, *_index: Any) -> None:
         """Another model was picked."""
-        if self._parameterNode is not None and self.ui.modelComboBox.currentText:
-            self._parameterNode.model = self.ui.modelComboBox.currentText
+        name = self.ui.modelComboBox.itemData(self.ui.modelComboBox.currentIndex)
+        if self._parameterNode is not None and name:
+            self._parameterNode.model = name
 
     def onTryItButton(self, *_clicked: Any) -> None:
         """Load the sample pair and choose it."""
@@ -270,13 +269,27 @@ class Panel:
         return slicer.util.confirmYesNoDisplay(question.format(names=_(" and ").join(names)))
 
     def onBringAlongButton(self, *_clicked: Any) -> None:
-        """Warp the node that is chosen under Apply also to."""
+        """Warp the nodes that are checked under Apply also to, one after another."""
+        nodes = self.others.checked()
+        if not nodes:
+            self.showStatus(_("Check what to bring along."))
+            return
+        self._bringAlong(nodes, [])
+
+    def _bringAlong(self, nodes: list[slicer.vtkMRMLNode], made: list[slicer.vtkMRMLNode]) -> None:
         p = self._parameterNode
         direction = "to fixed" if p.direction is Direction.to_fixed else "to moving"
-        self._startJob(
-            lambda: self.logic.startBringingAlong(p.other, p.transform, direction),
-            lambda made: self.showStatus(_("Created “{name}”.").format(name=made.GetName())),
-        )
+
+        def onFinished(node: slicer.vtkMRMLNode) -> None:
+            made.append(node)
+            self.others.uncheck(nodes[0])
+            if nodes[1:]:
+                self._bringAlong(nodes[1:], made)
+            else:
+                names = _(", ").join(f"“{each.GetName()}”" for each in made)
+                self.showStatus(_("Created {names}.").format(names=names))
+
+        self._startJob(lambda: self.logic.startBringingAlong(nodes[0], p.transform, direction), onFinished)
 
     def onSequenceButton(self, *_clicked: Any) -> None:
         """Register every frame of the sequence."""
@@ -303,64 +316,10 @@ class Panel:
             "threads": p.threads,
         }
 
-    # jobs
-
-    def _startJob(self, start: Callable[[], Job], onFinished: Callable[[Any], None]) -> None:
-        """Start a job and poll it; `onFinished` takes its outputs."""
-        self.ui.flickerButton.checked = False
-        self.showStatus(_("Starting"))
-        job = start()
-        self.job, self._onFinished, self._startTime_s = job, onFinished, time.monotonic()
-        self.ui.progressBar.value = 0
-        self.updateGUIFromParameterNode()
-        self._pollTimer.start()
-        self.onPollTimer()
-
-    def _shown(self, action: Callable[..., None]) -> Callable[..., None]:
-        """Return an action that shows every error that it ends with: Qt's event loop would hide it."""
-
-        def act(*arguments: Any) -> None:
-            try:
-                action(*arguments)
-            except Exception as error:
-                with contextlib.suppress(Exception):  # the first error is the one to show
-                    self.cancel()
-                self.showError(error)
-
-        return act
-
-    def onPollTimer(self) -> None:
-        """Show the job's progress, and its outputs when it is finished."""
-        job = self.job
-        if job is None:
-            return
-        finished = job.poll()
-        self.ui.progressBar.value = round(100 * job.fraction)
-        self.showStatus(report_text.sentence(job.message).removesuffix(".") if job.message else "")
-        if finished:
-            self._endJob()
-            if job.outputs is not None:
-                self._onFinished(job.outputs)
-
-    def cancel(self) -> None:
-        """Stop what is under way, if anything is; the scene is as before."""
-        job = self.job
-        self._pollTimer.stop()
-        self.job = None
-        if job is not None and not job.finished:
-            job.cancel()
-            self._preparedFor = None  # the process is gone
-        self.updateGUIFromParameterNode()
-
-    def _endJob(self) -> None:
-        """Stop polling and let the buttons act again."""
-        self._pollTimer.stop()
-        self.job = None
-        self.updateGUIFromParameterNode()
-
     def _onRegistered(self, made: outputs.Outputs, pair: VolumePair) -> None:
         p, seconds = self._parameterNode, time.monotonic() - self._startTime_s
         self.showStatus(_("Done in {seconds:.1f} s.").format(seconds=seconds))
+        logging.info("Lightweight Registration: %s", json.dumps(made.report))  # Slicer keeps its log for error reports
         if VolumePair(p.fixedVolume, p.movingVolume) != pair:  # others were chosen meanwhile
             return
         with slicer.util.NodeModify(p):
@@ -373,30 +332,11 @@ class Panel:
         self.display.updateSliceViews()
         self.updateGUIFromParameterNode()
 
-    def showError(self, error: Exception) -> None:
-        """Say what is wrong; offer fewer cascades where memory was too small."""
-        if isinstance(error, CancelledError):
-            self.showStatus(_("Cancelled; nothing was changed."))
-            return
-        details = "".join(traceback.format_exception(error))
-        if isinstance(error, InputError):
-            text, details = report_text.sentence(str(error)), error.details
-        elif isinstance(error, MemoryError):
-            text = _("Slicer needs more memory than it could have: close other programs and try again.")
-        else:
-            text = _("Something went wrong that should not: {kind}: {message}. Please report it.")
-            text = text.format(kind=type(error).__name__, message=error)
-        self.showStatus(text)
-        fewer = error.fewer_cascades if isinstance(error, MemoryNeededError) else None
-        if fewer is None:
-            slicer.util.errorDisplay(text, detailedText=details)
-            return
-        cascades = report_text.counted(fewer, _("cascade"), _("cascades"))
-        question = _("Try again with {cascades}?").format(cascades=cascades)
-        if slicer.util.confirmYesNoDisplay(f"{text}\n\n{question}"):
-            self._parameterNode.cascades = fewer
-            self.onApplyButton()
+    def onProcessEnded(self) -> None:
+        """Forget what the process was prepared for: it is gone."""
+        self._preparedFor = None
 
-    def showStatus(self, text: str) -> None:
-        """Show one sentence under the Apply button."""
-        self.ui.statusLabel.text = text
+    def tryAgain(self, cascades: int) -> None:
+        """Register again with fewer cascades."""
+        self._parameterNode.cascades = cascades
+        self.onApplyButton()

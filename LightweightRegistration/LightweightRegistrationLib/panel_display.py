@@ -24,7 +24,7 @@ class ViewState(NamedTuple):
     fade: float
     showGrid: bool
     gridSpacing: float
-    jacobianRange: float
+    jacobianFactor: float
     showFolding: bool
     fixedVolume: slicer.vtkMRMLVolumeNode | None
     movingVolume: slicer.vtkMRMLVolumeNode | None
@@ -72,6 +72,7 @@ class PanelDisplay:
         self.flickerTimer.setInterval(FLICKER_MS)
         self.flickerTimer.timeout.connect(self.onFlickerTimer)
         ui.flickerButton.toggled.connect(self.onFlickerToggled)
+        ui.beforeButton.toggled.connect(self.onBeforeToggled)
         self._drawing: Iterator[None] | None = None
         self._drawTimer = qt.QTimer()
         self._drawTimer.setInterval(0)
@@ -94,6 +95,7 @@ class PanelDisplay:
             running: a job is under way: the views belong to it.
         """
         self.ui.flickerButton.enabled = self.overlayVolume() is not None
+        self.ui.beforeButton.visible = self._hasBefore() and not running
         state = ViewState.fromParameterNode(self._parameterNode)
         if state == self._drawn or running:
             return
@@ -119,6 +121,7 @@ class PanelDisplay:
     def updateSliceViews(self) -> None:
         """Show the chosen overlay, grid, colours and contours in the slice views."""
         p = self._parameterNode
+        self.ui.beforeButton.checked = False
         self._drawn = ViewState.fromParameterNode(p)
         self._stopDrawing()
         if p.overlay is Overlay.checkerboard and p.warpedVolume is not None and p.fixedVolume is not None:
@@ -134,7 +137,7 @@ class PanelDisplay:
         slice_display.show_layers(p.fixedVolume, self.overlayVolume(), opacity)
         slice_display.show_grid(p.transform, p.fixedVolume, p.showGrid, p.gridSpacing)
         if p.jacobianMap is not None:
-            slice_display.color_jacobian(p.jacobianMap, p.jacobianRange)
+            slice_display.color_jacobian(p.jacobianMap, p.jacobianFactor)
         slice_display.show_legend(p.jacobianMap, p.overlay is Overlay.jacobian)
         folding = slice_display.folding_contours(p.jacobianMap, p.showFolding)
         if p.showFolding and p.jacobianMap is not None and folding is None:
@@ -158,6 +161,19 @@ class PanelDisplay:
     def _stopDrawing(self) -> None:
         self._drawTimer.stop()
         self._drawing = None
+
+    def _hasBefore(self) -> bool:
+        """Whether there is a result beside the moving volume as it was."""
+        p = self._parameterNode
+        return p.warpedVolume is not None and p.movingVolume is not None
+
+    def onBeforeToggled(self, on: bool) -> None:
+        """Show the moving volume as it was instead of the overlay, or the overlay again."""
+        self.ui.beforeButton.text = _("Show the result again") if on else _("Show before registration")
+        if self._parameterNode is not None and self._hasBefore():
+            p = self._parameterNode
+            shown = p.movingVolume if on else self.overlayVolume()
+            slice_display.show_layers(p.fixedVolume, shown, 1.0 if self.checkerboard and not on else p.fade)
 
     def onFlickerToggled(self, on: bool) -> None:
         """Start or stop alternating between the fixed volume and the overlay."""

@@ -7,11 +7,7 @@ from typing import Annotated
 
 from slicer import (
     vtkMRMLLabelMapVolumeNode,
-    vtkMRMLMarkupsCurveNode,
-    vtkMRMLMarkupsFiducialNode,
-    vtkMRMLMarkupsLineNode,
     vtkMRMLMarkupsROINode,
-    vtkMRMLModelNode,
     vtkMRMLScalarVolumeNode,
     vtkMRMLSegmentationNode,
     vtkMRMLSequenceNode,
@@ -76,10 +72,10 @@ class Overlay(Labelled):
 
 
 class Direction(Labelled):
-    """The scan that a node belongs to, and the one that it is warped to."""
+    """The scan that nodes belong to: they are warped to the other one."""
 
-    to_fixed = "belongs to the moving scan: bring it to the fixed one"
-    to_moving = "belongs to the fixed scan: bring it to the moving one"
+    to_fixed = "moving scan"
+    to_moving = "fixed scan"
 
 
 @parameterNodeWrapper
@@ -98,7 +94,7 @@ class LightweightRegistrationParameterNode:
 
     wantWarped: bool = True
     wantTransform: bool = True
-    wantJacobian: bool = True
+    wantJacobian: bool = False
     warpedVolume: vtkMRMLScalarVolumeNode
     transform: vtkMRMLTransformNode
     jacobianMap: vtkMRMLScalarVolumeNode
@@ -108,7 +104,7 @@ class LightweightRegistrationParameterNode:
     fade: Annotated[float, WithinRange(0.0, 1.0)] = 0.5
     showGrid: bool = False
     gridSpacing: Annotated[float, WithinRange(2.0, 50.0)] = 10.0
-    jacobianRange: Annotated[float, WithinRange(0.05, 2.0)] = 0.5
+    jacobianFactor: Annotated[float, WithinRange(1.1, 5.0)] = 2.0
     showFolding: bool = False
 
     prealignment: Prealignment = Prealignment.centre
@@ -118,15 +114,5 @@ class LightweightRegistrationParameterNode:
     threads: Annotated[int, WithinRange(0, 256)] = 0
     keepInverse: bool = False
 
-    other: (
-        vtkMRMLScalarVolumeNode
-        | vtkMRMLLabelMapVolumeNode
-        | vtkMRMLSegmentationNode
-        | vtkMRMLMarkupsFiducialNode
-        | vtkMRMLMarkupsCurveNode
-        | vtkMRMLMarkupsLineNode
-        | vtkMRMLModelNode
-        | None
-    )
     direction: Direction = Direction.to_fixed
     sequence: vtkMRMLSequenceNode

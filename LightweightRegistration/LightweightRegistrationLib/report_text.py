@@ -26,7 +26,7 @@ def rows(report: dict[str, Any]) -> Rows:
     if not report:
         return []
     similarity, jacobian = report["similarity"], report["jacobian_determinant"]
-    count, seconds = report["folding_count"], report["times_s"]["total"]
+    count = report["folding_count"]
     shown = [
         (_("Similarity before"), _("{before:.3f} (correlation)").format(**similarity)),
         (_("Similarity after"), _("{after:.3f} (affine alone {affine:.3f})").format(**similarity)),
@@ -39,7 +39,6 @@ def rows(report: dict[str, Any]) -> Rows:
             else _("none"),
         ),
         (_("Volume change"), _("{min:.2f} to {max:.2f} (Jacobian)").format(**jacobian)),
-        (_("Time"), _("{seconds:.2f} s").format(seconds=seconds)),
         (_("Device"), _device(report)),
         (_("Model"), _model(report)),
     ]
@@ -52,8 +51,25 @@ def rows(report: dict[str, Any]) -> Rows:
         shown.append((_("Inverse"), text.format(**report["inverse_consistency_mm"])))
     elif "inverse_residual_mm" in report:  # of an earlier version, from a saved scene
         shown.append((_("Inverse"), _("exact to {mm:.3f} mm").format(mm=report["inverse_residual_mm"])))
-    shown += [(_("Warning"), sentence(text)) for text in report["warnings"]]
-    return shown
+    return shown + [(_("Warning"), text) for text in warnings(report)]
+
+
+def warnings(report: dict[str, Any]) -> list[str]:
+    """Return what a careful reader would want to be told about a result, a sentence each."""
+    if not report:
+        return []
+    found = [sentence(text) for text in report["warnings"]]
+    similarity = report["similarity"]
+    if similarity["after"] < similarity["affine"]:
+        text = _("The deformable result is less similar ({after:.3f}) than affine alone ({affine:.3f}).")
+        found.insert(0, text.format(**similarity))
+    return found
+
+
+def warnings_as_html(texts: list[str]) -> str:
+    """Format warnings in colour, a line each; they stand beside Apply."""
+    lines = [f"<b>{html.escape(_('Check the result.'))}</b>", *map(html.escape, texts)]
+    return f'<span style="color:#b45309">{"<br>".join(lines)}</span>' if texts else ""
 
 
 def _device(report: dict[str, Any]) -> str:
@@ -96,10 +112,11 @@ def as_html(shown: Rows) -> str:
     """Format rows as an HTML table."""
     lines = []
     for name, value in shown:
-        style = ' style="color:#b45309"' if name == _("Warning") else ""
+        if name == _("Warning"):  # stands beside Apply
+            continue
         lines.append(
             f'<tr><td style="padding:1px 10px 1px 0"><b>{html.escape(name)}</b></td>'
-            f'<td style="padding:1px 0"{style}>{html.escape(value)}</td></tr>'
+            f'<td style="padding:1px 0">{html.escape(value)}</td></tr>'
         )
     return f"<table>{''.join(lines)}</table>" if lines else ""
 

@@ -114,14 +114,16 @@ def jacobian_colours() -> slicer.vtkMRMLProceduralColorNode:
     return node
 
 
-def color_jacobian(volume: slicer.vtkMRMLScalarVolumeNode, half_range: float) -> None:
-    """Colour a Jacobian map from 1 - half_range (blue) over 1 (white) to 1 + half_range (red)."""
+def color_jacobian(volume: slicer.vtkMRMLScalarVolumeNode, factor: float) -> None:
+    """Colour a Jacobian map from 1 / factor (blue) over 1 (white) to factor (red), evenly in its logarithm."""
     if volume.GetDisplayNode() is None:
         volume.CreateDefaultDisplayNodes()
     colours, display = jacobian_colours(), volume.GetDisplayNode()
-    low, high = 1.0 - half_range, 1.0 + half_range
+    low, high = 1.0 / factor, factor
     function = vtk.vtkDiscretizableColorTransferFunction()
-    for position, colour in zip(np.linspace(low, high, len(DIVERGING)), DIVERGING, strict=True):
+    exponents, anchors = np.linspace(-1, 1, 33), np.linspace(-1, 1, len(DIVERGING))
+    channels = [np.interp(exponents, anchors, channel) for channel in np.transpose(DIVERGING)]
+    for position, *colour in zip(factor**exponents, *channels, strict=True):
         function.AddRGBPoint(position, *colour)
     colours.SetAndObserveColorTransferFunction(function)
     with slicer.util.NodeModify(display):

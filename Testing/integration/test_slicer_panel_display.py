@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from Testing.slicer_scene import array
-from Testing.slicer_window import choose, click, composite, run, unfold
+from Testing.slicer_scene import add_volume, array, local
+from Testing.slicer_window import check, choose, click, composite, run, settle, unfold
 
 slicer = pytest.importorskip("slicer", reason="needs slicer-core (make test installs it)")
 import vtk.util.numpy_support
@@ -40,12 +40,13 @@ def test_the_jacobian_has_colours_and_a_legend(done):
     ui, p = done.ui, done.p
     choose(ui.overlayComboBox, "Jacobian map (colours)")
     assert composite().GetForegroundVolumeID() == p.jacobianMap.GetID()
-    ui.jacobianRangeSlider.value = 0.25
+    assert ui.jacobianFactorSlider.value == pytest.approx(2.0)
+    ui.jacobianFactorSlider.value = 4
     display = p.jacobianMap.GetDisplayNode()
-    assert (display.GetWindowLevelMin(), display.GetWindowLevelMax()) == pytest.approx((0.75, 1.25))
+    assert (display.GetWindowLevelMin(), display.GetWindowLevelMax()) == pytest.approx((0.25, 4.0))
     function = display.GetColorNode().GetColorTransferFunction()
     low, middle, high = ([0.0] * 3 for _ in range(3))
-    for value, colour in ((0.75, low), (1.0, middle), (1.25, high)):
+    for value, colour in ((0.25, low), (1.0, middle), (4.0, high)):
         function.GetColor(value, colour)
     assert low[2] > low[0] + 0.3  # blue
     assert min(middle) > 0.9  # white
@@ -58,7 +59,7 @@ def test_the_jacobian_has_colours_and_a_legend(done):
 
 def test_folding_is_outlined_where_there_is_any(chosen):
     ui, p = chosen.ui, chosen.p
-    choose(ui.modelComboBox, "brain-t1")  # which folds nothing here
+    choose(ui.modelComboBox, "T1-weighted MRI of the head (brain-t1)")  # which folds nothing here
     click(ui.applyButton)
     run(chosen)
     click(ui.showFoldingCheckBox)
@@ -94,6 +95,39 @@ def test_flicker_alternates_and_gives_the_fade_back(done):
     click(ui.flickerButton)
     assert not done.panel.display.flickerTimer.isActive()
     assert composite().GetForegroundOpacity() == pytest.approx(0.4)
+
+
+def test_before_and_after_is_one_switch(done):
+    ui, p = done.ui, done.p
+    assert composite().GetForegroundVolumeID() == p.warpedVolume.GetID()
+    click(ui.beforeButton)
+    assert composite().GetForegroundVolumeID() == p.movingVolume.GetID()
+    assert ui.beforeButton.text == "Show the result again"
+    click(ui.beforeButton)
+    assert composite().GetForegroundVolumeID() == p.warpedVolume.GetID()
+    click(ui.beforeButton)
+    click(ui.applyButton)
+    run(done)
+    assert composite().GetForegroundVolumeID() == p.warpedVolume.GetID()
+    assert ui.beforeButton.text == "Show before registration"
+
+
+def test_warnings_stand_in_colour_below_apply(done):
+    from LightweightRegistrationLib import outputs
+
+    ui, p = done.ui, done.p
+    report = outputs.read_report(p.transform)
+    report |= {"similarity": {**report["similarity"], "affine": 0.9, "after": 0.8}, "warnings": ["a <b> warning"]}
+    outputs.write_report(p.transform, report)
+    done.panel.updateGUIFromParameterNode()
+    assert ui.warningLabel.isVisible()
+    assert "color:#b45309" in ui.warningLabel.text
+    assert "less similar (0.800) than affine alone (0.900)" in ui.warningLabel.text
+    assert "A &lt;b&gt; warning." in ui.warningLabel.text
+    assert "warning" not in ui.resultsLabel.text.lower()
+    outputs.write_report(p.transform, report | {"similarity": {**report["similarity"], "after": 0.95}, "warnings": []})
+    done.panel.updateGUIFromParameterNode()
+    assert not ui.warningLabel.isVisible()
 
 
 def test_the_checkerboard_is_a_hidden_node_that_goes_away(done):
@@ -132,21 +166,29 @@ def test_apply_also_to_brings_points_and_volumes_along(done):
     points = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "landmarks")
     points.AddControlPoint(vtk.vtkVector3d(5, 5, 5))
     unfold(ui.othersCollapsibleButton)
-    assert not ui.otherButton.enabled
-    choose(ui.otherSelector, "landmarks")
-    choose(ui.directionComboBox, "belongs to the fixed scan: bring it to the moving one")
+    click(ui.otherButton)
+    assert ui.statusLabel.text == "Check what to bring along."
+    check(ui.othersList, "landmarks")
+    choose(ui.directionComboBox, "fixed scan")
     click(ui.otherButton)
     run(done)
     assert ui.statusLabel.text == "Created “landmarks on blob 1”."
     new = slicer.mrmlScene.GetFirstNodeByName("landmarks on blob 1")
     there = p.transform.GetTransformFromParent().TransformPoint((5.0, 5.0, 5.0))
     assert new.GetNthControlPointPosition(0) == pytest.approx(there, abs=1e-3)
-    choose(ui.otherSelector, "blob 1")
-    choose(ui.directionComboBox, "belongs to the moving scan: bring it to the fixed one")
+    second = add_volume("second", slicer.util.arrayFromVolume(p.movingVolume), local(p.movingVolume))
+    for name in ("second", "landmarks"):
+        check(ui.othersList, name)
+    choose(ui.directionComboBox, "moving scan")
     click(ui.otherButton)
+    run(done, until=lambda: not done.panel.others.checked())
     run(done)
-    brought = slicer.mrmlScene.GetFirstNodeByName("blob 1 on blob 0")
+    assert ui.statusLabel.text == "Created “second on blob 0”, “landmarks on blob 0”."
+    brought = slicer.mrmlScene.GetFirstNodeByName("second on blob 0")
     assert np.abs(array(brought) - array(p.warpedVolume)).max() <= 1
+    slicer.mrmlScene.RemoveNode(second)
+    settle()
+    assert "second" not in [ui.othersList.item(n).text() for n in range(ui.othersList.count())]
     assert done.said == []
 
 

@@ -53,6 +53,7 @@ QProgressBar = standin(QtWidgets.QProgressBar, value=VALUE["value"], maximum=VAL
 QComboBox = standin(
     QtWidgets.QComboBox, currentIndex=("currentIndex", "setCurrentIndex"), currentText=("currentText", "setCurrentText")
 )
+QListWidget = standin(QtWidgets.QListWidget)
 
 
 class ctkCollapsibleButton(QtWidgets.QWidget):
@@ -282,6 +283,7 @@ CUSTOM = {
         QDoubleSpinBox,
         QProgressBar,
         QComboBox,
+        QListWidget,
         ctkCollapsibleButton,
         ctkSliderWidget,
         qMRMLWidget,
