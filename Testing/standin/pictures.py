@@ -84,9 +84,13 @@ def wait(widget: Any) -> None:
 
 def main() -> None:
     """Draw everything."""
+    import slicer
+
     target = Path(sys.argv[1])
     application.start()
     widgets.start()
+    import qt
+
     module = application.module()
     application.clear()
     sliceview.add_views()
@@ -108,6 +112,7 @@ def main() -> None:
         thumbnail.crop((0, -10, 260, 270)),
         application.MODULE / "Resources" / "Icons" / "LightweightRegistrationSample.png",
     )
+    widget._parameterNode.wantJacobian = True
     for _ in range(2):  # the second time torch and the weights are there: what a user sees from then on
         ui.applyButton.click()
         wait(widget)
@@ -119,9 +124,12 @@ def main() -> None:
     p.fade, p.showGrid, p.overlay = 0.6, False, Overlay.jacobian
     save(views_picture(views), target / "slicer-jacobian.png")
     p.overlay, p.fade = Overlay.warped, 0.5
+    for name, kind in (("Brain B segmentation", "Segmentation"), ("Brain B landmarks", "MarkupsFiducial")):
+        node = slicer.mrmlScene.AddNewNodeByClass(f"vtkMRML{kind}Node", name)
+        ui.othersList.findItems(node.GetName(), qt.Qt.MatchExactly)[0].setCheckState(qt.Qt.Checked)
     for button in ("inputs", "model", "outputs", "results", "display"):
         getattr(ui, f"{button}CollapsibleButton").collapsed = True
-    for button in ("advanced", "others", "sequence"):
+    for button in ("masks", "advanced", "others", "sequence"):
         getattr(ui, f"{button}CollapsibleButton").collapsed = False
     save(window_picture(widget), target / "slicer-panel-more.png")
     for view in views.values():

@@ -92,6 +92,19 @@ def test_the_three_descriptions_agree():
     assert entry["scm_url"] == f"{extension('HOMEPAGE')}.git"
 
 
+def test_the_description_says_what_it_is_for_and_names_the_licences():
+    """The catalogue's review asks for an understandable description and for the licences of weights and data."""
+    for words in ("T1-weighted MRI of the head", "CC BY-SA", "IXI", "NiChart"):
+        assert words in extension("DESCRIPTION")
+
+
+def test_no_list_of_the_extension_ends_in_a_blank():
+    """The index's scripts read the lines as they stand: a blank before the bracket becomes part of the last URL."""
+    lines = [line for line in CMAKE.splitlines() if line.startswith("set(EXTENSION_")]
+    assert len(lines) == 7
+    assert not [line for line in lines if line.endswith((" )", ' ")'))]
+
+
 def test_pictures_that_the_catalogue_shows_are_in_the_repository():
     for url in [extension("ICONURL"), *extension("SCREENSHOTURLS").split()]:
         assert url.startswith("https://raw.githubusercontent.com/")
