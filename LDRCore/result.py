@@ -17,6 +17,7 @@ import SimpleITK as sitk
 from LDRCore import geometry
 from LDRCore.errors import RegistrationError
 from LDRCore.io import files, writing
+from LDRCore.io.quiet import silent_libraries
 
 RESULT_FILES = (
     "warped.nii.gz",
@@ -92,7 +93,7 @@ class RegistrationResult:
             "warped.nii.gz": lambda: self.warped,
         }
         try:
-            with files.complete_folder(target, (*RESULT_FILES, *EXTRA_FILES)) as new:
+            with files.complete_folder(target, (*RESULT_FILES, *EXTRA_FILES)) as new, silent_libraries():
                 with ThreadPoolExecutor() as pool:  # compressing takes most of the time, on one core a file
                     writes = [
                         pool.submit(lambda name, image: writing.write_image(image(), new / name), name, image)

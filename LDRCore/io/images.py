@@ -17,7 +17,7 @@ import SimpleITK as sitk
 from LDRCore.errors import RegistrationError
 from LDRCore.geometry import RAS_TO_LPS, index_to_lps
 from LDRCore.io import containers, dicom, nifti
-from LDRCore.io.quiet import collected_warnings
+from LDRCore.io.quiet import silent_libraries
 
 ImageLike = Union[str, "os.PathLike[str]", sitk.Image, tuple[np.ndarray, np.ndarray]]
 """A path (file, or a folder with one DICOM series), a SimpleITK image, or (array[i, j, k], 4x4 voxel -> RAS mm)."""
@@ -58,7 +58,7 @@ def read(source: ImageLike, name: str) -> sitk.Image:
     path = Path(source)
     if not os.fspath(source) or not path.exists():
         raise RegistrationError(f"{name} must be an existing file, got {source or 'an empty name'} (not found)")
-    with collected_warnings():
+    with silent_libraries():
         return dicom.read_folder(path, name) if path.is_dir() else read_file(path, name)
 
 
@@ -86,7 +86,7 @@ def read_file(path: Path, name: str) -> sitk.Image:
             return sitk.ReadImage(str(file))
     except RegistrationError as error:  # of the file by a name of ours
         raise RegistrationError(str(error).replace(str(file), str(path))) from None
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, UnicodeError) as error:
         raise RegistrationError(
             f"{name} must be an image that SimpleITK can read (NIfTI, NRRD, MetaImage, DICOM ...), "
             f"got {path} ({_reason(error)})"

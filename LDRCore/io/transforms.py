@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from LDRCore import geometry
 from LDRCore.errors import RegistrationError
 from LDRCore.io import containers, images, nifti
-from LDRCore.io.quiet import collected_warnings
+from LDRCore.io.quiet import collected_warnings, silent_libraries
 
 TransformLike = Union[str, "os.PathLike[str]", sitk.Transform, Sequence[Union[str, "os.PathLike[str]", sitk.Transform]]]
 """A path, a SimpleITK transform, or several of these: a fixed point goes through them in order, as in ANTs."""
@@ -84,10 +84,10 @@ def _read_file(path: Path, name: str) -> sitk.Transform:
         raise RegistrationError(f"{name} must be an existing file, got {path} (not found)")
     if not path.name.lower().endswith(_SUFFIXES):
         return _read_field(path)
-    with collected_warnings() as warnings:
+    with collected_warnings() as warnings, silent_libraries():
         try:
             transform = sitk.ReadTransform(str(path))
-        except RuntimeError:
+        except (RuntimeError, UnicodeError):
             raise RegistrationError(f"{name} must be a file that SimpleITK can read, got {path}") from None
     if any("more than one transform" in text for text in warnings):
         raise RegistrationError(f"{name} must be one transform or a composite of several, got {path} with several")
@@ -118,13 +118,13 @@ def _check_counts(path: Path, transform: sitk.Transform, name: str) -> None:
 
 def _read_field(path: Path) -> sitk.Transform:
     """Read a displacement field image: vectors in mm, LPS (NIfTI's displacement intent: RAS, converted)."""
-    with containers.named_by_content(path) as file:
-        header = nifti.read_header(file, "the displacement field")
+    with silent_libraries():
+        with containers.named_by_content(path) as file:
+            header = nifti.read_header(file, "the displacement field")
+        field = images.read_file(path, "the displacement field")
     if header is not None and (header.intent_name in _OTHER_FIELDS or header.intent in _FSL_INTENTS):
         kind = _OTHER_FIELDS.get(header.intent_name, "FSL's warp")
         raise RegistrationError(f"a displacement field must be in mm LPS, got {kind} in {path}: convert it first")
-    with collected_warnings():
-        field = images.read_file(path, "the displacement field")
     if field.GetDimension() != 3 or field.GetNumberOfComponentsPerPixel() != 3:
         raise RegistrationError(
             "a displacement field must be 3D with 3 components a voxel, "

@@ -14,6 +14,7 @@ from LDRCore import geometry
 from LDRCore.errors import RegistrationError
 from LDRCore.io import containers, nifti
 from LDRCore.io.files import complete_file, describe_failure
+from LDRCore.io.quiet import silent_libraries
 
 _HDF5_BYTES = 1 << 16  # of a transform's file beside its parameters
 _NOT_WHOLE = "the file was not written whole: is the disk full?"
@@ -30,7 +31,7 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
         RegistrationError: a file type that cannot be written, a full disk, or a folder that cannot be written.
     """
     try:
-        with complete_file(path) as temporary:
+        with complete_file(path) as temporary, silent_libraries():
             write(temporary)
     except (OSError, RuntimeError) as error:
         raise describe_failure(path, error) from None

@@ -1,0 +1,153 @@
+"""Mutates files at random and reads them: each is read as it was, read as another whole file, or refused in a sentence.
+
+    python Testing/faults/fuzz.py --count 10000 --seed 1
+
+Prints a table. "wrong": values that differ though a checksum tells; "traceback": any error but RegistrationError. Only
+these two, and messages that cannot be printed, are faults. HDF5 files are only cut off: on some that are damaged
+inside, HDF5 itself never returns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from LDRCore.errors import RegistrationError
+from LDRCore.io import images, points, transforms
+from LDRCore.models import weights
+
+VALUES = (np.arange(9 * 10 * 11).reshape(9, 10, 11) * 37 % 199).astype(np.float32)
+IMAGES = ("a.nii", "a.nii.gz", "a.img", "a.mha", "c.mha", "a.nrrd", "c.nrrd", "a.vtk", "a.gipl", "a.mhd", "a.nhdr")
+CHECKED = ".nii.gz"  # header and values compressed: a checksum tells of every damage
+
+
+def make_files(folder: Path) -> dict[Path, Callable[[Path], object]]:
+    """Write one file of every kind, and say how each is read."""
+    made: dict[Path, Callable[[Path], object]] = {}
+    for kind in (np.float32, np.int16):
+        image = sitk.GetImageFromArray(VALUES.astype(kind))
+        image.SetSpacing((1.0, 1.5, 2.0))
+        for name in IMAGES:
+            path = folder / f"{np.dtype(kind).name}-{name}"
+            sitk.WriteImage(image, str(path), name in ("a.nii.gz", "c.mha", "c.nrrd", "a.nhdr"))
+            made[path] = lambda p: sitk.GetArrayFromImage(images.load(p, "image"))
+    field = sitk.GetImageFromArray(np.stack([VALUES / 100] * 3, -1), isVector=True)
+    for name in ("f.nii", "f.nii.gz", "f.mha", "f.nrrd"):
+        sitk.WriteImage(field, str(folder / name))
+        made[folder / name] = lambda p: transforms.read_transform(p).TransformPoint((3.0, 4.0, 5.0))
+    double = sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64))
+    composite = sitk.CompositeTransform([sitk.Euler3DTransform((1, 2, 3), 0.1, 0.2, 0.3), double])
+    for name in ("t.h5", "t.tfm", "t.mat"):
+        sitk.WriteTransform(composite if name == "t.h5" else sitk.AffineTransform(3), str(folder / name))
+        made[folder / name] = lambda p: transforms.read_transform(p).TransformPoint((3.0, 4.0, 5.0))
+    (folder / "p.csv").write_text("label,x,y,z\nnose,1,2,3\near,4,5,6\n")
+    control = {"id": "1", "label": "nose", "position": [1, 2, 3]}
+    markup = {"markups": [{"coordinateSystem": "RAS", "controlPoints": [control]}]}
+    (folder / "p.mrk.json").write_text(json.dumps(markup))
+    for name in ("p.csv", "p.mrk.json"):
+        made[folder / name] = lambda p: points.read_points(p, "lps")
+    (folder / "card.json").write_bytes((weights.BUNDLED / "brain-t1-small.json").read_bytes())
+    (folder / "card.pt").write_bytes((weights.BUNDLED / "brain-t1-small.pt").read_bytes())
+    made[folder / "card.json"] = lambda p: weights.model_info(p)["name"]
+    return made
+
+
+def mutate(data: bytes, rng: np.random.Generator) -> bytes:
+    """Change a file as disks, networks and people do."""
+    kind, n = rng.integers(9), len(data)
+    changed = bytearray(data)
+    at, span = int(rng.integers(n)), int(rng.integers(1, 9))
+    if kind == 0:
+        return data[: int(rng.integers(n))]
+    if kind == 1:
+        changed[at] ^= 1 << int(rng.integers(8))
+    if kind == 2:
+        changed[at : at + span] = rng.bytes(span)
+    if kind == 3:
+        del changed[at : at + span]
+    if kind == 4:
+        changed[at:at] = rng.bytes(span)
+    if kind == 5:  # in the header
+        changed[at % min(n, 400)] = int(rng.choice([0, 1, 0x7F, 0x80, 0xFF]))
+    if kind == 6:
+        changed[at : at + 512] = bytes(len(changed[at : at + 512]))
+    if kind == 7:
+        changed += rng.bytes(span * 20)
+    if kind == 8:
+        begin = at % min(n, 400)
+        changed[begin : begin + 4] = rng.choice(np.array([np.nan, np.inf, -1, 1e30, 1e-30], "<f4")).tobytes()
+    return bytes(changed)
+
+
+def run(count: int, seed: int, show: Callable[[str], object] = print) -> dict[str, collections.Counter]:
+    """Mutate and read files `count` times; return how each kind of file ended."""
+    rng = np.random.default_rng(seed)
+    outcomes: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        made = make_files(folder)
+        expected = {path: np.asarray(read(path)) for path, read in made.items()}
+        stored = {path: path.read_bytes() for path in folder.iterdir() if path.suffix != ".pt"}
+        headers = {".hdr": ".img", ".raw": ".mhd", ".gz": ".nhdr"}  # of values in a file of their own
+        readers = {path: path if path in made else find_header(path, headers[path.suffix]) for path in stored}
+        for number in range(count):
+            target = list(stored)[number % len(stored)]
+            reader = readers[target]
+            data = stored[target]
+            changed = data[: int(rng.integers(len(data)))] if target.suffix == ".h5" else mutate(data, rng)
+            target.write_bytes(changed)
+            try:
+                outcome = compare(np.asarray(made[reader](reader)), expected[reader], reader)
+            except RegistrationError as error:
+                readable = str(error).isprintable() and len(str(error)) < 900
+                outcome = "refused" if readable else "unreadable message"
+                if not readable:
+                    show(repr(str(error)))
+            except Exception:
+                outcome = "traceback"
+                show(f"{target.name} (seed {seed}, number {number}):\n{traceback.format_exc(limit=-4)}")
+            if outcome in ("wrong", "unreadable message"):
+                show(f"{target.name} (seed {seed}, number {number}): {outcome}")
+            outcomes[target.name][outcome] += 1
+            target.write_bytes(stored[target])
+    return outcomes
+
+
+def find_header(path: Path, suffix: str) -> Path:
+    """Return the file beside that of its values by which both are read."""
+    return path.with_name(path.name.split(".")[0] + suffix)
+
+
+def compare(values: np.ndarray, expected: np.ndarray, path: Path) -> str:
+    """Say whether a file that could be read was read as it was, or as another."""
+    if values.shape == expected.shape and np.array_equal(values, expected):
+        return "clean"
+    return "wrong" if path.name.endswith(CHECKED) and values.shape == expected.shape else "other values"
+
+
+def main() -> int:
+    """Run and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    outcomes = run(options.count, options.seed)
+    total: collections.Counter = sum(outcomes.values(), collections.Counter())
+    kinds = sorted(total)
+    print(f"{'file':<18}" + "".join(f"{kind:>20}" for kind in kinds))
+    for name, counts in [*sorted(outcomes.items()), ("all", total)]:
+        print(f"{name:<18}" + "".join(f"{counts[kind]:>20}" for kind in kinds))
+    return int(any(total[kind] for kind in ("traceback", "wrong", "unreadable message")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
