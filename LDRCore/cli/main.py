@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(f"ldr {options.command}: the package {error.name} must be installed (see ldr doctor)", file=sys.stderr)
         return FAILED
+    except ImportError as error:
+        return _refuse(f"ldr {options.command}: a package must load, got {error} (too little memory?)", options.json)
     except KeyboardInterrupt:
         print("interrupted; no output was left incomplete", file=sys.stderr)
         return INTERRUPTED

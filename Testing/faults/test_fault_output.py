@@ -15,6 +15,7 @@ import SimpleITK as sitk
 
 import LDRCore
 from LDRCore import RegistrationError, cli
+from LDRCore.cli.output import progress_lines
 from LDRCore.io import files, writing
 from LDRCore.result import RegistrationResult
 
@@ -331,6 +332,24 @@ def test_usage_errors_are_json_with_json(capsys):
     printed = capsys.readouterr()
     assert json.loads(printed.out) == {"error": "argument --cascades: invalid int value: 'x' (see ldr register --help)"}
     assert printed.err.count("\n") == 1
+
+
+def test_progress_is_a_line_now_and_then_where_no_terminal_is(capsys):
+    """After 6 of an estimated 24 seconds 18 are left."""
+    times = iter([0.0, 2.0, 6.0, 7.0, 12.0])
+    show = progress_lines(lambda: next(times))
+    for fraction in (0.1, 0.25, 0.3, 0.5):
+        show(fraction, "warping")
+    assert capsys.readouterr().err == " 25 % warping, about 18 s left\n 50 % warping, about 12 s left\n"
+
+
+def test_a_package_that_does_not_load_is_one_sentence(inputs, capsys, monkeypatch):
+    def load(*_: object, **__: object) -> None:
+        raise ImportError("libtorch_cpu.so: failed to map segment")
+
+    monkeypatch.setattr(LDRCore.registration, "register", load)
+    assert ldr("register", "a.nii.gz", "a.nii.gz", "--out", "out", "--no-overview") == 2
+    assert "a package must load, got libtorch_cpu.so" in capsys.readouterr().err
 
 
 def test_too_little_memory_is_one_sentence(inputs, capsys, monkeypatch):

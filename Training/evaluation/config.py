@@ -140,7 +140,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             return tomllib.load(stream)
     except OSError:
         raise RegistrationError(f"the configuration must be an existing TOML file, got {path} (not found)") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RegistrationError(f"the configuration must be TOML, got {path} ({error})") from None
 
 
