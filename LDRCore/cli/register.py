@@ -17,6 +17,8 @@ from LDRCore.io.transforms import read_transform
 from LDRCore.pipeline.options import INITIALS, Options, every_cascade
 from LDRCore.result import RegistrationResult, check_output_folder
 
+SIDES = ("fixed", "moving")
+
 
 def run(options: argparse.Namespace) -> CommandOutput:
     """Register two scans and write a result folder."""
@@ -103,6 +105,7 @@ def describe_report(report: dict[str, Any], files: list[str]) -> str:
         f"folding {100 * report['folding_fraction']:.3f} % of the fixed image's voxels",
         *_describe_extras(report),
         "seconds      " + ", ".join(f"{name} {value:.2f}" for name, value in times.items()),
+        *[f"placement    {side} image: {report[side]['placement']}" for side in SIDES if "placement" in report[side]],
         *[f"warning      {text}" for text in report["warnings"]],
         "written      " + f"{Path(files[0]).parent}: " + ", ".join(Path(file).name for file in files),
     ]

@@ -28,6 +28,7 @@ _OTHER_TYPES: dict[Any, Any] = {  # of arrays, that SimpleITK does not have
     np.longdouble: np.float64,
     np.clongdouble: np.complex128,
 }
+_PLACEMENT = "LDRCore placement"  # metadata of an image that was read: see `nifti.describe_placement`
 MIN_VOXELS = 4  # along each axis
 SHEAR = 1e-3  # of unit axes: larger dot products mean that they are not at right angles
 GRID_VOX = 0.1  # two grids are the same where their corners are closer, in voxels
@@ -79,11 +80,16 @@ def read_file(path: Path, name: str) -> sitk.Image:
             header = nifti.read_header(file, name)
             if header is None:
                 containers.check_complete(file, name)
-            elif header.stored_type is not None:
-                return nifti.read_values(header, name)
+                return sitk.ReadImage(str(file))
+            if header.stored_type is not None:
+                image = nifti.read_values(header, name)
             else:
                 nifti.check_complete(header, name)
-            return sitk.ReadImage(str(file))
+                image = sitk.ReadImage(str(file))
+            placement = nifti.describe_placement(header)
+            if placement:
+                image.SetMetaData(_PLACEMENT, placement)
+            return image
     except RegistrationError as error:  # of the file by a name of ours
         raise RegistrationError(str(error).replace(str(file), str(path))) from None
     except (RuntimeError, OSError, UnicodeError) as error:
@@ -274,8 +280,10 @@ def _rounded(values: Iterable[float]) -> tuple[float, ...]:
 
 
 def describe(image: sitk.Image) -> dict[str, Any]:
-    """Return size, spacing and type of an image, for reports."""
+    """Return size, spacing and type of an image, and what is odd about its placement, for reports."""
+    placement = image.GetMetaData(_PLACEMENT) if image.HasMetaDataKey(_PLACEMENT) else ""
     return {
+        **({"placement": placement} if placement else {}),
         "size": list(image.GetSize()),
         "spacing_mm": list(_rounded(image.GetSpacing())),
         "type": image.GetPixelIDTypeAsString(),

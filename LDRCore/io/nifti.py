@@ -31,6 +31,7 @@ _TYPES = {  # by the header's `datatype`
 }
 _INTENT_DISPLACEMENT, _INTENT_VECTOR = 1006, 1007
 _MOST_INFLATED = 1100  # times as long as its gzip file is a file at most
+_SAME_PLACE_MM = 0.1  # two placements that differ less are the same
 _READ_ERRORS = (EOFError, OSError, zlib.error)
 
 
@@ -48,6 +49,7 @@ class Header:
         data_offset: bytes before the first value, uncompressed.
         data_bytes: of all values, uncompressed.
         slope, intercept: a value is ``slope * stored + intercept``.
+        raw: the header's bytes.
     """
 
     path: Path
@@ -60,6 +62,7 @@ class Header:
     data_bytes: int
     slope: float
     intercept: float
+    raw: bytes
 
     @property
     def scaled(self) -> bool:
@@ -131,6 +134,7 @@ def read_header(path: Path, name: str) -> Header | None:
         data_bytes=math.prod(max(n, 1) for n in sizes[:dimensions]) * bits // 8,
         slope=slope if slope else 1.0,
         intercept=intercept,
+        raw=raw,
     )
 
 
@@ -210,6 +214,48 @@ def check_complete(header: Header, name: str, *, every_byte: bool = False) -> No
                 length = 0
     if length < expected:
         raise containers.damaged(header.path, name)
+
+
+def describe_placement(header: Header) -> str:
+    """Say which of a header's two placements SimpleITK took, and by how much the other differs; "" where they agree.
+
+    A NIfTI file may place its voxels twice, by sform and by qform, and by neither. Programs choose differently.
+    """
+    if header.raw[344:348] not in (b"n+1\0", b"ni1\0") or header.grid.GetDimension() < 3:
+        return ""
+    order, raw = header.byte_order, header.raw
+    codes = dict(zip(("qform", "sform"), struct.unpack_from(order + "2h", raw, 252), strict=True))
+    if not any(codes.values()):
+        return "the header places its voxels nowhere (qform and sform code 0): other programs may put them elsewhere"
+    if not all(codes.values()):
+        return ""
+    placements = {"qform": _qform(order, raw), "sform": np.array(struct.unpack_from(order + "12f", raw, 280))}
+    corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)], dtype=float)
+    corners[:, :3] *= np.array(header.grid.GetSize()[:3]) - 1
+    axes = np.array(header.grid.GetDirection()).reshape(header.grid.GetDimension(), -1)[:3, :3]
+    taken_ras = corners[:, :3] @ (axes * header.grid.GetSpacing()[:3]).T + header.grid.GetOrigin()[:3]
+    taken_ras *= (-1, -1, 1)
+    far_mm = {
+        name: float(np.abs(corners @ matrix.reshape(3, 4).T - taken_ras).max()) for name, matrix in placements.items()
+    }
+    other, taken = sorted(far_mm, key=lambda name: -far_mm[name])
+    if not far_mm[other] > _SAME_PLACE_MM:
+        return ""
+    return f"the header places its voxels twice: its {taken} was taken, its {other} is up to {far_mm[other]:.1f} mm off"
+
+
+def _qform(order: str, raw: bytes) -> np.ndarray:
+    """Return (3, 4), voxel (i, j, k, 1) -> RAS mm, of a header's quaternion, as the standard defines it."""
+    factor, *spacing = struct.unpack_from(order + "4f", raw, 76)
+    b, c, d, *offset = struct.unpack_from(order + "6f", raw, 256)
+    a = math.sqrt(max(0.0, 1 - b * b - c * c - d * d))
+    rotation = [
+        [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+        [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+        [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
+    ]
+    scale = np.array(spacing) * (1, 1, -1 if factor < 0 else 1)
+    return np.column_stack([np.array(rotation) * scale, offset])
 
 
 def _pair(path: Path) -> tuple[Path, Path]:

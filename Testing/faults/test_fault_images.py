@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -257,6 +258,31 @@ def test_slices_of_another_orientation_and_single_slices(tmp_path):
     write_series(tmp_path / "s", STACK, turned=4)
     refused(tmp_path / "s", "got several orientations")
     refused(tmp_path / "s" / "1.dcm", "must be a whole series, got one DICOM slice of it: give the folder")
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int16])
+@pytest.mark.parametrize(
+    ("codes", "shift", "message"),
+    [
+        ((1, 1), 0.0, ""),
+        ((1, 2), 12.0, "its (s|q)form was taken, its (q|s)form is up to 12.0 mm off"),
+        ((1, 0), 12.0, ""),
+        ((0, 1), 0.0, ""),
+        ((0, 0), 0.0, "places its voxels nowhere"),
+    ],
+)
+def test_a_header_that_places_its_voxels_twice_or_nowhere(tmp_path, kind, codes, shift, message):
+    path = tmp_path / "a.nii"
+    sitk.WriteImage(image_of(VALUES.astype(kind)), str(path))
+    header = bytearray(path.read_bytes())
+    header[252:256] = np.array(codes, "<i2").tobytes()
+    rows = np.frombuffer(header, "<f4", 12, 280).copy()
+    rows[3] += shift
+    header[280:328] = rows.tobytes()
+    path.write_bytes(header)
+    placement = images.describe(images.load(path, "fixed image")).get("placement", "")
+    assert re.search(message, placement)
+    assert bool(placement) == bool(message)
 
 
 def masked(values: np.ndarray) -> np.ndarray | None:
