@@ -6,6 +6,7 @@ h5py is needed here and nowhere else in the package; it is imported when the fir
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from LDRCore.errors import RegistrationError
 FORMAT = "LDRCore teacher deformations"
 VERSION = 1
 FILTERS: dict[str, Any] = {"shuffle": True, "compression": "gzip", "compression_opts": 4}  # see Training.measure_store
+_MOST_INFLATED = 1100  # times as long as its gzip form is what it holds at most
 ERRORS = (OSError, RuntimeError)  # what HDF5 raises where a file cannot be read
 
 
@@ -83,6 +85,7 @@ def open_store(path: Path) -> tuple[Any, dict[str, Any]]:
             raise RegistrationError(f"a teacher store must be a file that this package wrote, got another kind: {path}")
         if version != VERSION:
             raise RegistrationError(f"a teacher store must have version {VERSION}, got version {version}: {path}")
+        _check_datasets(file, path)
         index = json.loads(file["index"][()].tobytes())
         if file["displacement"].shape[0] != len(index["keys"]):
             raise RuntimeError("keys and displacements differ in number")
@@ -95,6 +98,23 @@ def open_store(path: Path) -> tuple[Any, dict[str, Any]]:
             f"the index of a teacher store must be whole, got {path} ({first_line(error)})"
         ) from None
     return file, index
+
+
+def _check_datasets(file: Any, path: Path) -> None:
+    """Refuse values in other files, and more of them than the file can hold.
+
+    Raises:
+        RegistrationError: see above.
+        KeyError: a dataset is missing.
+    """
+    most = _MOST_INFLATED * path.stat().st_size
+    for name in ("index", "displacement"):
+        own = isinstance(file.get(name, getlink=True), require_h5py().HardLink)  # a link is not followed
+        if not own or file[name].external or file[name].is_virtual:
+            raise RegistrationError(f"a teacher store must hold its {name}, got it elsewhere or not at all: {path}")
+    shape = file["displacement"].shape
+    if len(shape) != 5 or shape[1] != 3 or file["index"].nbytes > most or 2 * math.prod(shape[1:]) > most:
+        raise RegistrationError(f"a teacher store must hold (N, 3, d, h, w) values, got {shape} in {path}")
 
 
 def first_line(error: Exception) -> str:

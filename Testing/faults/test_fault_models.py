@@ -7,13 +7,16 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from LDRCore import RegistrationError, model_info
 from LDRCore.cli import doctor
+from LDRCore.distillation import teacher_store
 from LDRCore.models import weights
 
+h5py = pytest.importorskip("h5py")
 SMALL = weights.BUNDLED / "brain-t1-small.json"
 
 
@@ -124,3 +127,66 @@ def test_doctor_tells_numba_that_is_off_from_numba_that_is_missing(monkeypatch):
     find_spec = doctor.importlib.util.find_spec
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None if name == "numba" else find_spec(name))
     assert "not installed" in doctor.examine()[0]["sampling"]
+
+
+def store(path: Path) -> Path:
+    """A teacher store of two small fields."""
+    with teacher_store.TeacherStoreWriter(path, (4, 5, 6), {}) as writer:
+        for key in ("a|b", "b|a"):
+            writer.write(key, np.zeros((3, 4, 5, 6), np.float32))
+        return writer.finish()
+
+
+def external_link(file) -> None:
+    del file["displacement"]
+    file["displacement"] = h5py.ExternalLink("other.h5", "displacement")
+
+
+def soft_link(file) -> None:
+    file.move("displacement", "elsewhere")
+    file["displacement"] = h5py.SoftLink("/elsewhere")
+
+
+def external_storage(file) -> None:
+    del file["displacement"]
+    file.create_dataset("displacement", (2, 3, 4, 5, 6), "f2", external=[("secret.bin", 0, h5py.h5f.UNLIMITED)])
+
+
+def virtual(file) -> None:
+    del file["displacement"]
+    layout = h5py.VirtualLayout((2, 3, 4, 5, 6), "f2")
+    layout[:] = h5py.VirtualSource("other.h5", "displacement", (2, 3, 4, 5, 6))
+    file.create_virtual_dataset("displacement", layout)
+
+
+def huge(file) -> None:
+    del file["displacement"]
+    file.create_dataset("displacement", (2, 3, 4000, 4000, 4000), "f2", chunks=(1, 1, 16, 16, 16))
+
+
+def huge_index(file) -> None:
+    del file["index"]
+    file.create_dataset("index", (10**12,), "u1", chunks=(1024,))
+
+
+def flat(file) -> None:
+    del file["displacement"]
+    file["displacement"] = np.zeros((2, 3), np.float16)
+
+
+def missing(file) -> None:
+    del file["displacement"]
+
+
+@pytest.mark.parametrize(
+    "change_file", [external_link, soft_link, external_storage, virtual, huge, huge_index, flat, missing]
+)
+def test_teacher_stores_read_nothing_outside_and_allocate_nothing_that_they_do_not_hold(tmp_path, change_file):
+    path = store(tmp_path / "store.h5")
+    shutil.copy(path, tmp_path / "other.h5")
+    (tmp_path / "secret.bin").write_bytes(bytes(10_000))
+    assert len(teacher_store.TeacherStore(path)) == 2
+    with h5py.File(path, "r+") as file:
+        change_file(file)
+    with pytest.raises(RegistrationError, match="a teacher store must hold"):
+        teacher_store.TeacherStore(path)
