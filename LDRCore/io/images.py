@@ -60,7 +60,8 @@ def read(source: ImageLike, name: str) -> sitk.Image:
     if not os.fspath(source) or not path.exists():
         raise RegistrationError(f"{name} must be an existing file, got {source or 'an empty name'} (not found)")
     with silent_libraries():
-        return dicom.read_folder(path, name) if path.is_dir() else read_file(path, name)
+        image = dicom.read_folder(path, name) if path.is_dir() else read_file(path, name)
+    return check_right_angles(image, name)
 
 
 def read_file(path: Path, name: str) -> sitk.Image:
@@ -145,6 +146,8 @@ def load(source: ImageLike, name: str) -> sitk.Image:
             infinite voxels, or constant.
     """
     image = three_dimensional(read(source, name), name)
+    if isinstance(source, tuple):
+        check_right_angles(image, name)
     values = sitk.GetArrayViewFromImage(image)
     count = count_non_finite(values)
     if count:
@@ -205,28 +208,32 @@ def three_dimensional(image: sitk.Image, name: str) -> sitk.Image:
         raise RegistrationError(
             f"{name} must have at least {MIN_VOXELS} voxels along every axis, got size {image.GetSize()}"
         )
-    _check_axes(image, name)
-    return image
-
-
-def _check_axes(image: sitk.Image, name: str) -> None:
-    """Refuse axes that are not finite, or not at right angles: a NIfTI file would be written elsewhere.
-
-    Raises:
-        RegistrationError: see above.
-    """
-    spacing, axes = np.array(image.GetSpacing()), np.array(image.GetDirection()).reshape(3, 3)
-    if not (np.isfinite([*spacing, *axes.flat, *image.GetOrigin()]).all() and (spacing > 0).all()):
+    numbers = [*image.GetSpacing(), *image.GetDirection(), *image.GetOrigin()]
+    if not (np.isfinite(numbers).all() and min(image.GetSpacing()) > 0):
         raise RegistrationError(
             f"{name} must have a finite origin, direction and spacing, got {image.GetOrigin()}, "
             f"{image.GetDirection()} and {image.GetSpacing()}"
         )
-    shear = np.abs(axes.T @ axes - np.eye(3)).max()
+    return image
+
+
+def check_right_angles(image: sitk.Image, name: str) -> sitk.Image:
+    """Return the image if its axes are at right angles, as a NIfTI file needs: it would lie elsewhere there.
+
+    A sheared image in memory can be registered and warped, but not written.
+
+    Raises:
+        RegistrationError: they are not.
+    """
+    dimension = image.GetDimension()
+    axes = np.array(image.GetDirection()).reshape(dimension, dimension)
+    shear = np.abs(axes.T @ axes - np.eye(dimension)).max()
     if shear > SHEAR:
         raise RegistrationError(
             f"{name} must have axes at right angles, got a sheared direction "
             f"{tuple(_rounded(axes.flat))}: resample it first"
         )
+    return image
 
 
 def load_mask(source: ImageLike | None, reference: sitk.Image, name: str) -> np.ndarray | None:

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 
 from LDRCore import geometry
 from LDRCore.errors import RegistrationError
-from LDRCore.io import containers, nifti
+from LDRCore.io import containers, images, nifti
 from LDRCore.io.files import complete_file, describe_failure
 from LDRCore.io.quiet import silent_libraries
 
@@ -41,9 +41,11 @@ def write_image(image: sitk.Image, path: Path) -> None:
     """Write an image, compressed, and check that its file is whole.
 
     Raises:
+        RegistrationError: its axes are not at right angles.
         OSError: it is not.
         RuntimeError: SimpleITK does not write this file type.
     """
+    images.check_right_angles(image, "an image that is written")
     sitk.WriteImage(image, str(path), useCompression=True)
     try:
         header = nifti.read_header(path, "the output")

@@ -13,7 +13,7 @@ import SimpleITK as sitk
 
 import LDRCore
 from LDRCore import RegistrationError, cli
-from LDRCore.io import images
+from LDRCore.io import images, writing
 
 SHAPE = (10, 11, 12)
 VALUES = np.random.default_rng(1).normal(100, 20, SHAPE).astype(np.float32)
@@ -195,6 +195,10 @@ def test_axes_that_are_not_at_right_angles(tmp_path):
         image.SetDirection((1, 0.2, 0, 0, 0.98, 0, 0, 0, 1))
         sitk.WriteImage(image, str(tmp_path / f"a{suffix}"))
         refused(tmp_path / f"a{suffix}", "axes at right angles, got a sheared direction")
+    sheared = LDRCore.warp_image(image, sitk.Transform(3, sitk.sitkIdentity), image)  # in memory it means what it says
+    assert np.array_equal(sitk.GetArrayFromImage(sheared), WHOLE)
+    with pytest.raises(RegistrationError, match="an image that is written must have axes at right angles"):
+        writing.write_image(sheared, tmp_path / "b.nii.gz")
     image = image_of(WHOLE)
     image.SetOrigin((np.nan, 0, 0))
     refused(image, "must have a finite origin")
