@@ -30,7 +30,7 @@ def register(
     model: str | os.PathLike[str] = "brain-t1-small",
     cascades: int | None = None,
     affine: bool = True,
-    initial: str | sitk.Transform | None = None,
+    initial: str | TransformLike | None = None,
     fixed_mask: ImageLike | None = None,
     moving_mask: ImageLike | None = None,
     refine: str = "none",
@@ -54,7 +54,7 @@ def register(
         cascades: number of dense cascades, 0 (the affine stem alone) to the model's maximum; None for all.
         affine: let the model's affine stem align the images first.
         initial: "center" (also None: bring the contents' centres together), "none" (trust the scanner coordinates),
-            or a SimpleITK transform fixed -> moving.
+            or a transform fixed -> moving: SimpleITK's, a path, or a list of these in ANTs' order.
         fixed_mask, moving_mask: image > 0 inside, on the grid of its image; what lies outside cannot drive the
             result. The warped image is not masked.
         refine: instance optimisation after the networks: "none", "fast", or "best" (see `pipeline.refine`).
@@ -84,11 +84,11 @@ def register(
     from LDRCore.pipeline import refine as refine_stage
     from LDRCore.pipeline.inputs import prepare_pair, read_inputs
     from LDRCore.pipeline.model import load_model
-    from LDRCore.pipeline.options import Options, every_cascade
+    from LDRCore.pipeline.options import Options, every_cascade, resolve_initial
     from LDRCore.pipeline.output import ComposedOutput, DenseOutput, Output
     from LDRCore.torch_context import own_torch_context
 
-    initial = "center" if initial is None else initial
+    initial = resolve_initial(initial)
     cascades = every_cascade(model) if cascades is None else cascades
     options = Options(
         model, cascades, affine, initial, inverse, device, refine, refine_steps, refine_spacing, similarity

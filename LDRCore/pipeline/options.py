@@ -10,13 +10,13 @@ import SimpleITK as sitk
 
 from LDRCore import geometry
 from LDRCore.errors import RegistrationError
+from LDRCore.io.transforms import TransformLike, read_transform
 from LDRCore.models.weights import model_info
 
 INITIALS = ("center", "none")
 REFINEMENTS = ("none", "fast", "best")
 SIMILARITIES = ("auto", "local-ncc", "mind")
 SPACINGS = ("working", "native")
-SINGULAR = 1e-6  # smaller determinants count as not invertible
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,30 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
+def resolve_initial(initial: str | TransformLike | None) -> str | sitk.Transform:
+    """Return what a registration starts from: "center" (also for None), "none", or a transform, read where needed.
+
+    Raises:
+        RegistrationError: neither of these; or a transform that cannot be read or used, see `io.transforms`.
+    """
+    if initial is None:
+        return "center"
+    if isinstance(initial, str) and (initial in INITIALS or not os.path.exists(initial)):
+        return initial  # refused by `Options` if it is none of the words
+    if isinstance(initial, (str, os.PathLike, list, tuple)):
+        return read_transform(initial, "initial")
+    return initial  # type: ignore[return-value]  # anything else is refused by `Options`
+
+
 def _check_initial(initial: object) -> None:
     """Refuse what is neither a known word nor a transform that can be started from."""
     if isinstance(initial, str) and initial in INITIALS:
         return
     if not isinstance(initial, sitk.Transform) or initial.GetDimension() != 3:
         what = f"a {initial.GetDimension()}D transform" if isinstance(initial, sitk.Transform) else repr(initial)
-        raise RegistrationError(f'initial must be "center", "none" or a 3D SimpleITK transform, got {what}')
+        raise RegistrationError(f'initial must be "center", "none" or a 3D SimpleITK transform or its path, got {what}')
     matrix = geometry.linear_matrix(initial)
-    if matrix is not None and not (np.isfinite(matrix).all() and abs(np.linalg.det(matrix[:3, :3])) > SINGULAR):
+    if matrix is not None and (not np.isfinite(matrix).all() or geometry.is_singular(matrix)):
         raise RegistrationError(
             f"initial must be finite and invertible, got a linear transform with the matrix {matrix.round(6).tolist()}"
         )

@@ -178,7 +178,7 @@ def test_a_linear_composite_is_a_linear_initial_transform(blob):
 @pytest.mark.parametrize("initial", [sitk.AffineTransform(2), sitk.CompositeTransform(2)])
 def test_a_two_dimensional_initial_transform_is_refused(blob, initial):
     with pytest.raises(
-        RegistrationError, match=r'^initial must be "center", "none" or a 3D SimpleITK transform, got'
+        RegistrationError, match=r'^initial must be "center", "none" or a 3D SimpleITK transform or its path, got'
     ) as e:
         LDRCore.register(blob, blob, initial=initial)
     assert "\n" not in str(e.value)
