@@ -10,23 +10,21 @@ last, only another view of the same memory.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from LDRCore.cpu.convolution import LAST, Convolution
 from LDRCore.models.affine import SLOPE, AffineLDR, AffineStem
 from LDRCore.models.base import DenseNetwork, check_pair
 from LDRCore.models.cascade import Cascade
 from LDRCore.models.ldr import LDR
-from LDRCore.models.ldr_gradient import LDRGradient, add_force, forces
-from LDRCore.torch_context import own_torch_context
+from LDRCore.models.ldr_gradient import LDRGradient, add_force, normalise_gradient
+from LDRCore.refinement.backend import operations
 
-_LAST = torch.channels_last_3d
 _PARITIES = [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)]
 
 
@@ -61,98 +59,6 @@ def arrange_network(network: Any, precision: torch.dtype) -> Any:
     return AffineLDROnCPU(network) if type(network) is AffineLDR else network
 
 
-@dataclass(frozen=True)
-class Convolution:
-    """A convolution with its weights as oneDNN takes them.
-
-    Attributes:
-        weight, bias: channels last, in the precision that the convolution is computed in.
-        stride, padding: along each axis.
-        relu: whether the result is rectified.
-    """
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    stride: tuple[int, int, int] = (1, 1, 1)
-    padding: tuple[int, int, int] = (0, 0, 0)
-    relu: bool = False
-
-    @classmethod
-    def of(cls, weight: torch.Tensor, bias: torch.Tensor | None, precision: torch.dtype, **options: Any) -> Convolution:
-        """Copy weights into place."""
-        own = weight.detach().to(precision, copy=True).contiguous(memory_format=_LAST)
-        return cls(own, None if bias is None else bias.detach().to(precision, copy=True), **options)
-
-    def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        """Convolve (B, C, D, H, W)."""
-        return convolve(image.to(self.weight.dtype), self.weight, self.bias, self.stride, self.padding, relu=self.relu)
-
-
-def convolve(
-    image: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    stride: tuple[int, int, int] = (1, 1, 1),
-    padding: tuple[int, int, int] = (0, 0, 0),
-    *,
-    relu: bool = False,
-) -> torch.Tensor:
-    """Convolve, and rectify with `relu`, by oneDNN wherever it runs.
-
-    For small kernels and images torch chooses an implementation of its own by a rule that was made for pictures; for
-    volumes it is many times slower. With the matrix unit (AMX) and bfloat16 oneDNN reads memory that nobody has written
-    where rows of the result have one voxel; these are computed in float32.
-    """
-    dtype = image.dtype
-    if dtype == torch.bfloat16 and image.shape[4] + 2 * padding[2] < weight.shape[4] + stride[2]:
-        wide = None if bias is None else bias.float()
-        return convolve(image.float(), weight.float(), wide, stride, padding, relu=relu).to(dtype)
-    image = image.contiguous(memory_format=_LAST)
-    by_onednn, fused = _onednn(dtype)
-    if fused is not None and relu:
-        return fused(image, weight, bias, padding, stride, (1, 1, 1), 1, "relu", [], "")
-    if by_onednn is not None:
-        result = by_onednn(image, weight, bias, padding, stride, (1, 1, 1), 1)
-    else:
-        result = F.conv3d(image, weight, bias, stride=stride, padding=padding)
-    return result.relu_() if relu else result
-
-
-@functools.lru_cache(maxsize=8)
-@own_torch_context()
-def _onednn(dtype: torch.dtype) -> tuple[Callable[..., torch.Tensor] | None, Callable[..., torch.Tensor] | None]:
-    """OneDNN's convolution, and the one that rectifies as well; None where torch has none that gives the right result.
-
-    torch exports neither with a promise, so both are tried on a small volume against `F.conv3d`.
-    """
-    if not torch.backends.mkldnn.is_available():
-        return None, None
-    generator = torch.Generator("cpu").manual_seed(0)
-    image, weight, bias = (
-        torch.randn(*shape, generator=generator, device="cpu", dtype=torch.float32).to(dtype)
-        for shape in ((1, 8, 6, 6, 6), (8, 8, 2, 2, 2), (8,))
-    )
-    image, weight = (t.contiguous(memory_format=_LAST) for t in (image, weight))
-    padding, stride, dilation = (0, 0, 1), (2, 2, 1), (1, 1, 1)  # different, so that their order is tested as well
-    expected = F.conv3d(image.double(), weight.double(), bias.double(), stride, padding)
-
-    def is_right(function: Callable[..., torch.Tensor] | None, right: torch.Tensor, *more: object) -> bool:
-        if function is None:
-            return False
-        try:
-            result = function(image, weight, bias, padding, stride, dilation, 1, *more)
-            return result.dtype == dtype and torch.allclose(result.double(), right, atol=0.1, rtol=0.02)
-        except Exception:  # no such processor, other arguments, another result: whatever a private function may do
-            return False
-
-    plain = getattr(torch, "mkldnn_convolution", None)
-    fused = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
-    return (
-        plain if is_right(plain, expected) else None,
-        fused if is_right(fused, expected.relu(), "relu", [], "") else None,
-    )
-
-
 class LDROnCPU(DenseNetwork):
     """LDR for inference on a CPU: convolutions of blocks of voxels, rectified as they are computed."""
 
@@ -167,7 +73,7 @@ class LDROnCPU(DenseNetwork):
         self.multiple, self.field_stride, self.precision = network.multiple, network.field_stride, precision
         first, *encoder = (cast(nn.Conv3d, layer) for layer in network.encoder)
         *decoder, last = (cast(nn.ConvTranspose3d, layer) for layer in network.decoder)
-        self._first = pairs_convolution(first, precision, relu=True)
+        self._first = pairs_convolution(first, precision, planes=isinstance(network, LDRGradient), relu=True)
         self._encoder = [
             Convolution.of(n.weight, n.bias, precision, stride=(2, 2, 2), padding=(1, 1, 1), relu=True) for n in encoder
         ]
@@ -176,10 +82,9 @@ class LDROnCPU(DenseNetwork):
         flow, mix = network.flow, network.mix if isinstance(network, LDRGradient) else None
         self._components = flow.out_channels
         self._mix = self._flow = None
-        if mix is not None and flow.bias is not None:
+        if mix is not None and isinstance(flow, nn.Conv3d):
             self._mix = Convolution.of(mix.weight, mix.bias, precision, padding=(1, 1, 1), relu=True)
-            weight, bias = _padded_outputs(flow.weight), _padded_outputs(flow.bias)
-            self._flow = Convolution.of(weight, bias, precision, padding=(1, 1, 1))
+            self._flow = quads_convolution(flow, precision)
         elif isinstance(flow, nn.Conv3d):
             self._from_subvoxels, self._from_skip = block_convolutions(flow, last.out_channels, precision)
         else:
@@ -200,7 +105,7 @@ class LDROnCPU(DenseNetwork):
             features = join(outside_zeroed(layer(features)), skips.pop())
         subvoxels, skip = outside_zeroed(self._last(features)), skips.pop()
         if self._mix is not None and self._flow is not None:
-            return self._flow(self._mix(join(subvoxels, skip)))[:, : self._components]
+            return from_blocks(self._flow(self._mix(join(subvoxels, skip))), self._components, (1, 2, 2))
         if self._flow is not None:
             return from_subvoxels(self._flow(join(subvoxels, skip)))
         return from_blocks(self._from_skip(skip).add_(self._from_subvoxels(subvoxels)), self._components)
@@ -217,10 +122,28 @@ class LDRGradientOnCPU(LDROnCPU):
 
     def predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         """See `DenseNetwork.predict`."""
-        check_pair(moving, fixed, self.multiple)
-        fine, coarse = forces(moving, fixed, self._window, self._epsilon)
-        flow = self._flow_of(interleave_all((moving, fixed, *fine.split(1, dim=1)), self.precision))
-        return add_force(flow.float(), coarse, self._gain)
+        return self.predictor(fixed)(moving)
+
+    def predictor(self, fixed: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """See `DenseNetwork.predictor`; one moving image at a time."""
+        images = fixed[:, 0].float()
+        correlations = [operations(f).Correlation(f, self._window, self._epsilon) for f in images]
+        *shape, width = images.shape
+        planes = torch.zeros(5, *shape, width + 2, dtype=self.precision, device=fixed.device)
+        voxels = planes[..., 1:-1]
+        voxels[1] = images
+
+        def predict(moving: torch.Tensor) -> torch.Tensor:
+            check_pair(moving, fixed, self.multiple)
+            with torch.autocast("cpu", enabled=False):
+                warped = moving[:, 0].float()
+                gradients = [c.gradient(w)[0] for c, w in zip(correlations, warped, strict=True)]
+                fine, coarse = normalise_gradient(torch.stack(gradients) if len(gradients) > 1 else gradients[0][None])
+            voxels[0] = warped
+            voxels[2:] = fine.transpose(0, 1)
+            return add_force(self._flow_of(pairs_of_planes(planes)).float(), coarse, self._gain)
+
+        return predict
 
 
 class AffineLDROnCPU(AffineStem):
@@ -267,27 +190,46 @@ def interleave(moving: torch.Tensor, fixed: torch.Tensor, precision: torch.dtype
     return pairs.view(batch, depth, height, width // 2 + 1, 4).permute(0, 4, 1, 2, 3)
 
 
-def interleave_all(images: Sequence[torch.Tensor], precision: torch.dtype) -> torch.Tensor:
-    """Do the same with any number of images, and zeros as further ones up to a multiple of 8."""
-    batch, _, depth, height, width = images[0].shape
-    channels = _up_to_eights(len(images))
-    rows = torch.zeros(batch, depth, height, width + 2, channels, dtype=precision, device=images[0].device)
-    for channel, image in enumerate(images):
-        rows[..., 1:-1, channel] = image[:, 0]
-    return rows.view(batch, depth, height, width // 2 + 1, 2 * channels).permute(0, 4, 1, 2, 3)
+def pairs_of_planes(planes: torch.Tensor) -> torch.Tensor:
+    """Return images as pairs of voxels.
+
+    Args:
+        planes: (C, B, D, H, W + 2), a voxel of zeros at both ends of a row.
+
+    Returns:
+        (B, 2 C, D, H, W / 2 + 1), channels last: the two voxels of the first image, those of the second ...
+    """
+    # two neighbouring numbers in memory are one of twice the size, which is moved at once
+    pairs = planes.view({2: torch.int32, 4: torch.int64}[planes.element_size()])
+    return pairs.permute(1, 2, 3, 4, 0).contiguous().view(planes.dtype).permute(0, 4, 1, 2, 3)
 
 
-def _up_to_eights(channels: int) -> int:
-    return 2 if channels == 2 else channels + -channels % 8
+def pairs_convolution(
+    layer: nn.Conv3d, precision: torch.dtype, *, planes: bool = False, relu: bool = False
+) -> Convolution:
+    """Return a 3x3x3 or 4x4x4, stride 2, padding 1 convolution of what `interleave` returns.
 
-
-def pairs_convolution(layer: nn.Conv3d, precision: torch.dtype, *, relu: bool = False) -> Convolution:
-    """Return a 3x3x3 or 4x4x4, stride 2, padding 1 convolution of what `interleave` or `interleave_all` returns."""
+    Args:
+        layer: as it was trained.
+        precision: of the convolution.
+        planes: whether of what `pairs_of_planes` returns instead.
+        relu: see `Convolution`.
+    """
     # four voxels of a row, seen as two pairs
-    missing = layer.kernel_size[2] % 2, _up_to_eights(layer.in_channels) - layer.in_channels
-    weight = F.pad(layer.weight, (0, missing[0], 0, 0, 0, 0, 0, missing[1]))
-    weight = weight.unflatten(4, (2, 2)).permute(0, 5, 1, 2, 3, 4).flatten(1, 2)
+    weight = F.pad(layer.weight, (0, layer.kernel_size[2] % 2)).unflatten(4, (2, 2))
+    weight = weight.permute((0, 1, 5, 2, 3, 4) if planes else (0, 5, 1, 2, 3, 4)).flatten(1, 2)
     return Convolution.of(weight, layer.bias, precision, stride=(2, 2, 1), padding=(1, 1, 0), relu=relu)
+
+
+def quads_convolution(layer: nn.Conv3d, precision: torch.dtype) -> Convolution:
+    """Return a 3x3x3, padding 1 convolution to few channels that computes blocks of 1x2x2 outputs as channels of one.
+
+    `from_blocks` puts them in order.
+    """
+    # output r of a block sees the voxels -1 + s (s = 0 ... 3) of the block by the weights s - r
+    weight = torch.cat([F.pad(layer.weight, [*_shifts((b, c)), 0, 0]) for b in (0, 1) for c in (0, 1)])
+    bias = None if layer.bias is None else _padded_outputs(layer.bias.repeat(4))
+    return Convolution.of(_padded_outputs(weight), bias, precision, stride=(1, 2, 2), padding=(1, 1, 1))
 
 
 def subvoxel_convolution(layer: nn.ConvTranspose3d, precision: torch.dtype, *, relu: bool = False) -> Convolution:
@@ -330,7 +272,7 @@ def join(subvoxels: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
     """Return ``cat((from_subvoxels(subvoxels), skip), 1)``, channels last."""
     c = subvoxels.shape[1] // 8
     shape = skip.shape[0], c + skip.shape[1], *skip.shape[2:]
-    joined = torch.empty(shape, dtype=skip.dtype, device=skip.device, memory_format=_LAST)
+    joined = torch.empty(shape, dtype=skip.dtype, device=skip.device, memory_format=LAST)
     from_subvoxels(subvoxels, joined[:, :c])
     joined[:, c:] = skip
     return joined
@@ -365,11 +307,17 @@ def block_convolutions(layer: nn.Conv3d, channels: int, precision: torch.dtype) 
     )
 
 
-def from_blocks(blocks: torch.Tensor, channels: int = 3) -> torch.Tensor:
-    """Return (B, c, 2 D, 2 H, 2 W) in order, from the sum of the results of `block_convolutions`."""
-    batch, _, depth, height, width = blocks.shape
-    parts = blocks[:, : 8 * channels].unflatten(1, (2, 2, 2, channels)).permute(0, 4, 5, 1, 6, 2, 7, 3)
-    return parts.reshape(batch, channels, 2 * depth, 2 * height, 2 * width)
+def from_blocks(blocks: torch.Tensor, channels: int = 3, size: tuple[int, int, int] = (2, 2, 2)) -> torch.Tensor:
+    """Return the outputs in order, (B, c, a D, b H, c W), of a convolution that computed blocks of them.
+
+    Args:
+        blocks: (B, n, D, H, W), channels slowest by the place in the block; more than there are count for nothing.
+        channels: of one output.
+        size: (a, b, c) of a block.
+    """
+    count = size[0] * size[1] * size[2]
+    parts = blocks[:, : count * channels].unflatten(1, (*size, channels)).permute(0, 4, 5, 1, 6, 2, 7, 3)
+    return parts.reshape(len(blocks), channels, *(n * m for n, m in zip(blocks.shape[2:], size, strict=True)))
 
 
 def _padded_outputs(weights: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from LDRCore.refinement import torch_ops
 from LDRCore.refinement.backend import operations
 
 
@@ -79,9 +78,9 @@ def _mean_and_gradient(
     images: torch.Tensor, others: torch.Tensor, window: int, epsilon: float
 ) -> tuple[float, torch.Tensor]:
     """Mean similarity of two batches (B, 1, D, H, W), and its gradient by the first."""
-    compute = operations(images).mean_correlation_force
+    correlation = operations(images).Correlation
     with torch.autocast(images.device.type, enabled=False):
         pairs = list(zip(images[:, 0], others[:, 0], strict=True))
-        found = [compute(a, b, *torch_ops.window_statistics(b, window, epsilon), window, epsilon) for a, b in pairs]
+        found = [correlation(b, window, epsilon).force(a) for a, b in pairs]
         mean = sum(value for value, _ in found) / len(found)
         return mean, torch.stack([force for _, force in found])[:, None] / images.numel()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -57,6 +59,10 @@ class DenseNetwork(nn.Module):
             (B, 3, D / s, H / s, W / s) in voxels of its own grid, s = `field_stride`.
         """
         raise NotImplementedError
+
+    def predictor(self, fixed: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return `predict` for one fixed image, which may compute once what depends on that image alone."""
+        return lambda moving: self.predict(moving, fixed)
 
     def forward(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         """Predict the displacement and up-sample it: (B, 3, D, H, W) in voxels of the input grid."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +16,9 @@ from LDRCore.transforms import spatial
 
 # {size: (moving, fixed)}: both images averaged to the sizes that stages take
 Pyramid = dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]]
+
+Predictor = Callable[[torch.Tensor], torch.Tensor]
+"""Moving image (B, 1, D, H, W) -> displacement, for one fixed image."""
 
 
 @dataclass
@@ -166,11 +169,14 @@ class Cascade(nn.Module):
         total = initial
         composed: list[torch.Tensor] = []
         increments: list[torch.Tensor] = []
+        prepared: tuple[DenseNetwork, int] | None = None
         for network, stride in self.stages()[:count]:
             source, target = _level(pyramid, moving, fixed, tuple(n // stride for n in fixed.shape[2:]))
             if total is not None:
                 source = spatial.warp_by_coarse(source, total.detach() if self.detach_images else total)
-            increment = self._predict(network, source.detach() if self.detach_images else source, target)
+            if prepared != (network, stride):
+                prepared, predict = (network, stride), self._predictor(network, target)
+            increment = predict(source.detach() if self.detach_images else source)
             increment = spatial.upsample(increment.float(), self.field_shape(fixed.shape[2:]))
             if self.multiplier != 1:
                 increment = increment * self.multiplier
@@ -180,16 +186,23 @@ class Cascade(nn.Module):
         assert total is not None
         return CascadeOutput(total, composed, increments)
 
-    def _predict(self, network: DenseNetwork, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-        """Predict a displacement; images of a size that the network cannot take are padded with zeros at their ends."""
+    def _predictor(self, network: DenseNetwork, fixed: torch.Tensor) -> Predictor:
+        """Return what predicts a displacement for a moving image of the fixed one's size.
+
+        Images of a size that the network cannot take are padded with zeros at their ends.
+        """
         missing = [-n % network.multiple for n in fixed.shape[2:]]
-        if any(missing):
-            padding = [p for n in reversed(missing) for p in (0, n)]
-            moving, fixed = F.pad(moving, padding), F.pad(fixed, padding)
+        padding = [p for n in reversed(missing) for p in (0, n)]
         with self._in_precision(fixed.device):
-            displacement = network.predict(moving, fixed)
-        d, h, w = (n - m // network.field_stride for n, m in zip(displacement.shape[2:], missing, strict=True))
-        return displacement[..., :d, :h, :w]
+            predict = network.predictor(F.pad(fixed, padding) if any(missing) else fixed)
+
+        def predict_any(moving: torch.Tensor) -> torch.Tensor:
+            with self._in_precision(fixed.device):
+                displacement = predict(F.pad(moving, padding) if any(missing) else moving)
+            d, h, w = (n - m // network.field_stride for n, m in zip(displacement.shape[2:], missing, strict=True))
+            return displacement[..., :d, :h, :w]
+
+        return predict_any
 
     def _in_precision(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32)

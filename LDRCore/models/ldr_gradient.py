@@ -5,13 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from LDRCore.models.base import DenseNetwork, check_pair, initialise_flow
-from LDRCore.refinement import torch_ops
 from LDRCore.refinement.backend import operations
 
+_SLICES = 16  # whose lengths are computed at once
 LIMIT = 2.0  # no vector that the first convolution sees is longer, in units of a typical length
 
 
@@ -19,7 +18,7 @@ class LDRGradient(DenseNetwork):
     """A learned step of an optimiser: images and gradient in, displacement at half size out.
 
     The gradient is that of squared local normalised cross-correlation by a displacement composed before the warped
-    moving image (`refinement.torch_ops.correlation_gradient`), which the network would otherwise have to find out. It
+    moving image (`refinement.torch_ops.Correlation`), which the network would otherwise have to find out. It
     is an input, without a derivative of its own. It enters twice: at the images' size, beside them; and at half size,
     averaged and smoothed, in the result, times a learned gain and a gain that the network predicts for every voxel.
     Applied again to what it warped, the same weights go on improving; a card says how often by "repeat".
@@ -89,7 +88,7 @@ def add_force(flow: torch.Tensor, force: torch.Tensor, gain: torch.Tensor) -> to
         force: (B, 3, d, h, w).
         gain: everywhere.
     """
-    return flow[:, :3] + (flow[:, 3:] + gain.float()) * force
+    return torch.addcmul(flow[:, :3], flow[:, 3:] + gain.float(), force)
 
 
 @torch.no_grad()
@@ -109,26 +108,39 @@ def forces(moving: torch.Tensor, fixed: torch.Tensor, window: int, epsilon: floa
     if moving.is_meta:  # sizes alone, see `registry.cost`
         return moving.expand(-1, 3, -1, -1, -1), moving[..., ::2, ::2, ::2].expand(-1, 3, -1, -1, -1)
     with torch.autocast(moving.device.type, enabled=False):
-        pairs = zip(moving.float(), fixed.float(), strict=True)
-        gradient = torch.stack([_correlation_gradient(w[0], f[0], window, epsilon) for w, f in pairs])
-        coarse = _smooth(F.avg_pool3d(gradient, 2))
-        coarse.div_(_typical_length(_lengths(coarse)))
-        lengths = _lengths(gradient)
-        most = LIMIT * _typical_length(lengths)
-        return gradient.mul_(torch.maximum(lengths, most).reciprocal_().mul_(LIMIT)), coarse
+        pairs = zip(moving[:, 0].float(), fixed[:, 0].float(), strict=True)
+        each = [operations(f).Correlation(f, window, epsilon).gradient(w)[0] for w, f in pairs]
+        return normalise_gradient(each[0][None] if len(each) == 1 else torch.stack(each))
 
 
-def _correlation_gradient(warped: torch.Tensor, fixed: torch.Tensor, window: int, epsilon: float) -> torch.Tensor:
-    """(3, D, H, W) for images (D, H, W)."""
-    statistics = torch_ops.window_statistics(fixed, window, epsilon)
-    compute = operations(warped).correlation_gradient
-    return compute(warped, fixed, *statistics, window=window, epsilon=epsilon, mask=None)[0]
+def normalise_gradient(gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute what `forces` returns from gradients (B, 3, D, H, W), which are overwritten."""
+    coarse = _smooth(_halve(gradient))
+    coarse.div_(_typical_length(_lengths(coarse)))
+    lengths = torch.cat([_lengths(slab) for slab in gradient.split(_SLICES, dim=2)], dim=2)  # each stays in the cache
+    most = LIMIT * _typical_length(lengths)
+    return gradient.mul_(torch.maximum(lengths, most, out=lengths).reciprocal_().mul_(LIMIT)), coarse
+
+
+def _halve(field: torch.Tensor) -> torch.Tensor:
+    """Average (B, 3, D, H, W) over 2x2x2 voxels."""
+    for axis in (2, 3, 4):
+        low, high = field.unflatten(axis, (-1, 2)).unbind(axis + 1)
+        field = low + high
+    return field.mul_(1 / 8)
 
 
 def _smooth(field: torch.Tensor) -> torch.Tensor:
     """Smooth by (1, 2, 1) / 4 along each axis, a Gaussian of 0.7 voxels, with border padding."""
-    field = F.pad(field, (1,) * 6, mode="replicate")
-    return F.avg_pool3d(F.avg_pool3d(field, 2, stride=1), 2, stride=1)
+    for axis in (2, 3, 4):
+        n = field.shape[axis]
+        smoothed = 2 * field
+        smoothed.narrow(axis, 1, n - 1).add_(field.narrow(axis, 0, n - 1))
+        smoothed.narrow(axis, 0, n - 1).add_(field.narrow(axis, 1, n - 1))
+        for end in (0, n - 1):
+            smoothed.select(axis, end).add_(field.select(axis, end))
+        field = smoothed
+    return field.mul_(1 / 64)
 
 
 def _lengths(field: torch.Tensor) -> torch.Tensor:

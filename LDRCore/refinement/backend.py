@@ -10,32 +10,22 @@ from LDRCore import sampling
 from LDRCore.refinement import torch_ops
 
 
+class Correlation(Protocol):
+    """Squared local correlation with one fixed image: `torch_ops.Correlation` or one that equals it."""
+
+    def __init__(self, fixed: torch.Tensor, window: int, epsilon: float) -> None: ...
+
+    def gradient(self, warped: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
+        """See `torch_ops.Correlation`."""
+
+    def force(self, warped: torch.Tensor) -> tuple[float, torch.Tensor]:
+        """See `torch_ops.Correlation`."""
+
+
 class Operations(Protocol):
     """What a backend offers. Images are (D, H, W), displacements (3, D, H, W) in voxels, float32."""
 
-    def correlation_gradient(
-        self,
-        warped: torch.Tensor,
-        fixed: torch.Tensor,
-        fixed_mean: torch.Tensor,
-        fixed_variance: torch.Tensor,
-        *,
-        window: int,
-        epsilon: float,
-        mask: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, float]:
-        """See `torch_ops.correlation_gradient`."""
-
-    def mean_correlation_force(
-        self,
-        warped: torch.Tensor,
-        fixed: torch.Tensor,
-        fixed_mean: torch.Tensor,
-        fixed_variance: torch.Tensor,
-        window: int,
-        epsilon: float,
-    ) -> tuple[float, torch.Tensor]:
-        """See `torch_ops.mean_correlation_force`."""
+    Correlation: type[Correlation]
 
     def smooth(self, displacement: torch.Tensor, sigma: float) -> tuple[torch.Tensor, float]:
         """(smoothed by a Gaussian of `sigma` voxels, length of the longest vector)."""

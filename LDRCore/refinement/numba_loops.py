@@ -22,19 +22,35 @@ def _add(target, source, weight):  # type: ignore[no-untyped-def]
 
 @inline
 def _box_rows(source, radius, line, out):  # type: ignore[no-untyped-def]
-    """Sum a slice over boxes of edge 2 radius + 1, along both axes; zeros outside."""
+    """Sum a slice over boxes of edge 2 radius + 1, along both axes; zeros outside.
+
+    line: (W + 2 radius), zeros at both ends.
+    """
     height, width = source.shape
+    middle = line[radius : radius + width]
     for j in range(height):
-        row = source[j]
-        for i in range(width):
-            line[i] = row[i]
-        for d in range(1, radius + 1):
-            _add(line[d:], row[: width - d], np.float32(1))
-            _add(line[: width - d], row[d:], np.float32(1))
-        for b in range(max(0, j - radius), min(height, j + radius + 1)):
-            target = out[b]
+        row, target = source[j], out[j]
+        if radius == 1 and 0 < j < height - 1:
+            before, after = source[j - 1], source[j + 1]
             for i in range(width):
-                target[i] += line[i]
+                middle[i] = before[i] + row[i] + after[i]
+        else:
+            for i in range(width):
+                middle[i] = row[i]
+            for d in range(1, radius + 1):
+                if j - d >= 0:
+                    _add(middle, source[j - d], np.float32(1))
+                if j + d < height:
+                    _add(middle, source[j + d], np.float32(1))
+        if radius == 1:
+            left, right = line[:width], line[2 : width + 2]
+            for i in range(width):
+                target[i] = left[i] + middle[i] + right[i]
+        else:
+            for i in range(width):
+                target[i] = line[i]
+            for d in range(1, 2 * radius + 1):
+                _add(target, line[d : d + width], np.float32(1))
 
 
 @loop
@@ -48,12 +64,13 @@ def _window_factors(warped, fixed, mean_f, var_f, radius, epsilon, out, similari
     scale = np.float32(1) / np.float32(count * count * count)
     ring = np.zeros((count, 3, height, width), np.float32)
     products = np.empty((3, height, width), np.float32)
-    line = np.empty(width, np.float32)
+    line = np.zeros(width + 2 * radius, np.float32)
     totals = np.empty((3, width), np.float32)
     for k in range(begin - radius, end + radius):
         kept = ring[k % count]
-        kept[:] = 0
-        if 0 <= k < depth:
+        if k < 0 or k >= depth:
+            kept[:] = 0
+        else:
             for j in range(height):
                 w, f = warped[k, j], fixed[k, j]
                 a, b, c = products[0, j], products[1, j], products[2, j]
@@ -105,11 +122,12 @@ def _gradient(warped, fixed, factors, weight, radius, out, begin, end):  # type:
     # the factors 2 of the square and 1 / 2 of central differences cancel
     scale = np.float32(1) / np.float32(count * count * count)
     ring = np.zeros((count, 3, height, width), np.float32)
-    line, force = np.empty(width, np.float32), np.empty(width, np.float32)
+    line, force = np.zeros(width + 2 * radius, np.float32), np.empty(width, np.float32)
     for k in range(begin - radius, end + radius):
         kept = ring[k % count]
-        kept[:] = 0
-        if 0 <= k < depth:
+        if k < 0 or k >= depth:
+            kept[:] = 0
+        else:
             for n in range(3):
                 _box_rows(factors[n, k], radius, line, kept[n])
         m = k - radius
@@ -154,11 +172,12 @@ def _force(warped, fixed, factors, radius, out, begin, end):  # type: ignore[no-
     count = 2 * radius + 1
     scale = np.float32(2) / np.float32(count * count * count)
     ring = np.zeros((count, 3, height, width), np.float32)
-    line = np.empty(width, np.float32)
+    line = np.zeros(width + 2 * radius, np.float32)
     for k in range(begin - radius, end + radius):
         kept = ring[k % count]
-        kept[:] = 0
-        if 0 <= k < depth:
+        if k < 0 or k >= depth:
+            kept[:] = 0
+        else:
             for n in range(3):
                 _box_rows(factors[n, k], radius, line, kept[n])
         m = k - radius
@@ -280,47 +299,37 @@ def smooth(displacement: torch.Tensor, sigma: float) -> tuple[torch.Tensor, floa
     return out, float(np.sqrt(longest.max()))
 
 
-def correlation_gradient(
-    warped: torch.Tensor,
-    fixed: torch.Tensor,
-    fixed_mean: torch.Tensor,
-    fixed_variance: torch.Tensor,
-    *,
-    window: int,
-    epsilon: float,
-    mask: torch.Tensor | None,
-) -> tuple[torch.Tensor, float]:
-    """See `torch_ops.correlation_gradient`."""
-    radius = window // 2
-    w, f, mean, variance = (array(t, 3) for t in (warped, fixed, fixed_mean, fixed_variance))
-    if not w.shape == f.shape == mean.shape == variance.shape:
-        raise ValueError(f"all images must have one shape, got {w.shape}, {f.shape}, {mean.shape}, {variance.shape}")
-    weight = np.empty((0, 1, 1), np.float32) if mask is None else array(mask, 3)
-    depth = w.shape[0]
-    factors, gradient = (
-        np.empty((3, *w.shape), np.float32),
-        torch.empty(3, *w.shape, dtype=torch.float32, device=warped.device),
-    )
-    similarity, e, target = np.zeros(depth), np.float32(epsilon), gradient.numpy()
-    share(depth, lambda b, n: _window_factors(w, f, mean, variance, radius, e, factors, similarity, b, n))
-    share(depth, lambda b, n: _gradient(w, f, factors, weight, radius, target, b, n))
-    return gradient, float(similarity.sum() / w.size)
+class Correlation:
+    """See `torch_ops.Correlation`."""
 
+    def __init__(self, fixed: torch.Tensor, window: int, epsilon: float) -> None:
+        torch_ops.check_window(window)
+        mean, variance = torch_ops.window_statistics(fixed, window, epsilon)
+        self._fixed, self._mean, self._variance = (array(t, 3) for t in (fixed, mean, variance))
+        self._radius, self._epsilon = window // 2, np.float32(epsilon)
 
-def mean_correlation_force(
-    warped: torch.Tensor,
-    fixed: torch.Tensor,
-    fixed_mean: torch.Tensor,
-    fixed_variance: torch.Tensor,
-    window: int,
-    epsilon: float,
-) -> tuple[float, torch.Tensor]:
-    """See `torch_ops.mean_correlation_force`."""
-    radius = window // 2
-    w, f, mean, variance = (array(t, 3) for t in (warped, fixed, fixed_mean, fixed_variance))
-    depth = w.shape[0]
-    factors, force = np.empty((3, *w.shape), np.float32), np.empty(w.shape, np.float32)
-    similarity, e = np.zeros(depth), np.float32(epsilon)
-    share(depth, lambda b, n: _window_factors(w, f, mean, variance, radius, e, factors, similarity, b, n))
-    share(depth, lambda b, n: _force(w, f, factors, radius, force, b, n))
-    return float(similarity.sum() / w.size), torch.from_numpy(force)
+    def gradient(self, warped: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
+        """See `torch_ops.Correlation`."""
+        similarity, *arguments = self._factors(warped)
+        weight = np.empty((0, 1, 1), np.float32) if mask is None else array(mask, 3)
+        out = torch.empty(3, *warped.shape, dtype=torch.float32, device=warped.device)
+        target = out.numpy()
+        share(len(warped), lambda b, n: _gradient(*arguments, weight, self._radius, target, b, n))
+        return out, similarity
+
+    def force(self, warped: torch.Tensor) -> tuple[float, torch.Tensor]:
+        """See `torch_ops.Correlation`."""
+        similarity, *arguments = self._factors(warped)
+        force = np.empty(warped.shape, np.float32)
+        share(len(force), lambda begin, end: _force(*arguments, self._radius, force, begin, end))
+        return similarity, torch.from_numpy(force)
+
+    def _factors(self, warped: torch.Tensor) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+        """(mean similarity, warped, fixed, what `_window_factors` computes)."""
+        w, f, factors = array(warped, 3), self._fixed, np.empty((3, *warped.shape), np.float32)
+        if w.shape != f.shape:
+            raise ValueError(f"both images must have one shape, got {w.shape} and {f.shape}")
+        similarity = np.zeros(len(w))
+        arguments = w, f, self._mean, self._variance, self._radius, self._epsilon, factors, similarity
+        share(len(w), lambda begin, end: _window_factors(*arguments, begin, end))
+        return float(similarity.sum() / w.size), w, f, factors

@@ -51,30 +51,12 @@ class LocalCorrelation:
             epsilon: variance that is added to that of every window; well below it a window counts as constant.
             mask: (D, H, W), 0 where nothing may drive the displacement.
         """
-        self._warp, self._fixed, self._mask = warp, fixed, mask
-        self._window, self._epsilon = window, epsilon
-        self._mean, square = torch_ops.window_means(torch.stack((fixed, fixed * fixed)), window)
-        self._variance = square.sub_(self._mean * self._mean).clamp_min_(0).add_(epsilon)
-        self._backend = operations(fixed)
-
-    def values(self, warped: torch.Tensor) -> torch.Tensor:
-        """Compute the squared correlation about every voxel, (D, H, W)."""
-        values, _ = torch_ops.correlation_force(
-            warped, self._fixed, self._mean, self._variance, self._window, self._epsilon
-        )
-        return values
+        self._warp, self._mask = warp, mask
+        self._correlation = operations(fixed).Correlation(fixed, window, epsilon)
 
     def gradient(self, displacement: torch.Tensor) -> tuple[torch.Tensor, float]:
         """See `Similarity`."""
-        return self._backend.correlation_gradient(
-            self._warp(displacement),
-            self._fixed,
-            self._mean,
-            self._variance,
-            window=self._window,
-            epsilon=self._epsilon,
-            mask=self._mask,
-        )
+        return self._correlation.gradient(self._warp(displacement), self._mask)
 
 
 class Mind:
@@ -109,7 +91,7 @@ class Mind:
 
 RELATED = 2.0  # times what chance gives; pairs of T1 heads, one of them remapped in five ways, came to 4 to 7
 _FOREGROUND = 0.15  # of the normalised range
-_WINDOW = 5
+_WINDOW, _EPSILON = 5, 1e-4
 
 
 def choose_similarity(warped: torch.Tensor, fixed: torch.Tensor) -> tuple[str, str]:
@@ -125,9 +107,10 @@ def choose_similarity(warped: torch.Tensor, fixed: torch.Tensor) -> tuple[str, s
     Returns:
         ("local-ncc" or "mind", the reason in words).
     """
+    statistics = torch_ops.window_statistics(fixed, _WINDOW, _EPSILON)
 
     def mean_correlation(moving: torch.Tensor) -> float:
-        similarity = LocalCorrelation(lambda u: moving, fixed, window=_WINDOW).values(moving)
+        similarity, _ = torch_ops.correlation_force(moving, fixed, *statistics, _WINDOW, _EPSILON)
         common = ((fixed > _FOREGROUND) & (moving > 0)).to(fixed.dtype)
         whole = torch_ops.window_means(common, _WINDOW) > 1 - 1e-4
         return float(similarity[whole].mean()) if whole.any() else 0.0

@@ -1,8 +1,8 @@
 """The steps of an iteration in torch alone. Images are (D, H, W), displacements (3, D, H, W) in voxels, float32.
 
-Sums over windows and Gaussians are symmetric filters along one axis after the other: additions of shifted images. Large
-images are filtered slab by slab, with the neighbouring slices that a result depends on, so that temporaries stay in the
-cache.
+Sums over windows and Gaussians are symmetric filters along one axis after the other: additions of shifted images, or
+(`Correlation`) of shifted memory. Large images are filtered slab by slab, with the neighbouring slices that a result
+depends on, so that temporaries stay in the cache.
 """
 
 from __future__ import annotations
@@ -104,6 +104,16 @@ def gradient(image: torch.Tensor) -> torch.Tensor:
     return result.mul_(0.5)
 
 
+def check_window(window: int) -> None:
+    """Refuse a window that has no middle, or no neighbours.
+
+    Raises:
+        ValueError: the window is even, or less than 3.
+    """
+    if window < 3 or window % 2 == 0:
+        raise ValueError(f"window must be an odd number from 3, got {window}")
+
+
 def window_statistics(image: torch.Tensor, window: int, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (mean, variance + epsilon) of the window about every voxel of an image (D, H, W)."""
     mean, square = window_means(torch.stack((image, image * image)), window)
@@ -145,53 +155,145 @@ def correlation_force(
     return covariance.mul_(p), force.mul_(2)
 
 
-def correlation_gradient(
-    warped: torch.Tensor,
-    fixed: torch.Tensor,
-    fixed_mean: torch.Tensor,
-    fixed_variance: torch.Tensor,
-    *,
-    window: int,
-    epsilon: float,
-    mask: torch.Tensor | None,
-) -> tuple[torch.Tensor, float]:
-    """Compute the gradient of squared local correlation by a displacement that is composed before the warped image's.
+class Correlation:
+    """Squared local correlation with one fixed image; see `correlation_force` for the formulas.
 
-    Args:
-        warped, fixed, fixed_mean, fixed_variance, window, epsilon: see `correlation_force`.
-        mask: (D, H, W), a factor on the gradient.
-
-    Returns:
-        (gradient (3, D, H, W), mean similarity).
+    An image lies in flat memory with zeros after every row, and rows of zeros after every slice, so that a neighbour
+    along any axis is at one distance: a sum over neighbours adds whole blocks of memory.
     """
-    result = torch.zeros(3, *warped.shape, dtype=warped.dtype, device=warped.device)
-    total = 0.0
-    # a window's factors need the slices of that window, the force those of all windows that hold a voxel, and
-    # differences a slice on either side
-    for slab, wide, inner in _slabs(warped.shape, max(1, 2 * (window // 2))):
-        similarity, force = correlation_force(
-            warped[wide], fixed[wide], fixed_mean[wide], fixed_variance[wide], window, epsilon
-        )
-        total += float(similarity[inner].sum())
-        force = force[inner] if mask is None else force[inner] * mask[slab]
-        torch.mul(gradient(warped[wide])[:, inner], force, out=result[:, slab])
-    return result, total / warped.numel()
 
+    def __init__(self, fixed: torch.Tensor, window: int, epsilon: float) -> None:
+        """Compute what depends on the fixed image alone.
 
-def mean_correlation_force(
-    warped: torch.Tensor,
-    fixed: torch.Tensor,
-    fixed_mean: torch.Tensor,
-    fixed_variance: torch.Tensor,
-    window: int,
-    epsilon: float,
-) -> tuple[float, torch.Tensor]:
-    """Compute the mean of the similarity that `correlation_force` returns, and the gradient of its sum."""
-    result, total = torch.empty_like(warped), 0.0
-    for slab, wide, inner in _slabs(warped.shape, 2 * (window // 2)):
-        similarity, force = correlation_force(
-            warped[wide], fixed[wide], fixed_mean[wide], fixed_variance[wide], window, epsilon
-        )
-        total += float(similarity[inner].sum())
-        result[slab] = force[inner]
-    return total / warped.numel(), result
+        Args:
+            fixed: (D, H, W).
+            window: odd edge, voxels, from 3.
+            epsilon: variance that is added to that of every window.
+        """
+        check_window(window)
+        self._shape, self._window, self._epsilon = fixed.shape, window, epsilon
+        _, height, width = fixed.shape
+        radius = window // 2
+        row = width + radius
+        self._steps = 1, row, row * (height + radius)
+        self._guard = radius * (row + 1)  # what a sum along rows and columns reaches beyond the slices
+        self._slices = max(1, _SLAB_VOXELS // (height * width))
+        mean, variance = window_statistics(fixed, window, epsilon)
+        self._fixed, self._mean, self._inverse = self._flat(fixed), self._flat(mean), self._flat(1 / variance)
+
+    def gradient(self, warped: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
+        """Compute the gradient by a displacement that is composed before the warped image's.
+
+        Args:
+            warped: (D, H, W).
+            mask: (D, H, W), a factor on the gradient.
+
+        Returns:
+            (gradient (3, D, H, W) of the sum over voxels, mean similarity).
+        """
+        result = warped.new_empty(3, *self._shape)
+        flat, total = self._flat(warped), 0.0
+        for slab, similarity, force in self._forces(flat):
+            total += similarity
+            if mask is not None:
+                self._image(force).mul_(mask[slab])
+            force.mul_(1 / self._window**3)  # the factors 2 of the square and 1 / 2 of central differences cancel
+            for axis, step in enumerate(self._steps[::-1]):
+                begin = self._begin(slab)
+                difference = (
+                    flat[begin + step : begin + step + len(force)] - flat[begin - step : begin - step + len(force)]
+                )
+                torch.mul(self._image(difference), self._image(force), out=result[axis, slab])
+        for axis, n in enumerate(self._shape):
+            result[axis].narrow(axis, 0, 1).zero_()
+            result[axis].narrow(axis, n - 1, 1).zero_()
+        return result, total / warped.numel()
+
+    def force(self, warped: torch.Tensor) -> tuple[float, torch.Tensor]:
+        """Compute the mean similarity and the gradient of its sum by the warped image."""
+        result, total = torch.empty_like(warped, memory_format=torch.contiguous_format), 0.0
+        for slab, similarity, force in self._forces(self._flat(warped)):
+            total += similarity
+            result[slab] = self._image(force.mul_(2 / self._window**3))
+        return total / warped.numel(), result
+
+    def _flat(self, image: torch.Tensor) -> torch.Tensor:
+        """Return an image in flat memory, with zeros for what sums reach beyond its first and last slices."""
+        if image.shape != self._shape:
+            raise ValueError(f"both images must have one shape, got {tuple(image.shape)} and {tuple(self._shape)}")
+        radius, plane = self._window // 2, self._steps[2]
+        flat = image.new_zeros((self._shape[0] + 4 * radius) * plane + 2 * self._guard)
+        begin = self._begin(slice(0, 0))
+        self._image(flat[begin : begin + self._shape[0] * plane]).copy_(image)
+        return flat
+
+    def _begin(self, slab: slice) -> int:
+        """Index in flat memory of a slab's first voxel."""
+        return self._guard + (2 * (self._window // 2) + slab.start) * self._steps[2]
+
+    def _image(self, slices: torch.Tensor) -> torch.Tensor:
+        """Return a view of whole slices in flat memory as an image."""
+        _, height, width = self._shape
+        return slices.view(-1, self._steps[2] // self._steps[1], self._steps[1])[:, :height, :width]
+
+    def _forces(self, warped: torch.Tensor) -> Iterator[tuple[slice, float, torch.Tensor]]:
+        """Yield for every slab: its slices, the sum of its similarity, the sum's gradient by the warped image.
+
+        Args:
+            warped: from `_flat`.
+
+        Yields:
+            The gradient is in flat memory, with anything between rows and slices, free to be overwritten, and still to
+            be multiplied by 2 / window^3.
+        """
+        radius, plane, guard = self._window // 2, self._steps[2], self._guard
+        count = min(self._slices, self._shape[0])
+        size = (count + 4 * radius) * plane + 2 * guard
+        workspace, voxels = warped.new_empty(2, 3, size), self._window**3
+        for start in range(0, self._shape[0], count):
+            slab = slice(start, min(start + count, self._shape[0]))
+            slices = slab.stop - slab.start
+            size = (slices + 4 * radius) * plane + 2 * guard
+            first, second = workspace[:, :, :size]
+            begin = start * plane
+            w, f, mean_f, inverse = (t[begin : begin + size] for t in (warped, self._fixed, self._mean, self._inverse))
+            first[0] = w
+            torch.mul(w, w, out=first[1])
+            torch.mul(w, f, out=first[2])
+            # of the windows about `radius` slices more on either side
+            within = slice(guard + radius * plane, size - guard - radius * plane)
+            total, variance, covariance = (s[within] for s in self._window_sums(first, second))
+            mean_f, inverse = mean_f[within], inverse[within]
+            covariance.addcmul_(total, mean_f, value=-1)
+            variance.addcmul_(total, total, value=-1 / voxels).clamp_min_(0).add_(voxels * self._epsilon)
+            mean = total.mul_(1 / voxels)
+            factors, other = (t[:, radius * plane : size - radius * plane] for t in (first, second))
+            p, pq, rest = factors[:, guard:-guard]
+            factors[:, :guard] = 0
+            factors[:, -guard:] = 0
+            q = variance.reciprocal_().mul_(covariance)
+            torch.mul(q, inverse, out=p)  # zero between rows and slices, and outside of the image
+            torch.mul(p, q, out=pq)
+            torch.mul(pq, mean, out=rest).addcmul_(p, mean_f, value=-1)
+            own = slice(radius * plane, (radius + slices) * plane)
+            similarity = float(covariance[own].mul_(p[own]).sum()) / voxels
+            own = slice(guard + radius * plane, guard + (radius + slices) * plane)
+            p, pq, force = (s[own] for s in self._window_sums(factors, other))
+            own = slice(guard + 2 * radius * plane, guard + (2 * radius + slices) * plane)
+            yield slab, similarity, force.addcmul_(p, f[own]).addcmul_(pq, w[own], value=-1)
+
+    def _window_sums(self, source: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """Sum over each number's window; both buffers are overwritten, and what is next to their ends is not computed.
+
+        Returns:
+            `other`.
+        """
+        radius = self._window // 2
+        for images, out in zip(source, other, strict=True):
+            for step in self._steps:
+                inner = out[radius * step : len(out) - radius * step]
+                torch.add(images[: len(inner)], images[2 * radius * step :], out=inner)
+                for shift in range(1, 2 * radius):
+                    inner += images[shift * step : shift * step + len(inner)]
+                images, out = out, images
+        return other

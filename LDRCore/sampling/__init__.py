@@ -238,8 +238,7 @@ def _reachable(
     """Where ``M x + u`` is less than a voxel away from the content."""
     reach = None
     if displacement is not None:
-        low, high = displacement.flatten(1).aminmax(dim=1)
-        reach = low.cpu().numpy().astype(float), high.cpu().numpy().astype(float)
+        reach = torch_cpu.component_bounds(displacement)
     return lattice.spans_within(matrix, shape, (content[0] - 1, content[1] + 1), reach)
 
 

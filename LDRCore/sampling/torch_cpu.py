@@ -253,6 +253,12 @@ def reversed_components(field: torch.Tensor) -> torch.Tensor:
     return torch.stack(field.unbind()[::-1])
 
 
+def component_bounds(field: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return the smallest and the largest value of each component; several times faster than along an axis."""
+    low, high = torch.stack([torch.stack(component.aminmax()) for component in field]).T.cpu().numpy().astype(float)
+    return low, high
+
+
 class _Affine:
     """The points ``M x`` of a lattice's slices."""
 
@@ -301,8 +307,8 @@ class _Displaced:
 
     def __init__(self, matrix: np.ndarray, displacement: torch.Tensor, shape: Sequence[int]) -> None:
         self._affine = _Affine(matrix, shape, displacement.device)
-        low, high = reversed_components(displacement).flatten(1).aminmax(dim=1)
-        self._reach = low.cpu().numpy().astype(float), high.cpu().numpy().astype(float)
+        low, high = component_bounds(displacement)
+        self._reach = low[::-1], high[::-1]
 
     def bounds(self, block: Block) -> Bounds:
         """See `_Affine.bounds`."""

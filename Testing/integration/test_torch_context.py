@@ -15,7 +15,7 @@ import torch
 
 import LDRCore
 from LDRCore import sampling
-from LDRCore.cpu import layout
+from LDRCore.cpu import convolution, layout
 from LDRCore.models import weights
 from LDRCore.pipeline import model as model_file
 from LDRCore.refinement.optimiser import Settings, optimise
@@ -108,7 +108,7 @@ def pair() -> tuple[sitk.Image, sitk.Image]:
 
 def forget_everything() -> None:
     """As in a fresh process: nothing is kept between calls."""
-    for cached in (model_file._load, layout._onednn, spatial._box_average):
+    for cached in (model_file._load, convolution._onednn, spatial._box_average):
         cached.cache_clear()
 
 
@@ -209,9 +209,9 @@ def test_a_loaded_model_is_not_spoilt(context):
     assert again is model
     network = model.cascade.networks[0]
     assert isinstance(network, layout.LDROnCPU)
-    for convolution in network._decoder:
-        assert (convolution.weight.is_inference(), convolution.weight.device.type) == (False, "cpu")
-        assert convolution.weight.dtype == network.precision
+    for layer in network._decoder:
+        assert (layer.weight.is_inference(), layer.weight.device.type) == (False, "cpu")
+        assert layer.weight.dtype == network.precision
 
 
 @pytest.mark.parametrize("name", [n for n in CONTEXTS if n != "no_grad"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from LDRCore.cpu import layout
+from LDRCore.cpu import convolution, layout
 from LDRCore.models.affine import AffineLDR
 from LDRCore.models.cascade import Cascade
 from LDRCore.models.ldr import LDR
@@ -21,9 +21,9 @@ BFLOAT16_TOLERANCE = 0.02  # of the largest value: bfloat16 keeps 8 bits, over f
 @pytest.fixture(autouse=True)
 def fresh_onednn():
     """Clear the cached facts about oneDNN before each test."""
-    layout._onednn.cache_clear()
+    convolution._onednn.cache_clear()
     yield
-    layout._onednn.cache_clear()
+    convolution._onednn.cache_clear()
 
 
 def network_of_noise(**options) -> LDR:
@@ -204,7 +204,7 @@ def test_without_onednn_the_numbers_are_the_same(spoil, precision, monkeypatch):
     moving, fixed = images(2, 1, 32, 32, 32)
 
     def displacements() -> list[torch.Tensor]:
-        layout._onednn.cache_clear()
+        convolution._onednn.cache_clear()
         with torch.no_grad():
             output = layout.arrange(Cascade([network], stem), precision)(moving, fixed)
         return [output.displacement, *output.affine]
@@ -214,12 +214,12 @@ def test_without_onednn_the_numbers_are_the_same(spoil, precision, monkeypatch):
     for a, b in zip(displacements(), expected, strict=True):
         tolerance = 1e-4 if precision == torch.float32 else BFLOAT16_TOLERANCE
         assert float((a - b).abs().max()) < tolerance * max(1, float(b.abs().max()))
-    assert layout._onednn(precision) == (None, None)
+    assert convolution._onednn(precision) == (None, None)
 
 
 def test_one_of_the_two_functions_is_enough(monkeypatch):
     monkeypatch.setattr(torch.ops, "mkldnn", object())
-    plain, fused = layout._onednn(torch.float32)
+    plain, fused = convolution._onednn(torch.float32)
     assert fused is None
     assert (plain is not None) == torch.backends.mkldnn.is_available()
 
@@ -233,8 +233,8 @@ def test_a_processor_whose_onednn_refuses_bfloat16_still_uses_it_in_float32(monk
         return original(image, *more)
 
     monkeypatch.setattr(torch, "mkldnn_convolution", refuse_bfloat16)
-    assert layout._onednn(torch.bfloat16)[0] is None
-    assert layout._onednn(torch.float32)[0] is refuse_bfloat16
+    assert convolution._onednn(torch.bfloat16)[0] is None
+    assert convolution._onednn(torch.float32)[0] is refuse_bfloat16
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_a_processor_whose_onednn_refuses_bfloat16_still_uses_it_in_float32(monk
 )
 def test_what_is_known_of_onednn_does_not_depend_on_who_asked_first(context):
     with context():
-        asked_within = layout._onednn(torch.float32)
-    layout._onednn.cache_clear()
-    assert asked_within == layout._onednn(torch.float32)
+        asked_within = convolution._onednn(torch.float32)
+    convolution._onednn.cache_clear()
+    assert asked_within == convolution._onednn(torch.float32)
     assert (asked_within[0] is not None) == torch.backends.mkldnn.is_available()

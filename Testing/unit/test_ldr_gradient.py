@@ -42,7 +42,7 @@ def by_hand(moving: torch.Tensor, fixed: torch.Tensor, window: int, epsilon: flo
         return F.conv3d(image[None, None], box, padding=window // 2)[0, 0]
 
     variance = mean(f * f) - mean(f) ** 2 + epsilon
-    raw, _ = torch_ops.correlation_gradient(w, f, mean(f), variance, window=window, epsilon=epsilon, mask=None)
+    raw = torch_ops.correlation_force(w, f, mean(f), variance, window, epsilon)[1] * torch_ops.gradient(w)
     coarse = raw.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).mean((2, 4, 6))
     line = torch.tensor([0.25, 0.5, 0.25])
     kernel = (line.view(3, 1, 1) * line.view(1, 3, 1) * line).expand(3, 1, 3, 3, 3)
@@ -177,7 +177,7 @@ def test_a_card_with_repeats_round_trips(tmp_path):
         arranged = layout.arrange(loaded, torch.float32)
         assert len(arranged) == 5
         close = arranged.dense(moving, fixed, 4).displacement
-    assert torch.allclose(close, half.dense(moving, fixed, 4).displacement, atol=1e-4)
+    assert torch.allclose(close, half.dense(moving, fixed, 4).displacement, atol=5e-4)
 
 
 @pytest.mark.parametrize(
@@ -229,3 +229,26 @@ def test_the_cost_is_counted_without_computing():
     # 4x4x4 kernels of 5 images at half size; 3x3x3 ones of 32 channels to three components and a gain
     assert cost.multiply_adds > 16**3 * (64 * 5 * 16 + 27 * 32 * 4)
     assert cost.parameters == sum(p.numel() for p in LDRGradient().parameters())
+
+
+def test_one_predictor_takes_many_moving_images():
+    """What was prepared for the fixed image is not changed by a prediction."""
+    network = layout.arrange_network(trained(hidden=8), torch.float32)
+    moving, fixed = images()
+    with torch.no_grad():
+        predict = network.predictor(fixed)
+        first = predict(moving)
+        assert not torch.allclose(predict(fixed), first, atol=1e-3)
+        assert torch.equal(predict(moving), first)
+        assert torch.equal(network.predict(moving, fixed), first)
+    with pytest.raises(ValueError, match="must both have shape"):
+        predict(moving[..., :-1])
+
+
+def test_a_cascade_prepares_once_for_a_network_that_is_applied_again(monkeypatch):
+    prepared = []
+    plain = LDRGradient.predictor
+    monkeypatch.setattr(LDRGradient, "predictor", lambda self, fixed: prepared.append(self) or plain(self, fixed))
+    first, again = trained(0), trained(1)
+    Cascade([first, again], repeats=[1, 3]).dense(*images())
+    assert prepared == [first, again]

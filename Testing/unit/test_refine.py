@@ -70,16 +70,40 @@ def test_the_closed_form_is_autograds_gradient(window):
     assert torch.allclose(force, warped.grad, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("window", [3, 5])
+@pytest.mark.parametrize("shape", [(32, 36, 40), (3, 4, 2), (2, 9, 5)])
+def test_a_correlation_prepared_for_a_fixed_image_is_the_plain_formula(backend, window, shape):
+    warped, fixed, mask = (torch.rand(shape, generator=torch.Generator().manual_seed(n)) for n in range(3))
+    values, force = torch_ops.correlation_force(
+        warped, fixed, *torch_ops.window_statistics(fixed, window, 1e-3), window, 1e-3
+    )
+    correlation = operations(fixed).Correlation(fixed, window, 1e-3)
+    similarity, found = correlation.force(warped)
+    assert similarity == pytest.approx(float(values.mean()), rel=1e-4)
+    assert torch.allclose(found, force, rtol=1e-3, atol=1e-4 * float(force.abs().max()))
+    for factor in (None, mask):
+        gradient, similarity = correlation.gradient(warped, factor)
+        expected = torch_ops.gradient(warped) * (force if factor is None else force * factor)
+        assert similarity == pytest.approx(float(values.mean()), rel=1e-4)
+        assert torch.allclose(gradient, expected, rtol=1e-3, atol=1e-4 * float(force.abs().max()))
+
+
+def test_what_a_correlation_refuses(backend):
+    image = torch.zeros(4, 5, 6)
+    for window in (1, 4):
+        with pytest.raises(ValueError, match=f"window must be an odd number from 3, got {window}"):
+            operations(image).Correlation(image, window, 1e-4)
+    with pytest.raises(ValueError, match="both images must have one shape"):
+        operations(image).Correlation(image, 3, 1e-4).gradient(torch.zeros(4, 5, 7))
+
+
 def test_slabs_change_nothing(monkeypatch):
     warped, fixed, mask = texture(*SHAPE), texture(*SHAPE, seed=1), (texture(*SHAPE, seed=2) > 0.5).float()
     field = torch.stack((warped, fixed, mask))
-    similarity = LocalCorrelation(lambda u: warped, fixed, window=5)
 
     def results() -> list[torch.Tensor | float]:
-        gradient = torch_ops.correlation_gradient(
-            warped, fixed, similarity._mean, similarity._variance, window=5, epsilon=1e-4, mask=mask
-        )
-        return [*gradient, *torch_ops.smooth(field, 0.9)]
+        correlation = torch_ops.Correlation(fixed, 5, 1e-4)
+        return [*correlation.gradient(warped, mask), *correlation.force(warped), *torch_ops.smooth(field, 0.9)]
 
     whole = results()
     monkeypatch.setattr(torch_ops, "_SLAB_VOXELS", 1)

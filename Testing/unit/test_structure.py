@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "refinement": {"sampling"},
     "losses": {"sampling", "transforms", "refinement"},
     "models": {"errors", "transforms", "losses", "refinement"},
-    "cpu": {"errors", "torch_context", "models"},
+    "cpu": {"errors", "torch_context", "refinement", "models"},
     "distillation": {"errors", "transforms", "losses"},
     "pipeline": {
         *(
