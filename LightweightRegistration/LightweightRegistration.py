@@ -116,7 +116,7 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
         prealignment: str = "centre",
         refine: str = "fast",
         refinementSteps: int = 0,
-        similarity: str = "local-ncc",
+        similarity: str = "auto",
         device: str = "auto",
         threads: int = 0,
         warped: bool | slicer.vtkMRMLNode | None = True,

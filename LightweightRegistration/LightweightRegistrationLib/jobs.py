@@ -45,7 +45,7 @@ class Settings:
     prealignment: str = "centre"
     refine: str = "fast"
     refine_steps: int = 0
-    similarity: str = "local-ncc"
+    similarity: str = "auto"
     device: str = "auto"
     threads: int = 0
 

@@ -109,7 +109,7 @@ class LightweightRegistrationParameterNode:
 
     prealignment: Prealignment = Prealignment.centre
     refinementSteps: Annotated[int, WithinRange(0, 500)] = 0
-    similarity: Similarity = Similarity.local_ncc
+    similarity: Similarity = Similarity.auto
     device: Device = Device.auto
     threads: Annotated[int, WithinRange(0, 256)] = 0
     keepInverse: bool = False

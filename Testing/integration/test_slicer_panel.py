@@ -327,7 +327,7 @@ def test_a_scene_of_an_earlier_version_gets_the_defaults_of_newer_parameters(cho
     slicer.mrmlScene.Import()
     settle()
     p = chosen.widget._parameterNode
-    assert (p.refinementSteps, p.quality.name, p.similarity.name) == (25, "accurate", "local_ncc")
+    assert (p.refinementSteps, p.quality.name, p.similarity.name) == (25, "accurate", "auto")
     assert ui.qualityComboBox.currentText == "Accurate"
     assert chosen.said == []
 
@@ -345,7 +345,7 @@ def test_quality_is_how_the_displacement_is_refined(chosen, label, refine):
         assert shown is None
     else:
         name = label.split(":")[0]
-        pattern = rf"{name}: \d+ iterations? at \d\.\d mm, \d+ iterations? at \d\.\d mm; local similarity 0\.\d+ to "
+        pattern = rf"{name}: \d+ iterations? at \d\.\d mm, \d+ iterations? at \d\.\d mm; local similarity -?0\.\d+ to "
         assert re.match(pattern, shown[1]), shown[1]
 
 
