@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from Testing.slicer_scene import array, snapshot
-from Testing.slicer_window import click, run
+from Testing.slicer_window import check, click, run
 
 slicer = pytest.importorskip("slicer", reason="needs slicer-core (make test installs it)")
 
@@ -105,6 +105,8 @@ def test_faults_behind_the_other_buttons_are_shown(done, monkeypatch, button):
     def fail(*_arguments, **_options):
         raise RuntimeError("boom")
 
+    slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "landmarks")
+    check(done.ui.othersList, "landmarks")
     monkeypatch.setattr(*steps[button], fail)
     getattr(done.ui, button).clicked.emit()
     assert done.said == ["Something went wrong that should not: RuntimeError: boom. Please report it."]
