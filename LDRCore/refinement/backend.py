@@ -15,7 +15,9 @@ class Correlation(Protocol):
 
     def __init__(self, fixed: torch.Tensor, window: int, epsilon: float) -> None: ...
 
-    def gradient(self, warped: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
+    def gradient(
+        self, warped: torch.Tensor, mask: torch.Tensor | None = None, out: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, float]:
         """See `torch_ops.Correlation`."""
 
     def force(self, warped: torch.Tensor) -> tuple[float, torch.Tensor]:
@@ -27,7 +29,9 @@ class Operations(Protocol):
 
     Correlation: type[Correlation]
 
-    def smooth(self, displacement: torch.Tensor, sigma: float) -> tuple[torch.Tensor, float]:
+    def smooth(
+        self, displacement: torch.Tensor, sigma: float, out: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, float]:
         """(smoothed by a Gaussian of `sigma` voxels, length of the longest vector)."""
 
 

@@ -284,16 +284,17 @@ def _largest_squares(field, out, begin, end):  # type: ignore[no-untyped-def]
         out[k] = top
 
 
-def smooth(displacement: torch.Tensor, sigma: float) -> tuple[torch.Tensor, float]:
+def smooth(displacement: torch.Tensor, sigma: float, out: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
     """See `torch_ops.smooth`."""
     if sigma <= 0:
         return torch_ops.smooth(displacement, sigma)
-    out = torch.empty_like(displacement, memory_format=torch.contiguous_format)
+    if out is None:
+        out = torch.empty_like(displacement, memory_format=torch.contiguous_format)
     depth, height, width = displacement.shape[1:]
     longest, weights = np.zeros(depth, np.float32), torch_ops.gaussian(sigma)
     norm_z, norm_y, norm_x = (1 / np.array(torch_ops.totals(n, weights), np.float32) for n in (depth, height, width))
     plane = np.pad(norm_y[:, None] * norm_x, ((0, 0), (0, len(weights) - 1)))
-    source, target, kernel = array(displacement, 4), out.numpy(), np.array(weights, np.float32)
+    source, target, kernel = array(displacement, 4), array(out, 4), np.array(weights, np.float32)
     share(depth, lambda begin, end: _smooth(source, kernel, plane, norm_z, target, begin, end))
     share(depth, lambda begin, end: _largest_squares(target, longest, begin, end))
     return out, float(np.sqrt(longest.max()))
@@ -307,13 +308,16 @@ class Correlation:
         mean, variance = torch_ops.window_statistics(fixed, window, epsilon)
         self._fixed, self._mean, self._variance = (array(t, 3) for t in (fixed, mean, variance))
         self._radius, self._epsilon = window // 2, np.float32(epsilon)
+        self._buffer = np.empty((3, *self._fixed.shape), np.float32)
 
-    def gradient(self, warped: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
+    def gradient(
+        self, warped: torch.Tensor, mask: torch.Tensor | None = None, out: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, float]:
         """See `torch_ops.Correlation`."""
         similarity, *arguments = self._factors(warped)
         weight = np.empty((0, 1, 1), np.float32) if mask is None else array(mask, 3)
-        out = torch.empty(3, *warped.shape, dtype=torch.float32, device=warped.device)
-        target = out.numpy()
+        out = torch.empty(3, *warped.shape, dtype=torch.float32, device=warped.device) if out is None else out
+        target = array(out, 4)
         share(len(warped), lambda b, n: _gradient(*arguments, weight, self._radius, target, b, n))
         return out, similarity
 
@@ -326,7 +330,7 @@ class Correlation:
 
     def _factors(self, warped: torch.Tensor) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
         """(mean similarity, warped, fixed, what `_window_factors` computes)."""
-        w, f, factors = array(warped, 3), self._fixed, np.empty((3, *warped.shape), np.float32)
+        w, f, factors = array(warped, 3), self._fixed, self._buffer
         if w.shape != f.shape:
             raise ValueError(f"both images must have one shape, got {w.shape} and {f.shape}")
         similarity = np.zeros(len(w))

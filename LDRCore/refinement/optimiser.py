@@ -72,23 +72,42 @@ def optimise(
     Returns:
         The displacement after the last iteration, or that of the largest similarity where a later one was smaller.
     """
-    backend = operations(displacement)
+    backend, buffers = operations(displacement), _Buffers(displacement)
     best = displacement
     history: list[float] = []
     for iteration in range(settings.iterations):
-        gradient, value = similarity.gradient(displacement)
-        step, longest = backend.smooth(gradient, settings.sigma_update)
+        gradient, value = similarity.gradient(displacement, buffers.other_than(displacement, best))
+        step, longest = backend.smooth(
+            gradient, settings.sigma_update, buffers.other_than(displacement, best, gradient)
+        )
         history.append(value)
         if value >= max(history):
             best = displacement
         if longest <= 1e-12 or _stalled(history, settings):
             break
-        displacement = sampling.composed(displacement, step * (settings.step / longest))
-        displacement, _ = backend.smooth(displacement, settings.sigma_total)
+        step = step.mul_(settings.step / longest)
+        composed = sampling.composed(displacement, step, buffers.other_than(displacement, best, step))
+        displacement, _ = backend.smooth(composed, settings.sigma_total, buffers.other_than(composed, best))
         if progress is not None:
             progress((iteration + 1) / settings.iterations)
     # the last update was not measured: it is kept where all before it helped
     return Outcome(displacement if history and history[-1] >= max(history) else best, history)
+
+
+class _Buffers:
+    """Displacements that are written again and again: new memory comes page by page, which takes longer than a step."""
+
+    def __init__(self, like: torch.Tensor) -> None:
+        self._like = like
+        self._made: list[torch.Tensor] = []
+
+    def other_than(self, *in_use: torch.Tensor) -> torch.Tensor:
+        """Return a buffer that is none of those in use."""
+        for buffer in self._made:
+            if not any(buffer is tensor for tensor in in_use):
+                return buffer
+        self._made.append(torch.empty_like(self._like, memory_format=torch.contiguous_format))
+        return self._made[-1]
 
 
 def _stalled(history: list[float], settings: Settings) -> bool:

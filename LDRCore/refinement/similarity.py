@@ -22,8 +22,8 @@ Warp = Callable[[torch.Tensor], torch.Tensor]
 class Similarity(Protocol):
     """A similarity of one pair on one grid."""
 
-    def gradient(self, displacement: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """Return (gradient (3, D, H, W), mean similarity)."""
+    def gradient(self, displacement: torch.Tensor, out: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
+        """Return (gradient (3, D, H, W), mean similarity); `out` is where the gradient may be written."""
 
 
 class LocalCorrelation:
@@ -54,9 +54,9 @@ class LocalCorrelation:
         self._warp, self._mask = warp, mask
         self._correlation = operations(fixed).Correlation(fixed, window, epsilon)
 
-    def gradient(self, displacement: torch.Tensor) -> tuple[torch.Tensor, float]:
+    def gradient(self, displacement: torch.Tensor, out: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
         """See `Similarity`."""
-        return self._correlation.gradient(self._warp(displacement), self._mask)
+        return self._correlation.gradient(self._warp(displacement), self._mask, out)
 
 
 class Mind:
@@ -75,7 +75,7 @@ class Mind:
         still = torch.zeros(3, *fixed.shape, dtype=fixed.dtype, device=fixed.device)
         self._moving, self._fixed, self._mask = mind(warp(still)), mind(fixed), mask
 
-    def gradient(self, displacement: torch.Tensor) -> tuple[torch.Tensor, float]:
+    def gradient(self, displacement: torch.Tensor, out: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
         """See `Similarity`."""
         warped = sampling.displaced(self._moving, displacement, "border")
         total = torch.zeros_like(displacement)

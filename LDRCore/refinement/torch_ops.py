@@ -72,17 +72,17 @@ def _slabs(shape: Sequence[int], halo: int) -> Iterator[tuple[slice, slice, slic
         yield slice(start, stop), slice(low, high), slice(start - low, stop - low)
 
 
-def smooth(displacement: torch.Tensor, sigma: float) -> tuple[torch.Tensor, float]:
+def smooth(displacement: torch.Tensor, sigma: float, out: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
     """Smooth (3, D, H, W) by a Gaussian of `sigma` voxels (0: leave it), and return the longest vector's length too.
 
-    At the border the weights that fall onto the grid are normalised.
+    At the border the weights that fall onto the grid are normalised. The result is written to `out` where given.
     """
     if sigma <= 0:
         return displacement, float(displacement.square().sum(0).max().sqrt())
     weights, shape = gaussian(sigma), displacement.shape[1:]
     z, y, x = (1 / displacement.new_tensor(totals(n, weights)) for n in shape)
     plane = y[:, None] * x
-    result = torch.empty_like(displacement, memory_format=torch.contiguous_format)
+    result = torch.empty_like(displacement, memory_format=torch.contiguous_format) if out is None else out
     longest = 0.0
     for slab, wide, inner in _slabs(shape, len(weights) - 1):
         square: torch.Tensor | None = None
@@ -181,17 +181,20 @@ class Correlation:
         mean, variance = window_statistics(fixed, window, epsilon)
         self._fixed, self._mean, self._inverse = self._flat(fixed), self._flat(mean), self._flat(1 / variance)
 
-    def gradient(self, warped: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
+    def gradient(
+        self, warped: torch.Tensor, mask: torch.Tensor | None = None, out: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, float]:
         """Compute the gradient by a displacement that is composed before the warped image's.
 
         Args:
             warped: (D, H, W).
             mask: (D, H, W), a factor on the gradient.
+            out: (3, D, H, W) that the gradient is written to; a new tensor if not given.
 
         Returns:
             (gradient (3, D, H, W) of the sum over voxels, mean similarity).
         """
-        result = warped.new_empty(3, *self._shape)
+        result = warped.new_empty(3, *self._shape) if out is None else out
         flat, total = self._flat(warped), 0.0
         for slab, similarity, force in self._forces(flat):
             total += similarity

@@ -37,11 +37,10 @@ class Backend(Protocol):
     def at_points(self, image: torch.Tensor, coordinates: torch.Tensor, padding: str) -> torch.Tensor:
         """(C, D, H, W) at (3, n): (C, n)."""
 
-    def displaced(self, image: torch.Tensor, displacement: torch.Tensor, padding: str) -> torch.Tensor:
+    def displaced(
+        self, image: torch.Tensor, displacement: torch.Tensor, padding: str, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """``image(x + u(x))`` on the image's own grid: (C, D, H, W)."""
-
-    def composed(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """``u2(x) + u1(x + u2(x))``, u1 with border padding: (3, D, H, W)."""
 
     def slabs(
         self,
@@ -126,31 +125,35 @@ def at_points(image: torch.Tensor, coordinates: torch.Tensor, padding: str = "ze
     return backend(image).at_points(image, flat, padding).view(-1, *coordinates.shape[1:])
 
 
-def displaced(image: torch.Tensor, displacement: torch.Tensor, padding: str = "zeros") -> torch.Tensor:
+def displaced(
+    image: torch.Tensor, displacement: torch.Tensor, padding: str = "zeros", out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Compute ``image(x + u(x))`` for every voxel x.
 
     Args:
         image: (C, D, H, W) float32.
         displacement: u, (3, D, H, W), voxels.
         padding: see the top of this file.
+        out: (C, D, H, W) that the result is written to; a new tensor if not given.
 
     Returns:
         (C, D, H, W).
     """
     _check_padding(padding)
-    return backend(image).displaced(image, displacement, padding)
+    return backend(image).displaced(image, displacement, padding, out)
 
 
-def composed(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+def composed(first: torch.Tensor, second: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """Compute ``u2(x) + u1(x + u2(x))``, u1 with border padding.
 
     Args:
         first, second: u1 and u2, (3, D, H, W) float32, voxels.
+        out: as in `displaced`.
 
     Returns:
         (3, D, H, W).
     """
-    return backend(first).composed(first, second)
+    return displaced(first, second, "border", out).add_(second)
 
 
 def content_box(image: torch.Tensor, background: float) -> lattice.Box | None:

@@ -91,7 +91,7 @@ def test_every_loop() -> None:
         for name, *arguments in (
             ("at_points", image, 3 * points, padding),
             ("displaced", image, displacement, padding),
-            ("composed", displacement, displacement),
+            ("displaced", displacement, displacement, "border"),
             ("slabs", image[0], shape, np.eye(4), None, None, padding, 2.0, None),
             ("slabs", image[0], shape, np.eye(4), field, parallel, padding, 2.0, None),
             ("slabs", image[0], shape, np.eye(4), field, oblique, padding, 2.0, None),

@@ -158,24 +158,6 @@ def _interleave(field, out, begin, end):  # type: ignore[no-untyped-def]
             out[k, j, i, 0], out[k, j, i, 1], out[k, j, i, 2] = field[0, k, j, i], field[1, k, j, i], field[2, k, j, i]
 
 
-@loop
-def _composed(first, displacement, out, begin, end):  # type: ignore[no-untyped-def]
-    """out(x) = u(x) + first(x + u(x)), `first` interleaved, with border padding, for the rows begin ... end."""
-    height, width = out.shape[2], out.shape[3]
-    shape, flat = first.shape[:3], first.ravel()
-    index, inside, moved = np.empty(width, np.int32), np.empty(width, np.float32), np.empty((3, width), np.float32)
-    z, y, x = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
-    for row in range(begin, end):
-        k, j = row // height, row % height
-        _displaced_row(displacement, k, j, z, y, x)
-        _locate(z, y, x, shape, BORDER, index, inside)
-        _interpolate_vectors(flat, shape, index, z, y, x, moved)
-        for c in range(3):
-            own, target = displacement[c, k, j], out[c, k, j]
-            for i in range(width):
-                target[i] = own[i] + moved[c, i]
-
-
 @inline
 def _affine_row(matrix, k, j, first, z, y, x):  # type: ignore[no-untyped-def]
     """The coordinates M (k, j, i) of a row, i from `first` on."""
@@ -279,22 +261,15 @@ def at_points(image: torch.Tensor, coordinates: torch.Tensor, padding: str) -> t
     return out
 
 
-def displaced(image: torch.Tensor, displacement: torch.Tensor, padding: str) -> torch.Tensor:
+def displaced(
+    image: torch.Tensor, displacement: torch.Tensor, padding: str, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """See `sampling.displaced`."""
     _check_field(displacement, image.shape[1:])
-    out = torch.empty_like(image, memory_format=torch.contiguous_format)
-    arrays = array(image, 4), array(displacement, 4), out.numpy()
+    if out is None:
+        out = torch.empty_like(image, memory_format=torch.contiguous_format)
+    arrays = array(image, 4), array(displacement, 4), array(out, 4)
     share(out.shape[1] * out.shape[2], lambda begin, end: _displaced(*arrays, begin, end, _PADDINGS[padding]))
-    return out
-
-
-def composed(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """See `sampling.composed`."""
-    _check_field(first, second.shape[1:])
-    _check_field(second, first.shape[1:])
-    out = torch.empty_like(second, memory_format=torch.contiguous_format)
-    arrays = _interleaved(first), array(second, 4), out.numpy()
-    share(out.shape[1] * out.shape[2], lambda begin, end: _composed(*arrays, begin, end))
     return out
 
 

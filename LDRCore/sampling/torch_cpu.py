@@ -147,26 +147,26 @@ def at_points(image: torch.Tensor, coordinates: torch.Tensor, padding: str) -> t
     slab = slab_points(image.device)
     for start in range(0, coordinates.shape[1], slab):
         part = coordinates[:, start : start + slab]
-        count = part.shape[1]
-        buffer = sampler.buffer(count)
-        for axis in range(3):
-            buffer[2 - axis] = part[axis]
-        result[:, start : start + count] = sampler.sample(count)
+        buffer = sampler.buffer(part.shape[1])
+        buffer[2], buffer[1], buffer[0] = part
+        result[:, start : start + slab] = sampler.sample(part.shape[1])
     return result
 
 
-def displaced(image: torch.Tensor, displacement: torch.Tensor, padding: str) -> torch.Tensor:
+def displaced(
+    image: torch.Tensor, displacement: torch.Tensor, padding: str, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """See `sampling.displaced`."""
-    axes = [torch.arange(n, dtype=torch.float32, device=image.device) for n in displacement.shape[1:]]
-    coordinates = displacement.clone(memory_format=torch.contiguous_format)
-    for axis, line in enumerate(axes):
-        coordinates[axis] += line.view([-1 if a == axis else 1 for a in range(3)])
-    return at_points(image, coordinates.flatten(1), padding).view(-1, *displacement.shape[1:])
-
-
-def composed(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """See `sampling.composed`."""
-    return displaced(first, second, "border").add_(second)
+    depth, height, width = displacement.shape[1:]
+    sampler, points = SliceSampler(image, padding), _OnGrid(np.eye(4), displacement, displacement.shape[1:])
+    result = image.new_empty(len(image), depth, height, width) if out is None else out
+    slab = max(1, slab_points(image.device) // (height * width))
+    for start in range(0, depth, slab):
+        block = slice(start, min(start + slab, depth)), slice(0, height), slice(0, width)
+        size = block[0].stop - start, height, width
+        points.write(block, sampler.buffer(math.prod(size)).view(3, *size))
+        result[:, block[0]] = sampler.sample(math.prod(size), points.bounds(block)).view(-1, *size)
+    return result
 
 
 def slabs(
