@@ -11,7 +11,7 @@ MAX_WORKING_VOXELS = 5_000_000  # as pipeline.dense.MAX_VOXELS
 BASE = 400e6  # Python, weights, a CPU build of torch (CUDA builds take about a gigabyte more, numba an eighth)
 _JACOBIAN_SLABS = 80e6  # what the Jacobian map takes at any size
 # bytes a voxel at the peak, measured on CPU runs of 4 to 17 million voxels; non-linear `initial` transforms take more
-_NATIVE, _JACOBIAN, _WORKING, _CASCADE, _REFINED, _INVERSE = 7.0, 4.0, 60.0, 6.0, 40.0, 380.0
+_NATIVE, _JACOBIAN, _WORKING, _CASCADE, _REFINED, _INVERSE = 7.0, 4.0, 60.0, 6.0, 90.0, 380.0
 
 
 def needed_bytes(
