@@ -7,8 +7,14 @@ The teacher may be a checkpoint of `Training.train_teacher`, a model (name, .pt 
 transforms made by ANTs, elastix, Slicer ... (FIXED|MOVING or FIXED_MOVING with any suffix that ITK reads, physical
 space of the scans' files), or "package.module:function" with (moving, fixed) -> displacement, both (1, 1, D, H, W), in
 voxels. The shape and spacing of the window must be those of the student. Stored is what leads from the fixed to the
-moving canonical window (see `Training.pairs`), the initial map included, as float16. An extraction that was interrupted
-goes on when started again.
+moving canonical window (see `Training.pairs`), the initial map included, as float16, and beside it how good it is
+(`Training.refined_teacher.measure`). An extraction that was interrupted goes on when started again.
+
+`--refine best --refine_overlap 1.5` makes the teacher's displacement better for every single pair, on its images and
+the training labels; with a model that is a teacher which needs no training:
+
+    python -m Training.extract_teacher --data DIR --teacher brain-t1-small --refine best --refine_overlap 1.5 \
+        --n_pairs 2000 --workers 2 --out teacher.h5
 """
 
 from __future__ import annotations
@@ -16,15 +22,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
+import multiprocessing
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from LDRCore.distillation.teacher_store import TeacherStoreWriter
+from LDRCore.distillation.teacher_store import TeacherStore, TeacherStoreWriter
 from LDRCore.io.transforms import transform_lattice
 from LDRCore.models import registry, weights
 from LDRCore.pipeline.model import deploy
@@ -33,9 +43,15 @@ from Training import checkpoints, config, engine, processes
 from Training.config import ConfigError, option
 from Training.pair_settings import PairSettings
 from Training.pairs import PairSource
-from Training.window_geometry import include_initial
+from Training.refined_teacher import PLANS, measure, refine_displacement
+from Training.samples import Sample
+from Training.window_geometry import include_initial, remove_initial
 
-Teacher = Callable[[int, int], torch.Tensor]  # (fixed, moving) scan -> stored displacement (1, 3, d, h, w)
+Teacher = Callable[[int, int, Sample], torch.Tensor]
+"""Fixed scan, moving scan, the pair -> displacement on the window after the initial map, (1, 3, d, h, w)."""
+Extracted = tuple[str, np.ndarray, dict[str, float]]
+"""Key, stored displacement, quality."""
+GROUP = 8  # pairs that a killed extraction loses at most
 SUFFIXES = (".h5", ".tfm", ".mat", ".xfm", ".nii.gz", ".nii", ".mha", ".nrrd")
 
 
@@ -45,9 +61,22 @@ class ExtractSettings(PairSettings):
 
     teacher: str = option(help='checkpoint, model, folder of transforms, or "module:function"')
     out: Path = option(Path("teacher.h5"), "store to write, or to continue")
+    refine: str = option("none", f"optimise every displacement for its pair: one of {', '.join(PLANS)}")
+    refine_overlap: float = option(0.0, "weight of the training labels' soft Dice in that")
+    workers: int = option(1, "processes that extract; each takes its share of `threads`")
+    threads: int | None = option(None, "of all workers together; none: torch's")
     half: bool = option(True, "store at half the window's resolution: an eighth of the size")
     seed: int = option(1, "of the list of pairs")
     device: str = option("auto", '"auto", "cpu", "cuda" ...')
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.refine not in PLANS:
+            raise ConfigError(f"refine must be one of {tuple(PLANS)}, got {self.refine!r}")
+        if self.refine_overlap < 0 or (self.refine_overlap and self.refine == "none"):
+            raise ConfigError(f"refine_overlap must be 0 or more, and 0 without refine, got {self.refine_overlap}")
+        if self.workers < 1:
+            raise ConfigError(f"workers must be at least 1, got {self.workers}")
 
 
 def teacher_of(settings: ExtractSettings, source: PairSource, points: tuple[int, int, int]) -> tuple[str, Teacher]:
@@ -58,7 +87,7 @@ def teacher_of(settings: ExtractSettings, source: PairSource, points: tuple[int,
     """
     path = Path(settings.teacher)
     if path.is_dir():
-        return f"transforms of {path.name}", lambda fixed, moving: from_disk(path, source, fixed, moving, points)
+        return f"transforms of {path.name}", lambda fixed, moving, _: from_disk(path, source, fixed, moving, points)
     if ":" in settings.teacher and not path.exists():
         module, _, name = settings.teacher.partition(":")
         try:
@@ -67,7 +96,7 @@ def teacher_of(settings: ExtractSettings, source: PairSource, points: tuple[int,
             raise ConfigError(
                 f"teacher must be importable as module:function, got {settings.teacher!r} ({error})"
             ) from None
-        return settings.teacher, lambda fixed, moving: from_network(function, source, fixed, moving, points)
+        return settings.teacher, lambda _, __, sample: from_network(function, sample)
     if checkpoints.is_checkpoint(settings.teacher):
         state = checkpoints.read_checkpoint(path)
         model = registry.build_cascade(state["facts"]["architecture"])
@@ -87,22 +116,20 @@ def teacher_of(settings: ExtractSettings, source: PairSource, points: tuple[int,
     def displacement(moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         return model(moving, fixed).displacement
 
-    return name, lambda fixed, moving: from_network(displacement, source, fixed, moving, points)
+    return name, lambda _, __, sample: from_network(displacement, sample)
 
 
 @torch.no_grad()
-def from_network(function, source: PairSource, fixed: int, moving: int, points: tuple[int, int, int]) -> torch.Tensor:
-    """What (moving, fixed) -> displacement gives on the canonical window, as it is stored."""
-    sample = source.make(fixed, moving, np.random.default_rng(0), augment=False)
+def from_network(function: Callable[..., torch.Tensor], sample: Sample) -> torch.Tensor:
+    """What (moving, fixed) -> displacement gives on the canonical window."""
     displacement = function(sample.moving, sample.fixed)
     if displacement.ndim != 5 or displacement.shape[:2] != (1, 3):
         raise ConfigError(f"a teacher must return (1, 3, d, h, w), got {tuple(displacement.shape)}")
-    canonical_from_window = np.linalg.inv(source.window_from_canonical(fixed, moving))
-    return include_initial(spatial.upsample(displacement, points), source.settings.shape, canonical_from_window)
+    return displacement
 
 
 def from_disk(folder: Path, source: PairSource, fixed: int, moving: int, points: tuple[int, int, int]) -> torch.Tensor:
-    """A transform in physical space (LPS mm, fixed -> moving), as it is stored.
+    """A transform in physical space (LPS mm, fixed -> moving) after the initial map.
 
     Raises:
         ConfigError: no file for this pair.
@@ -118,42 +145,132 @@ def from_disk(folder: Path, source: PairSource, fixed: int, moving: int, points:
     moved_lps = transform_lattice(found[0], sides[0], points)
     inverse = np.linalg.inv(sides[1])
     ended = np.moveaxis(moved_lps @ inverse[:3, :3].T + inverse[:3, 3], -1, 0)
-    return torch.from_numpy((ended - np.indices(points)).astype(np.float32))[None]
+    stored = torch.from_numpy((ended - np.indices(points)).astype(np.float32))[None].to(source.device)
+    return remove_initial(stored, shape, points, source.window_from_canonical(fixed, moving))
+
+
+class Extraction:
+    """The teacher at work on pairs of a data set."""
+
+    def __init__(self, settings: ExtractSettings) -> None:
+        """Open the data set and the teacher; initial maps are found pair by pair."""
+        self.settings = settings
+        device = processes.pick_device(settings.device, processes.Rank())
+        self.source = PairSource(settings, settings.split, settings.seed, device, keys=[])
+        d, h, w = (n // 2 if settings.half else n for n in settings.shape)
+        self.points = d, h, w
+        self.name, self._teacher = teacher_of(settings, self.source, self.points)
+
+    def pairs(self) -> dict[str, tuple[int, int]]:
+        """Every pair to extract, by its key."""
+        pairs = self.source.list_pairs(None)
+        if pairs is None:
+            raise ConfigError("n_pairs must be given where the data set prescribes no pairs, got none")
+        return {self.source.key(*pair): pair for pair in pairs}
+
+    def run(self, fixed: int, moving: int) -> Extracted:
+        """Extract one pair."""
+        settings, source = self.settings, self.source
+        sample = source.make(fixed, moving, np.random.default_rng(0), augment=False)
+        displacement = self._teacher(fixed, moving, sample)
+        if settings.refine != "none":
+            weight = settings.refine_overlap
+            n_labels = source.scans.n_labels if weight else 0
+            displacement = refine_displacement(displacement, sample, settings.refine, weight, n_labels)
+        coarse = spatial.upsample(displacement, self.points)
+        canonical_from_window = np.linalg.inv(source.window_from_canonical(fixed, moving))
+        stored = include_initial(coarse, settings.shape, canonical_from_window)
+        return source.key(fixed, moving), stored[0].cpu().numpy(), measure(coarse, sample)
+
+
+_worker: Extraction | None = None
+
+
+def _start_worker(settings: ExtractSettings, threads: int) -> None:
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that writes ends the others
+    torch.set_num_threads(threads)
+    _worker = Extraction(settings)
+
+
+def _run_in_worker(pair: tuple[int, int]) -> Extracted:
+    assert _worker is not None
+    return _worker.run(*pair)
+
+
+def _results(extraction: Extraction, pairs: list[tuple[int, int]]) -> Iterator[Extracted]:
+    """Extract pairs, in their order."""
+    settings = extraction.settings
+    threads = settings.threads or torch.get_num_threads()
+    if settings.workers == 1:
+        torch.set_num_threads(threads)
+        yield from (extraction.run(*pair) for pair in pairs)
+        return
+    each = max(1, threads // settings.workers)
+    pool = ProcessPoolExecutor(settings.workers, multiprocessing.get_context("spawn"), _start_worker, (settings, each))
+    try:
+        yield from pool.map(_run_in_worker, pairs)
+    except BrokenProcessPool:
+        raise ConfigError("every worker must live, got one that ended (of too little memory?); start again") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def extract(settings: ExtractSettings) -> Path:
     """Run, or continue; the finished store."""
-    device = processes.pick_device(settings.device, processes.Rank())
-    source = PairSource(settings, settings.split, settings.seed, device)
-    if source.pairs is None:
-        raise ConfigError("n_pairs must be given where the data set prescribes no pairs, got none")
-    stride = 2 if settings.half else 1
-    points = (settings.shape[0] // stride, settings.shape[1] // stride, settings.shape[2] // stride)
-    name, teacher = teacher_of(settings, source, points)
-    pairs = {source.key(*pair): pair for pair in source.pairs}
+    extraction = Extraction(settings)
     meta = {
-        "teacher": name,
+        "teacher": extraction.name,
         "shape": list(settings.shape),
         "spacing_mm": settings.spacing_mm,
         "initial": settings.initial,
         "stem": settings.stem if settings.initial == "stem" else None,
         "stripped": settings.stripped,
-        "data_identity": source.scans.identity,
+        "data_identity": extraction.source.scans.identity,
         "split": settings.split,
     }
-    with TeacherStoreWriter(settings.out, points, meta) as writer:
+    if settings.refine != "none":
+        meta |= {"refine": settings.refine, "refine_overlap": settings.refine_overlap}
+    pairs = extraction.pairs()
+    with TeacherStoreWriter(settings.out, extraction.points, meta, group=GROUP) as writer:
         missing = writer.missing(list(pairs))
         writer.check_space(len(missing))
-        for key in tqdm(missing, desc="teacher deformations", mininterval=5):
-            writer.write(key, teacher(*pairs[key])[0].cpu().numpy())
+        bar = tqdm(
+            _results(extraction, [pairs[key] for key in missing]),
+            desc="teacher deformations",
+            total=len(missing),
+            mininterval=5,
+        )
+        for key, displacement, quality in bar:
+            writer.write(key, displacement, quality)
         return writer.finish()
+
+
+def _stop(*_: object) -> None:
+    """End as Ctrl-C does: what was extracted is written."""
+    raise KeyboardInterrupt
+
+
+def summary(store: TeacherStore) -> str:
+    """The mean of every figure of a store's quality, and how many pairs the teacher made better."""
+    rows = list(store.quality.values())
+    means = {
+        name: float(np.mean([row[name] for row in rows if name in row]))
+        for name in dict.fromkeys(n for row in rows for n in row)
+    }
+    better = sum(row["lncc"] > row["lncc_start"] for row in rows)
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
+    return f"{len(store)} pairs, local correlation raised in {better}; means: {figures}"
 
 
 def main() -> None:
     """Read the configuration and extract."""
     fields = {f.name for f in dataclasses.fields(ExtractSettings)}
     argv = sys.argv[1:]
-    print(extract(config.load(ExtractSettings, argv, __doc__, ignore=lambda key: key not in fields)))
+    settings = config.load(ExtractSettings, argv, __doc__, ignore=lambda key: key not in fields)
+    signal.signal(signal.SIGTERM, _stop)
+    path = extract(settings)
+    print(path, summary(TeacherStore(path)), sep="\n")
 
 
 if __name__ == "__main__":

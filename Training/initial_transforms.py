@@ -105,7 +105,7 @@ class InitialTransforms:
 
     def run_stem(self, pairs: list[tuple[int, int]]) -> None:
         """Run the stem once for every pair of a list, and keep the results in the cache folder; else do nothing."""
-        if self._stem is None:
+        if self._stem is None or not pairs:
             return
         facts = (self.scans.identity, self._stem.card["sha256"], self.settings.stripped >= 0.5, sorted(pairs))
         name = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

@@ -105,12 +105,12 @@ class PairSource:
         self.canonical = lru_cache(maxsize=None)(self._canonical)
         self._initial = InitialTransforms(settings, self.scans, self.canonical, device)
         self.waited_s = 0.0  # for the last batch: what making it took longer than learning from the one before
-        self.pairs = self._list_pairs(keys)
+        self.pairs = self.list_pairs(keys)
         if self.pairs is not None:
             self._initial.run_stem(self.pairs)
 
-    def _list_pairs(self, keys: list[str] | None) -> list[tuple[int, int]] | None:
-        """The finite list of pairs, or None where any two scans will do."""
+    def list_pairs(self, keys: list[str] | None) -> list[tuple[int, int]] | None:
+        """List the pairs: those of the keys, of the teacher or of the data set; None where any two scans will do."""
         if keys is None and self.teacher is not None:
             keys = self.teacher.keys
         if keys is not None:

@@ -40,6 +40,9 @@ class StudentSettings(engine.RunSettings, PairSettings, objectives.ModelSettings
 
     out: Path = option(Path("runs/student.pt"), "checkpoint to write and to continue from")
     teacher: Path | None = option(None, "stored teacher deformations; none trains without a teacher")
+    teacher_gain: float | None = option(
+        None, "use only pairs whose local correlation the teacher raised by more than this; none: all"
+    )
     objective: str = option("critic", 'of the discriminator: "critic", "paper" (Eq. 6 and 7 literally) or "none"')
     preset: str = option("mri", 'hyper-parameters of the paper: "mri" or "ct"; the four keys below win over it')
     n_gen: int | None = option(None, "iterations on the reconstruction alone before each adversarial one")
@@ -81,11 +84,13 @@ def train(settings: StudentSettings) -> None:
 
     share = rank.share(settings.batch)
     teacher = TeacherStore(settings.teacher) if settings.teacher else None
+    keys = None
     if teacher is not None:
         check_teacher(teacher, settings)
+        keys = keys_to_use(teacher, settings)
     source = PairSource(
         settings, settings.split, settings.seed, device, labels=settings.dice > 0, teacher=teacher,
-        field_shape=field_shape,
+        field_shape=field_shape, keys=keys,
     )  # fmt: skip
     validation = validation_pairs(settings, device) if settings.val_split and rank.leads else None
 
@@ -151,6 +156,29 @@ def check_teacher(teacher: TeacherStore, settings: StudentSettings) -> None:
                 f"the teacher's deformations must have been made with {key} = {mine}, got {teacher.meta.get(key)} "
                 f"in {settings.teacher}"
             )
+
+
+def keys_to_use(teacher: TeacherStore, settings: StudentSettings) -> list[str]:
+    """The pairs that are good enough, see `StudentSettings.teacher_gain`.
+
+    Raises:
+        ConfigError: there is none, or the store does not say how good its pairs are.
+    """
+    if settings.teacher_gain is None:
+        return teacher.keys
+    unknown = [key for key in teacher.keys if not {"lncc", "lncc_start"} <= teacher.quality.get(key, {}).keys()]
+    if unknown:
+        raise config.ConfigError(
+            f"teacher_gain needs the quality of every pair, got none for {unknown[0]!r} in {settings.teacher}"
+        )
+    rows = teacher.quality
+    keys = [key for key in teacher.keys if rows[key]["lncc"] - rows[key]["lncc_start"] > settings.teacher_gain]
+    if not keys:
+        raise config.ConfigError(
+            f"teacher_gain must leave a pair, got {settings.teacher_gain} with {len(teacher)} pairs in "
+            f"{settings.teacher}"
+        )
+    return keys
 
 
 def from_card(given: dict[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def create(
     meta: dict[str, Any],
     keys: Sequence[str],
     filters: dict[str, Any] = FILTERS,
+    quality: Sequence[dict[str, float]] = (),
 ) -> tuple[Any, Any]:
     """Create a store whose keys are known.
 
@@ -50,13 +51,15 @@ def create(
         meta: what JSON can hold.
         keys: of the pairs, in order.
         filters: h5py's options to shuffle and compress; a checksum is always added.
+        quality: of each pair, numbers by name; or nothing.
 
     Returns:
         The open h5py.File, and its empty dataset of displacements.
     """
     h5 = require_h5py().File(file, "w", libver=("v110", "v110"))  # this version and later check HDF5's own records too
     h5.attrs["format"], h5.attrs["version"] = FORMAT, VERSION
-    text = np.frombuffer(json.dumps({"keys": list(keys), "meta": meta}).encode(), np.uint8)
+    index = {"keys": list(keys), "meta": meta} | ({"quality": list(quality)} if any(quality) else {})
+    text = np.frombuffer(json.dumps(index).encode(), np.uint8)
     h5.create_dataset("index", data=text, chunks=text.shape, compression="gzip", fletcher32=True)
     size, chunk = (len(keys), 3, *shape), (1, 3, *shape)
     data = h5.create_dataset("displacement", size, np.float16, chunks=chunk, fletcher32=True, **filters)
@@ -68,7 +71,7 @@ def open_store(path: Path) -> tuple[Any, dict[str, Any]]:
     """Open a store for reading. No lock is taken: a store is never written to under its own name.
 
     Returns:
-        The open h5py.File, and its index {"keys", "meta"}.
+        The open h5py.File, and its index {"keys", "meta"}, with "quality" where it was given.
 
     Raises:
         RegistrationError: not such a file, another version, or a damaged index.
@@ -87,8 +90,9 @@ def open_store(path: Path) -> tuple[Any, dict[str, Any]]:
             raise RegistrationError(f"a teacher store must have version {VERSION}, got version {version}: {path}")
         _check_datasets(file, path)
         index = json.loads(file["index"][()].tobytes())
-        if file["displacement"].shape[0] != len(index["keys"]):
-            raise RuntimeError("keys and displacements differ in number")
+        counts = [len(index["keys"]), len(index.get("quality", index["keys"]))]
+        if counts != [file["displacement"].shape[0]] * 2:
+            raise RuntimeError("keys, displacements and qualities differ in number")
     except RegistrationError:
         file.close()
         raise

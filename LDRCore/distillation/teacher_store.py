@@ -1,8 +1,9 @@
 """Teacher deformations in one file: extracted once, read at random by any number of processes while a student trains.
 
 The file is HDF5 and can be read without this package: `displacement` (N, 3, d, h, w) float16, one compressed chunk with
-a checksum for each pair, and `index`, JSON text with the pairs' keys and the meta data. While it is being written it is
-a folder PATH.parts of complete smaller stores, so that a killed extraction loses at most one group of pairs.
+a checksum for each pair, and `index`, JSON text with the pairs' keys, the meta data and, where it was given, how good
+each pair is. While it is being written it is a folder PATH.parts of complete smaller stores, so that a killed
+extraction loses at most one group of pairs.
 
 float16 has 11 significant bits: displacements of up to 16, 32 and 64 voxels come back wrong by at most 1/256, 1/128
 and 1/64 voxel. Fields may lie on a coarser grid than the images (`spatial.upsample` goes there and back,
@@ -64,6 +65,7 @@ class TeacherStore:
         keys: of all pairs, in the order in which they were written.
         shape: (d, h, w) of the stored fields.
         meta: what the writer was given.
+        quality: of each pair that the writer was given one for, numbers by name.
 
     Raises:
         RegistrationError: no such file, not a store, a store of another version, or a damaged index.
@@ -74,6 +76,7 @@ class TeacherStore:
         self.keys: list[str] = []
         self.shape: tuple[int, int, int] = (0, 0, 0)
         self.meta: dict[str, Any] = {}
+        self.quality: dict[str, dict[str, float]] = {}
         self._file: Any = None
         self._process = 0
         if not self.path.is_file():
@@ -84,7 +87,8 @@ class TeacherStore:
             raise RegistrationError(f"a teacher store must be an existing file, got {self.path} ({why})")
         self._file, index = hdf5.open_store(self.path)
         self._process = os.getpid()
-        self.keys, self.meta = index["keys"], index["meta"]
+        self.keys, self.meta, self._index = index["keys"], index["meta"], index
+        self.quality = {key: row for key, row in zip(self.keys, index.get("quality", []), strict=False) if row}
         d, h, w = self._file["displacement"].shape[2:]
         self.shape = (d, h, w)
         self._row = {key: row for row, key in enumerate(self.keys)}
@@ -155,7 +159,7 @@ class TeacherStore:
         if self._file is None or self._process != os.getpid():
             self._file, index = hdf5.open_store(self.path)
             self._process = os.getpid()
-            if index != {"keys": self.keys, "meta": self.meta} or self._file["displacement"].shape[2:] != self.shape:
+            if index != self._index or self._file["displacement"].shape[2:] != self.shape:
                 raise RegistrationError(f"a teacher store must stay as it was first opened, got {self.path} replaced")
         return self._file["displacement"]
 
@@ -194,7 +198,7 @@ class TeacherStoreWriter:
         except (TypeError, ValueError) as error:
             raise RegistrationError(f"meta must be a dict that JSON can hold, got {error}") from None
         self._parts = _parts_folder(self.path)
-        self._pending: dict[str, np.ndarray] = {}
+        self._pending: dict[str, tuple[np.ndarray, dict[str, float]]] = {}
         self._written: set[str] = set()
         for store in self._stored():
             self._check_same(store)
@@ -237,12 +241,13 @@ class TeacherStoreWriter:
         """Count pairs on disk as not written, so that they can be written again (see `TeacherStore.verify`)."""
         self._written.difference_update(set(keys) - self._pending.keys())
 
-    def write(self, key: str, displacement: np.ndarray) -> None:
+    def write(self, key: str, displacement: np.ndarray, quality: dict[str, float] | None = None) -> None:
         """Add a pair; it is on disk when its group is full.
 
         Args:
             key: as from `pair_key`; new to this store.
             displacement: (3, d, h, w), voxels of the grid (d, h, w), component c along axis c.
+            quality: how good it is, finite numbers by name.
 
         Raises:
             RegistrationError: a key that is there already, another shape, values that are not finite or that float16
@@ -265,7 +270,10 @@ class TeacherStoreWriter:
             raise RegistrationError(
                 f"the displacement of {key!r} must fit float16 (up to 65504 voxels), got {np.abs(values).max():.6g}"
             )
-        self._pending[key] = half
+        row = {name: float(value) for name, value in (quality or {}).items()}
+        if not np.isfinite(list(row.values())).all():
+            raise RegistrationError(f"the quality of {key!r} must be finite numbers, got {row}")
+        self._pending[key] = half, row
         self._written.add(key)
         if len(self._pending) >= min(self.group, math.ceil(PENDING_BYTES / half.nbytes)):
             self._write_group()
@@ -331,9 +339,10 @@ class TeacherStoreWriter:
         files = self._part_files()
         target = self._parts / f"{int(files[-1].stem) + 1 if files else 0:05d}.h5"
         buffer = io.BytesIO()  # HDF5 does not write to disk itself: see disk.DeferredErrorFile
-        h5, data = hdf5.create(buffer, self.shape, self.meta, list(self._pending))
+        quality = [row for _, row in self._pending.values()]
+        h5, data = hdf5.create(buffer, self.shape, self.meta, list(self._pending), quality=quality)
         with h5:
-            for row, values in enumerate(self._pending.values()):
+            for row, (values, _) in enumerate(self._pending.values()):
                 data[row] = values
         with disk.complete_file(target) as part:
             self._parts.mkdir(parents=True, exist_ok=True)
@@ -344,8 +353,11 @@ class TeacherStoreWriter:
         """Copy the compressed chunks of all stores into one file; later entries of a key replace earlier ones."""
         keys = list(dict.fromkeys(key for store in self._stored() for key in store.keys))
         row_of = {key: row for row, key in enumerate(keys)}
+        quality: dict[str, dict[str, float]] = {}
+        for store in self._stored():
+            quality |= {key: store.quality.get(key, {}) for key in store.keys}
         with disk.complete_file(self.path) as part, disk.DeferredErrorFile(part, "w+") as file:
-            h5, data = hdf5.create(file, self.shape, self.meta, keys)
+            h5, data = hdf5.create(file, self.shape, self.meta, keys, quality=[quality[key] for key in keys])
             with h5:
                 for store in self._stored():
                     for row, key in enumerate(store.keys):

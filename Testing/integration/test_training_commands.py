@@ -47,9 +47,10 @@ def blocks(page: str) -> list[list[list[str]]]:
 
 
 def test_the_commands_are_found():
-    (example, fine_tuning), (proof,) = blocks("training.md"), blocks("distillation.md")
+    (example, fine_tuning, extraction), (proof,) = blocks("training.md"), blocks("distillation.md")
     assert [words[2] for words in example] == list(SHORT)
     assert [words[2] for words in fine_tuning] == ["Training.train_student", "Training.export_weights"]
+    assert [words[2] for words in extraction] == ["Training.extract_teacher"]
     assert len(proof) == 11
     assert proof[0][3:7] == ["--config", "Training/configs/teacher-proof.toml", "--data", "DIR"]
 

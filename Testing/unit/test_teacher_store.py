@@ -286,3 +286,24 @@ def test_a_store_that_was_replaced_is_not_mixed_up(path):
     write(path, KEYS[::-1])
     with pytest.raises(RegistrationError, match=r"must stay as it was first opened, got .*teacher\.h5 replaced"):
         pickle.loads(copy).read(KEYS[0])
+
+
+def test_every_pair_may_have_a_quality(path):
+    """It survives groups, the merge, a store that grows, and an entry that is written again."""
+    qualities = {key: {"lncc": 0.5 + n, "dice": 0.25} for n, key in enumerate(KEYS[:3])}
+    with TeacherStoreWriter(path, SHAPE, META, group=2) as writer:
+        for key, quality in qualities.items():
+            writer.write(key, field(key), quality)
+        writer.finish()
+    assert TeacherStore(path).quality == qualities
+    with TeacherStoreWriter(path, SHAPE, META) as writer:
+        writer.forget([KEYS[1]])
+        writer.write(KEYS[1], field(KEYS[1]), {"lncc": np.float32(7)})
+        writer.write(KEYS[3], field(KEYS[3]))
+        writer.finish()
+    store = TeacherStore(path)
+    check(store, KEYS[:4])
+    assert store.quality == {KEYS[0]: qualities[KEYS[0]], KEYS[1]: {"lncc": 7.0}, KEYS[2]: qualities[KEYS[2]]}
+    assert TeacherStore(write(path.with_name("plain.h5"))).quality == {}
+    with pytest.raises(RegistrationError, match=r"quality of 's0\|s1' must be finite numbers, got \{'lncc': nan\}"):
+        TeacherStoreWriter(path.with_name("nan.h5"), SHAPE, META).write(KEYS[0], field(KEYS[0]), {"lncc": np.nan})
