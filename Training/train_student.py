@@ -25,7 +25,7 @@ from LDRCore.distillation.aldk import CT, MRI, ALDKSettings, ALDKStep
 from LDRCore.distillation.discriminator import Discriminator
 from LDRCore.distillation.teacher_store import TeacherStore
 from LDRCore.models import registry, weights
-from Training import checkpoints, config, engine, objectives, processes
+from Training import checkpoints, config, engine, fine_tuning, objectives, processes
 from Training.config import option
 from Training.pair_settings import PairSettings, defaults
 from Training.pairs import PairSource, validation_pairs
@@ -142,6 +142,8 @@ def train(settings: StudentSettings) -> None:
             if validation is not None and run.is_due(step, settings.val_every):
                 figures = objectives.validate(model, validation)
                 run.log_validation(step + 1, figures, objectives.criterion(figures))
+    if settings.init and rank.leads and not run.stopped:
+        print(*fine_tuning.compare(settings, model, source, validation), sep="\n")
 
 
 def check_teacher(teacher: TeacherStore, settings: StudentSettings) -> None:
@@ -182,7 +184,7 @@ def keys_to_use(teacher: TeacherStore, settings: StudentSettings) -> list[str]:
 
 
 def from_card(given: dict[str, Any]) -> dict[str, Any]:
-    """What `init` already fixes when it names a model: its architecture and working grid."""
+    """What `init` already fixes when it names a model: its architecture, working grid and losses."""
     source, found = given.get("init"), defaults(given)
     if not source or checkpoints.is_checkpoint(source):
         return found
@@ -198,7 +200,7 @@ def from_card(given: dict[str, Any]) -> dict[str, Any]:
         "spacing_mm": card["working_grid"]["spacing_mm"],
         "initial": "stem",
         "stem": str(source),
-    }
+    } | fine_tuning.losses_of_card(card, given)
     return found
 
 
