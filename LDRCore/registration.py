@@ -128,14 +128,16 @@ def register(
         warped = output.warp(clock.within(0.7, 0.85, "warping the moving image"))
 
         clock.start("report", 0.85, "measuring")
-        measures = refinement | report.measure(pair, field, starts[0], output)
+        measures = refinement | report.measure(pair, field, starts[0])
         inverse_transform: sitk.Transform | None = None
         if inverse:
             clock.start("invert", 0.9, "inverting")
             inverse_transform = output.invert()
             measures["inverse_consistency_mm"] = report.inverse_consistency(output, inverse_transform, pair)
         facts = report.build(options, loaded, inputs, pair, field, measures, clock)
-    return RegistrationResult(warped, output.transform, output.affine, inverse_transform, facts, output.jacobian)
+    return RegistrationResult(
+        warped, output.transform, output.affine, inverse_transform, facts, output.jacobian, output.summarise_jacobian
+    )
 
 
 def warp_image(

@@ -69,16 +69,15 @@ class Clock:
         return self.times_s
 
 
-def measure(pair: Pair, field: DenseField, start: np.ndarray, output: Output) -> dict[str, Any]:
-    """Measure similarity at each stage, and regularity on the fixed image's grid.
+def measure(pair: Pair, field: DenseField, start: np.ndarray) -> dict[str, Any]:
+    """Measure similarity at each stage, and the length of the dense displacement.
 
     Args:
         pair: the prepared images.
         field: the result.
         start: 4x4, the initial map that is preferred.
-        output: of the result.
     """
-    return {"similarity": similarity(pair, field, start), **regularity(output), "dense_displacement_mm": lengths(field)}
+    return {"similarity": similarity(pair, field, start), "dense_displacement_mm": lengths(field)}
 
 
 def similarity(pair: Pair, field: DenseField, start: np.ndarray) -> dict[str, float]:
@@ -96,23 +95,6 @@ def similarity(pair: Pair, field: DenseField, start: np.ndarray) -> dict[str, fl
         "after": spatial.warp(aligned, field.content_displacement_vox),
     }
     return {name: round(float(correlation_coefficient(moved, fixed)), 5) for name, moved in stages.items()}
-
-
-def regularity(output: Output) -> dict[str, Any]:
-    """Measure the Jacobian determinant of the whole transform at every voxel of the fixed image."""
-    count = voxels = 0
-    lowest, highest = np.inf, -np.inf
-    for determinant in output.jacobian_slabs():
-        low, high = float(determinant.min()), float(determinant.max())
-        if low <= 0:
-            count += int(np.count_nonzero(determinant <= 0))
-        voxels += determinant.size
-        lowest, highest = min(lowest, low), max(highest, high)
-    return {
-        "folding_fraction": count / voxels,
-        "folding_count": count,
-        "jacobian_determinant": {"min": round(lowest, 5), "max": round(highest, 5)},
-    }
 
 
 def lengths(field: DenseField) -> dict[str, float]:

@@ -40,16 +40,29 @@ class RegistrationResult:
             composite transform. `sitk.Resample(moving, fixed, transform)` gives `warped`.
         affine: the affine part alone, fixed -> moving.
         inverse_transform: moving points -> fixed points, or None unless it was asked for.
-        report: times in seconds per stage, similarity before and after, folding, model, versions, warnings.
+        facts: what `report` holds beside the folding.
         compute_jacobian: computes the values of `jacobian_determinant`; None: from `transform`.
+        measure_jacobian: computes `geometry.summarise_jacobian` of these without holding all; None: from the image.
     """
 
     warped: sitk.Image
     transform: sitk.Transform
     affine: sitk.Transform
     inverse_transform: sitk.Transform | None
-    report: dict[str, Any]
+    facts: dict[str, Any] = dataclasses.field(repr=False)
     compute_jacobian: Callable[[], np.ndarray] | None = dataclasses.field(default=None, repr=False)
+    measure_jacobian: Callable[[], dict[str, Any]] | None = dataclasses.field(default=None, repr=False)
+
+    @functools.cached_property
+    def report(self) -> dict[str, Any]:
+        """Times in seconds per stage, similarity before and after, folding, model, versions, warnings.
+
+        Folding and the range of the Jacobian determinant, at every voxel of the fixed image, are measured when the
+        report is first asked for.
+        """
+        if self.measure_jacobian is None or "jacobian_determinant" in self.__dict__:
+            return self.facts | geometry.summarise_jacobian([sitk.GetArrayViewFromImage(self.jacobian_determinant)])
+        return self.facts | self.measure_jacobian()
 
     @functools.cached_property
     def displacement_field(self) -> sitk.Image:

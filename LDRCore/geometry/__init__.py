@@ -28,7 +28,7 @@ from LDRCore.geometry.fields import (
     transform_parts,
 )
 from LDRCore.geometry.grids import Grid, corners_lps, index_to_lps, points_lps
-from LDRCore.geometry.jacobian import jacobian_determinant_image
+from LDRCore.geometry.jacobian import jacobian_determinant_image, summarise_jacobian
 from LDRCore.geometry.points import transform_points
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "linear_matrix",
     "lps_to_displacement",
     "points_lps",
+    "summarise_jacobian",
     "tensor_affine_to_lps",
     "transform_parts",
     "transform_points",

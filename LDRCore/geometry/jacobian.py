@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 import SimpleITK as sitk
 
 from LDRCore.geometry.grids import index_to_lps
 
 SLAB_VOXELS = 2_000_000  # of a Jacobian map made at once
+
+
+def summarise_jacobian(slabs: Iterable[np.ndarray]) -> dict[str, Any]:
+    """Count folding voxels of a Jacobian determinant that comes some slices at a time.
+
+    Returns:
+        folding_fraction and folding_count (determinants of 0 or less), jacobian_determinant: {"min", "max"}.
+    """
+    count = voxels = 0
+    lowest, highest = np.inf, -np.inf
+    for determinant in slabs:
+        low, high = float(determinant.min()), float(determinant.max())
+        if low <= 0:
+            count += int(np.count_nonzero(determinant <= 0))
+        voxels += determinant.size
+        lowest, highest = min(lowest, low), max(highest, high)
+    return {
+        "folding_fraction": count / voxels,
+        "folding_count": count,
+        "jacobian_determinant": {"min": round(lowest, 5), "max": round(highest, 5)},
+    }
 
 
 def jacobian_determinant_image(field: sitk.Image) -> sitk.Image:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 import SimpleITK as sitk
@@ -29,8 +29,8 @@ class Output(Protocol):
     def jacobian(self) -> np.ndarray:
         """Compute the determinant on the fixed grid, (D, H, W) float32."""
 
-    def jacobian_slabs(self) -> Iterator[np.ndarray]:
-        """Compute the same some slices at a time."""
+    def summarise_jacobian(self) -> dict[str, Any]:
+        """Summarise the same without holding all of it, see `geometry.summarise_jacobian`."""
 
     def warp(self, progress: Callable[[float], None] | None = None) -> sitk.Image:
         """Warp the moving image onto the fixed grid, in its own pixel type, sampled once."""
@@ -66,10 +66,11 @@ class DenseOutput:
         with own_torch_context():
             return resample.jacobian_determinant(self._shape, self._to_lps, self._field)
 
-    def jacobian_slabs(self) -> Iterator[np.ndarray]:
+    def summarise_jacobian(self) -> dict[str, Any]:
         """See `Output`."""
-        for _, _, determinant in resample.jacobian_slabs(self._shape, self._to_lps, self._field):
-            yield determinant
+        with own_torch_context():
+            slabs = resample.jacobian_slabs(self._shape, self._to_lps, self._field)
+            return geometry.summarise_jacobian(determinant for _, _, determinant in slabs)
 
 
 class ComposedOutput:
@@ -95,6 +96,6 @@ class ComposedOutput:
         field = geometry.displacement_field_image(self.transform, self._fixed)
         return sitk.GetArrayFromImage(geometry.jacobian_determinant_image(field))
 
-    def jacobian_slabs(self) -> Iterator[np.ndarray]:
+    def summarise_jacobian(self) -> dict[str, Any]:
         """See `Output`."""
-        yield self.jacobian()
+        return geometry.summarise_jacobian([self.jacobian()])

@@ -128,7 +128,7 @@ def register(answer: Answer, request: dict[str, Any]) -> None:
         on_transform=early,
         **masks,
     )
-    facts: dict[str, Any] = {"report": result.report}
+    facts: dict[str, Any] = {}
     if request["warped"]:
         facts["warped"] = answer.save("warped.npy", sitk.GetArrayViewFromImage(result.warped))
     if request["transform"]:
@@ -142,7 +142,7 @@ def register(answer: Answer, request: dict[str, Any]) -> None:
         answer.event("progress", fraction=0.95, message="writing the inverse")
         field = geometry.covering_field_image(result.inverse_transform, moving, fixed)
         facts["inverse"] = field_facts(answer, "inverse.npy", field)
-    answer.event("done", **facts)
+    answer.event("done", report=result.report, **facts)
 
 
 def warp(answer: Answer, request: dict[str, Any]) -> None:
