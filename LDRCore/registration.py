@@ -27,6 +27,7 @@ def register(
     fixed: ImageLike,
     moving: ImageLike,
     *,
+    kind: str = "deformable",
     model: str | os.PathLike[str] = "brain-t1-small",
     cascades: int | None = None,
     affine: bool = True,
@@ -42,17 +43,19 @@ def register(
     progress: Progress | None = None,
     on_transform: Callable[[sitk.Transform], None] | None = None,
 ) -> RegistrationResult:
-    """Deform the moving image onto the fixed image.
+    """Align the moving image with the fixed image, by deforming it or by a rigid or affine map alone.
 
     The images may differ in size, spacing, direction (oblique, flipped) and field of view.
 
     Args:
         fixed, moving: a path (file, or a folder with one DICOM series), a sitk.Image, or (array[i, j, k], 4x4 affine
             voxel -> RAS mm).
+        kind: "deformable", "affine" (12 parameters) or "rigid" (rotation and translation, 6 parameters). The last two
+            run no dense networks and refuse `refine`.
         model: a name of `list_models()`, a path to a .pt file with its card, or "none": no network, for anatomy that no
-            model knows; the best of the starts is refined then.
+            model knows; images are aligned from several starts then, and refined where that was asked for.
         cascades: number of dense cascades, 0 (the affine stem alone) to the model's maximum; None for all.
-        affine: let the model's affine stem align the images first.
+        affine: align the images by an affine (or rigid) map first.
         initial: "center" (also None: bring the contents' centres together), "none" (trust the scanner coordinates),
             or a transform fixed -> moving: SimpleITK's, a path, or a list of these in ANTs' order.
         fixed_mask, moving_mask: image > 0 inside, on the grid of its image; what lies outside cannot drive the
@@ -85,13 +88,13 @@ def register(
     from LDRCore.pipeline.inputs import prepare_pair, read_inputs
     from LDRCore.pipeline.model import load_model
     from LDRCore.pipeline.options import Options, every_cascade, resolve_initial
-    from LDRCore.pipeline.output import ComposedOutput, DenseOutput, Output
+    from LDRCore.pipeline.output import ComposedOutput, DenseOutput, LinearOutput, Output
     from LDRCore.torch_context import own_torch_context
 
     initial = resolve_initial(initial)
-    cascades = every_cascade(model) if cascades is None else cascades
+    cascades = every_cascade(model, kind) if cascades is None else cascades
     options = Options(
-        model, cascades, affine, initial, inverse, device, refine, refine_steps, refine_spacing, similarity
+        model, cascades, affine, initial, inverse, device, refine, refine_steps, refine_spacing, similarity, kind
     )
     clock = report.Clock(progress, began_s)
     with own_torch_context():
@@ -107,10 +110,10 @@ def register(
         clock.start("affine", 0.3, "affine alignment")
         start = options.initial_matrix
         starts = [start] if start is not None else affine_stage.centring_candidates(pair.fixed, pair.moving)
-        affine_lps = affine_stage.estimate_affine(loaded, pair.fixed, pair.moving, starts) if affine else starts[0]
+        alignment = affine_stage.run(loaded, pair, starts, options)
 
         clock.start("dense", 0.45, f"{cascades} cascade{'' if cascades == 1 else 's'}")
-        field = dense_stage.estimate_dense(loaded, pair.fixed, pair.moving, affine_lps, cascades)
+        field = dense_stage.estimate_dense(loaded, pair.fixed, pair.moving, alignment.affine_lps, cascades)
 
         refinement: dict[str, Any] = {}
         if options.refines:
@@ -121,6 +124,8 @@ def register(
 
         clock.start("warp", 0.7, "warping the moving image")
         output: Output = DenseOutput(field, inputs.fixed, inputs.moving, pair.moving.native)
+        if options.kind != "deformable":
+            output = LinearOutput(field, inputs.fixed, inputs.moving, pair.moving.native, options.kind)
         if options.nonlinear_initial is not None:
             output = ComposedOutput(field, options.nonlinear_initial, inputs.fixed, inputs.moving)
         if on_transform is not None:
@@ -128,7 +133,7 @@ def register(
         warped = output.warp(clock.within(0.7, 0.85, "warping the moving image"))
 
         clock.start("report", 0.85, "measuring")
-        measures = refinement | report.measure(pair, field, starts[0])
+        measures = alignment.facts() | refinement | report.measure(pair, field, starts[0])
         inverse_transform: sitk.Transform | None = None
         if inverse:
             clock.start("invert", 0.9, "inverting")

@@ -146,6 +146,7 @@ def build(
 ) -> dict[str, Any]:
     """Put the report together: options, images, measures, warnings, versions and, last, seconds."""
     facts = {
+        "kind": options.kind,
         "model": model.name,
         "cascades": options.cascades,
         "affine": options.affine,

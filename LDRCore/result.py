@@ -37,7 +37,8 @@ class RegistrationResult:
     Attributes:
         warped: the moving image on the fixed image's grid, in the moving image's pixel type, sampled once.
         transform: fixed points -> moving points (LPS mm): an affine map applied after a dense displacement, in one
-            composite transform. `sitk.Resample(moving, fixed, transform)` gives `warped`.
+            composite transform; for kind "affine" an affine transform, for "rigid" one of 6 parameters.
+            `sitk.Resample(moving, fixed, transform)` gives `warped`.
         affine: the affine part alone, fixed -> moving.
         inverse_transform: moving points -> fixed points, or None unless it was asked for.
         facts: what `report` holds beside the folding.

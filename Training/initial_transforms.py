@@ -14,7 +14,7 @@ from tqdm import tqdm
 from LDRCore import geometry
 from LDRCore.distillation.teacher_store import pair_key
 from LDRCore.pipeline import preprocess
-from LDRCore.pipeline.affine import centring_candidates, estimate_affine
+from LDRCore.pipeline.affine import centring_candidates, predict_affine
 from LDRCore.pipeline.model import load_model
 from Training.config import ConfigError
 from Training.data.centroids import label_centroids
@@ -82,7 +82,7 @@ class InitialTransforms:
         assert self._stem is not None
         fixed_image, moving_image = self._prepared(fixed), self._prepared(moving)
         candidates = centring_candidates(fixed_image, moving_image)[:1]
-        affine_lps = estimate_affine(self._stem, fixed_image, moving_image, candidates)
+        affine_lps = predict_affine(self._stem, fixed_image, moving_image, candidates)
         return np.linalg.inv(moving_image.native.to_lps) @ affine_lps @ fixed_image.native.to_lps
 
     def _prepare(self, index: int) -> preprocess.PreparedImage:

@@ -1,1 +1,1 @@
-"""Rigid and affine alignment of two images of any anatomy and contrast, without a network: objective, optimiser, starts."""
+"""Rigid and affine alignment of images of any anatomy and contrast, without a network: see `search`."""

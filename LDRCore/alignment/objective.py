@@ -26,8 +26,8 @@ LEAST_OVERLAP = 0.3
 STRAIN = 0.02  # weight of the squared strain in the penalty: a stretch by 10 % costs 2e-4
 
 _FIRST, _SECOND = np.triu_indices(3)
-_FACTORS = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0], [0, 0, 0]])  # powers of z, y, x in the factors x, y, z, 1
-_POWERS = (_FACTORS[:, None] + _FACTORS).transpose(2, 0, 1)  # of the factors' products, (3, 4, 4)
+_POWERS = np.array([[0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0]])  # of z, y and x in the factors x, y, z and 1
+_PRODUCTS = _POWERS[:, :, None] + _POWERS[:, None]  # the same of the factors' products, (3, 4, 4)
 _LINEAR = np.arange(12).reshape(3, 4)[:, :3].ravel()  # of the 12 parameters, those of E
 _SYMMETRIC = np.zeros((3, 3), dtype=int)  # where an entry of a symmetric matrix stands in its upper triangle
 _SYMMETRIC[_FIRST, _SECOND] = _SYMMETRIC[_SECOND, _FIRST] = np.arange(6)
@@ -147,13 +147,15 @@ class Objective:
         slope = torch_ops.gradient(warped).flip(0)  # tensor axes -> x, y, z
         factor, spacing = 2 * scale, self.grid.spacing_mm[0]
         moments = self._moments_of(slope * force, 1)
-        gradient = moments[:, *_FACTORS.T].ravel() * (factor / spacing)
+        z, y, x = _POWERS
+        gradient = moments[:, z, y, x].ravel() * (factor / spacing)
         cost, by_strain, bend = penalty(affine_lps)
         gradient[_LINEAR] -= by_strain / self.radius_mm
         if not curvature:
             return Evaluation(value - cost, gradient, None)
         moments = self._moments_of((slope[_FIRST] * slope[_SECOND]).mul_(window_pq), 2)
-        blocks = moments[:, *_POWERS][_SYMMETRIC]  # (3, 3, 4, 4)
+        z, y, x = _PRODUCTS
+        blocks = moments[:, z, y, x][_SYMMETRIC]  # (3, 3, 4, 4)
         matrix = blocks.transpose(0, 2, 1, 3).reshape(12, 12) * (factor / spacing**2)
         matrix[np.ix_(_LINEAR, _LINEAR)] += bend / self.radius_mm**2
         return Evaluation(value - cost, gradient, matrix)
@@ -202,13 +204,17 @@ def _sampled(volume: Volume, lps_from_grid: np.ndarray, grid: Grid) -> torch.Ten
 
 
 def penalty(affine_lps: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """Compute `STRAIN` times the squared Green strain of a map, which is zero for every rotation.
+    """Compute `STRAIN` times the squared strain of a map, zero for rotations and infinite where it is singular.
+
+    With C = A^T A the strain is (C - C^-1) / 4: about the logarithm of every stretch, and the same for A and A^-1.
 
     Returns:
         (value, gradient (9,) and Gauss-Newton Hessian (9, 9) by the rows of D in ``affine (1 + D)``).
     """
     stretch = affine_lps[:3, :3].T @ affine_lps[:3, :3]
-    strain = (stretch - np.eye(3)) / 2
+    inverse = np.linalg.inv(stretch)
+    strain = ((stretch - inverse) / 4).ravel()
     by = np.einsum("ij,kjl->kil", stretch, np.eye(9).reshape(9, 3, 3))
-    by = ((by + by.transpose(0, 2, 1)) / 2).reshape(9, 9)
-    return STRAIN * float((strain**2).sum()), 2 * STRAIN * by @ strain.ravel(), 2 * STRAIN * by @ by.T
+    by = by + by.transpose(0, 2, 1)  # of C
+    by = ((by + inverse @ by @ inverse) / 4).reshape(9, 9)
+    return STRAIN * float(strain @ strain), 2 * STRAIN * by @ strain, 2 * STRAIN * by @ by.T

@@ -1,4 +1,8 @@
-"""Levenberg and Marquardt's method over the parameters of a rigid or an affine map."""
+"""Levenberg and Marquardt's method over the parameters of a rigid or an affine map.
+
+The curvature is computed once, at the first map; from step to step it is corrected by the change of the gradient (the
+update of Broyden, Fletcher, Goldfarb and Shanno), which takes half as many steps as computing it anew.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,10 @@ import numpy as np
 
 from LDRCore.alignment.objective import Objective
 
-KINDS = ("rigid", "affine")
-DAMPING = 1e-3  # of the curvature's diagonal, at first
-LEAST_GAIN = 1e-4  # of the value: a smaller gain ends the iterations
+DAMPING = 1e-3  # of the curvature's diagonal, at first; five times less after a step that was a gain
+REFUSED_DAMPING, MOST_DAMPING = 0.1, 100.0  # at least, after a step that was none, and ten times more each time
+LEAST_GAIN = 1e-4  # of the value: where a step promises less, it is the last
+LEAST_CURVATURE = 1e-3  # of the expected one along a step: where less is found, the curvature is kept
 
 
 def rotation_matrix(vector: np.ndarray) -> np.ndarray:
@@ -49,9 +54,7 @@ def step_lps(parameters: np.ndarray, centre_lps: np.ndarray, radius_mm: float) -
     return out
 
 
-def optimise(
-    objective: Objective, affine_lps: np.ndarray, kind: str, iterations: int, stats: dict | None = None
-) -> tuple[np.ndarray, float]:
+def optimise(objective: Objective, affine_lps: np.ndarray, kind: str, iterations: int) -> tuple[np.ndarray, float]:
     """Improve a map; the result is never worse than the given one.
 
     Args:
@@ -65,25 +68,24 @@ def optimise(
     """
     basis = _RIGID if kind == "rigid" else np.eye(12)
     state = objective.evaluate(affine_lps)
+    assert state.curvature is not None
     gradient, curvature = basis.T @ state.gradient, basis.T @ state.curvature @ basis
     damping = DAMPING
     for _ in range(iterations):
         diagonal = np.diag(np.maximum(np.diag(curvature), 1e-9))
         step = np.linalg.solve(curvature + damping * diagonal, gradient)
-        if gradient @ step < LEAST_GAIN * abs(state.value):
+        if gradient @ step <= LEAST_GAIN * abs(state.value):
             break
         trial = affine_lps @ step_lps(step, objective.centre_lps, objective.radius_mm)
         new = objective.evaluate(trial, curvature=False)
-        if stats is not None:
-            stats.setdefault("trace", []).append((state.value, new.value, damping, float(np.abs(step).max())))
         if not new.value > state.value:
-            damping = max(10 * damping, 1e-1)
-            if damping > 100:
+            damping = max(10 * damping, REFUSED_DAMPING)
+            if damping > MOST_DAMPING:
                 break
             continue
         new_gradient = basis.T @ new.gradient
         fallen, expected = gradient - new_gradient, curvature @ step
-        if fallen @ step > 1e-3 * (expected @ step):
+        if fallen @ step > LEAST_CURVATURE * (expected @ step):
             curvature = curvature + np.outer(fallen, fallen) / (fallen @ step)
             curvature = curvature - np.outer(expected, expected) / (expected @ step)
         affine_lps, state, gradient = trial, new, new_gradient

@@ -6,22 +6,27 @@ that it was given looks doubtful.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from LDRCore.alignment import starts
-from LDRCore.alignment.objective import Objective, Side
+from LDRCore.alignment.objective import TEXTURE, Objective, Side
 from LDRCore.alignment.optimiser import optimise, rotation_matrix
 from LDRCore.geometry import Grid
+from LDRCore.refinement import torch_ops
+from LDRCore.transforms.volume import Volume
 
 COARSE_VOXELS, FINE_VOXELS = 8_000, 48_000  # of a grid over the content: some 8 and 4.5 mm for a head
 COARSE_WINDOW, FINE_WINDOW = 3, 5
 RIGID_STEPS, AFFINE_STEPS = 15, 10
-TRIED_TURNS, TRIED_SHIFTS, KEPT = 6, 3, 3
+TRIED_TURNS, TRIED_SHIFTS, FIRST_STEPS, PURSUED = 16, 4, 4, 5  # of a search
+KEPT = 3  # rigid maps that go on as affine ones
 MARGIN_VOXELS = 2
 CLEAR = 1.35  # times the best of six turned maps: of validation pairs right maps came to 1.3 to 1.75, wrong ones to 1.3
 AGREE = 0.02  # of the value: two starts that end so close have found the same
@@ -36,36 +41,37 @@ class Alignment:
 
     Attributes:
         affine_lps: 4x4, fixed -> moving, LPS mm; exactly rigid where that was asked for.
-        value: the objective on the fine grid.
+        value: the objective on the fine grid; None where nothing was optimised.
         searched: whether turns and shifts were searched through.
     """
 
     affine_lps: np.ndarray
-    value: float
-    searched: bool
+    value: float | None = None
+    searched: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a report says of it."""
+        agreement = None if self.value is None else round(self.value, 4)
+        return {"alignment": {"local_agreement": agreement, "searched": self.searched}}
 
 
 class Pyramid:
-    """The objectives of one pair on a coarse and on a fine grid, made when first needed."""
+    """The objectives of one pair on a coarse and on a fine grid, the latter made when first needed."""
 
-    def __init__(self, fixed: Side, moving: Side, box_lps: np.ndarray, moving_centre_lps: np.ndarray) -> None:
+    def __init__(self, fixed: Side, moving: Side, box_lps: np.ndarray) -> None:
         """Take the pair.
 
         Args:
             fixed, moving: at a resolution no coarser than that of the fine grid.
             box_lps: (2, 3), bounds of the fixed content.
-            moving_centre_lps: (3,), of the moving content.
         """
-        self._pair, self._box, self.moving_centre_lps = (fixed, moving), box_lps, moving_centre_lps
+        self._fixed, self.moving, self._box = fixed, moving, box_lps
         self.coarse = self._objective(COARSE_VOXELS, COARSE_WINDOW)
-        self._fine: Objective | None = None
 
-    @property
+    @functools.cached_property
     def fine(self) -> Objective:
         """On the fine grid."""
-        if self._fine is None:
-            self._fine = self._objective(FINE_VOXELS, FINE_WINDOW)
-        return self._fine
+        return self._objective(FINE_VOXELS, FINE_WINDOW)
 
     @property
     def extent_mm(self) -> np.ndarray:
@@ -74,67 +80,87 @@ class Pyramid:
         return extent
 
     def _objective(self, voxels: int, window: int) -> Objective:
-        fixed, moving = self._pair
-        spacing = max(math.prod(np.maximum(self.extent_mm, 1.0)) / voxels, 1e-9) ** (1 / 3)
+        spacing = (math.prod(np.maximum(self.extent_mm, 1.0)) / voxels) ** (1 / 3)
         grid = Grid.around(
-            *self._box, spacing_mm=spacing, margin_mm=MARGIN_VOXELS * spacing, multiple=1, max_voxels=4 * voxels
+            *self._box, spacing_mm=spacing, margin_mm=MARGIN_VOXELS * spacing, multiple=1, max_voxels=8 * voxels
         )
-        return Objective(fixed.averaged(spacing), moving.averaged(spacing), grid, window)
+        return Objective(self._fixed.averaged(spacing), self.moving.averaged(spacing), grid, window)
 
 
 @torch.no_grad()
-def align(pyramid: Pyramid, candidates: Sequence[np.ndarray], kind: str) -> Alignment:
-    """Align from several starts; turns and shifts are searched through unless the starts agree on a clear result."""
-    coarse = pyramid.coarse
-    rigid = [starts.nearest_rigid(c, coarse.centre_lps) for c in candidates]
-    found = _sorted([optimise(coarse, start, "rigid", RIGID_STEPS) for start in rigid])
-    agreed = len(found) > 1 and found[1][1] > (1 - AGREE) * found[0][1]
-    searched = not agreed or is_doubtful(coarse, found[0][0])
-    if searched:
-        found = _sorted(found + search(pyramid))
-    if kind == "affine":
-        found = _sorted([optimise(coarse, affine, "affine", AFFINE_STEPS) for affine, _ in found[:KEPT]])
-    return _finest(pyramid, [found[0][0], *(candidates if kind == "affine" else rigid)], kind, searched)
-
-
-@torch.no_grad()
-def polish(pyramid: Pyramid, candidates: Sequence[np.ndarray], kind: str, *, search_if_doubtful: bool) -> Alignment:
-    """Improve the best of some maps, and search only where it looks doubtful.
+def align(pyramid: Pyramid, candidates: Sequence[np.ndarray], kind: str, *, wide: bool = True) -> Alignment:
+    """Align from several starts.
 
     Args:
         pyramid: of the pair.
-        candidates: 4x4; the first is the likeliest.
+        candidates: 4x4, LPS mm, fixed -> moving.
         kind: "rigid" or "affine".
-        search_if_doubtful: otherwise never search.
+        wide: also start from the centres of what has texture, and search through turns and shifts unless the starts
+            agree on a clear result; otherwise stay near the candidates.
+    """
+    coarse = pyramid.coarse
+    rigid = [starts.nearest_rigid(c, coarse.centre_lps) for c in candidates]
+    begin = rigid
+    if wide:
+        centre = texture_centre(pyramid.moving.averaged(coarse.grid.spacing_mm[0]).volume)
+        begin = [*rigid, starts.about(np.eye(3), coarse.centre_lps, centre)]
+    found = _sorted([optimise(coarse, start, "rigid", RIGID_STEPS) for start in begin])
+    searched = False
+    if wide:
+        agreed = len(found) > 1 and found[1][1] > (1 - AGREE) * found[0][1]
+        searched = not agreed or is_doubtful(coarse, found[0][0])
+        if searched:
+            found = _sorted(found + search(pyramid, centre))
+    if kind == "rigid":
+        return _finest(pyramid, [found[0][0], *rigid], kind, searched)
+    found = _sorted([optimise(coarse, affine, kind, AFFINE_STEPS) for affine, _ in found[:KEPT]])
+    return _finest(pyramid, [found[0][0], *candidates], kind, searched)
+
+
+@torch.no_grad()
+def polish(pyramid: Pyramid, candidates: Sequence[np.ndarray], kind: str, *, wide: bool = True) -> Alignment:
+    """Improve the best of some maps that are thought to be right.
+
+    Args:
+        pyramid, candidates, kind: see `align`.
+        wide: align from several starts where the best of them looks doubtful.
     """
     if kind == "rigid":
         candidates = [starts.nearest_rigid(c, pyramid.coarse.centre_lps) for c in candidates]
     values = [pyramid.coarse.value(c) for c in candidates]
     best = candidates[int(np.argmax(values))]
-    if search_if_doubtful and is_doubtful(pyramid.coarse, best):
+    if wide and is_doubtful(pyramid.coarse, best):
         return align(pyramid, candidates, kind)
     return _finest(pyramid, [best], kind, False)
 
 
 def _finest(pyramid: Pyramid, candidates: Sequence[np.ndarray], kind: str, searched: bool) -> Alignment:
     """Improve the best of some maps on the fine grid."""
-    if len(candidates) > 1:
-        values = [pyramid.fine.value(c) for c in candidates]
-        candidates = [candidates[int(np.argmax(values))]]
-    affine, value = optimise(pyramid.fine, candidates[0], kind, AFFINE_STEPS)
+    values = [pyramid.fine.value(c) for c in candidates] if len(candidates) > 1 else [0.0]
+    affine, value = optimise(pyramid.fine, candidates[int(np.argmax(values))], kind, AFFINE_STEPS)
     return Alignment(affine, value, searched)
 
 
-def search(pyramid: Pyramid) -> list[tuple[np.ndarray, float]]:
-    """Try turns about the contents' centres, and shifts of these; improve the best."""
-    coarse, centre = pyramid.coarse, pyramid.moving_centre_lps
+def texture_centre(volume: Volume) -> np.ndarray:
+    """Return the centre of what has texture, (3,) LPS mm, whether it is bright or dark; the middle if nothing has."""
+    _, variance = torch_ops.window_statistics(volume.data[0, 0], COARSE_WINDOW, 0.0)
+    index = (variance > TEXTURE).nonzero().double()
+    middle = (np.array(volume.data.shape[2:]) - 1) / 2
+    centre: np.ndarray = volume.to_lps @ np.append(index.mean(0).cpu().numpy() if len(index) else middle, 1)
+    return centre[:3]
+
+
+def search(pyramid: Pyramid, moving_centre_lps: np.ndarray) -> list[tuple[np.ndarray, float]]:
+    """Try turns about the contents' centres and shifts of these, improve some, and the best of these further."""
+    coarse, centre = pyramid.coarse, moving_centre_lps
     turned = [starts.about(turn, coarse.centre_lps, centre) for turn in starts.turns()]
     shifted = [starts.about(np.eye(3), coarse.centre_lps, centre + s) for s in starts.shifts(pyramid.extent_mm)]
     best = []
     for maps, count in ((turned, TRIED_TURNS), (shifted, TRIED_SHIFTS)):
         values = [coarse.value(m) for m in maps]
         best += [maps[k] for k in np.argsort(values)[::-1][:count]]
-    return [optimise(coarse, m, "rigid", RIGID_STEPS) for m in best]
+    found = _sorted([optimise(coarse, m, "rigid", FIRST_STEPS) for m in best])
+    return [optimise(coarse, m, "rigid", RIGID_STEPS) for m, _ in found[:PURSUED]]
 
 
 def is_doubtful(objective: Objective, affine_lps: np.ndarray) -> bool:

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-TURNS = 100  # spread evenly: no turn is more than some 40 degrees from one of them
+TURNS = 160  # spread evenly: no turn is more than 40 degrees from one of them
 SHIFT = 0.25  # of the content's extent
 
 
@@ -44,11 +44,11 @@ def shifts(extent_mm: np.ndarray) -> list[np.ndarray]:
 
 
 def nearest_rigid(affine_lps: np.ndarray, centre_lps: np.ndarray) -> np.ndarray:
-    """Return the rigid map nearest to an affine one: its rotation (by polar decomposition), and the same image of a centre.
+    """Return the rigid map nearest to an affine one: its rotation by polar decomposition, with one point's image kept.
 
     Args:
-        affine_lps: 4x4 of positive determinant.
-        centre_lps: (3,).
+        affine_lps: 4x4.
+        centre_lps: (3,), the point.
     """
     left, _, right = np.linalg.svd(affine_lps[:3, :3])
     rotation = left @ np.diag([1.0, 1.0, np.sign(np.linalg.det(left @ right))]) @ right

@@ -149,9 +149,14 @@ def _add_doctor(command: argparse.ArgumentParser) -> None:
 
 def _add_model_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
+        "--kind",
+        default="deformable",
+        help="kind of alignment: rigid, affine or deformable (default deformable)",
+    )
+    command.add_argument(
         "--model",
         default="brain-t1-small",
-        help="a name from `ldr models`, a .pt file, or none: refine the best start (default brain-t1-small)",
+        help="a name from `ldr models`, a .pt file, or none: no network, for any anatomy (default brain-t1-small)",
     )
     command.add_argument("--cascades", type=int, help="dense cascades, 0 to the model's maximum (default: all)")
     command.add_argument(

@@ -79,8 +79,9 @@ def register_and_save(
 def model_keywords(options: argparse.Namespace) -> dict[str, Any]:
     """Return the keywords of `LDRCore.register` that the options of a model stand for."""
     return {
+        "kind": options.kind,
         "model": options.model,
-        "cascades": every_cascade(options.model) if options.cascades is None else options.cascades,
+        "cascades": every_cascade(options.model, options.kind) if options.cascades is None else options.cascades,
         **refinement_keywords(options.refine),
         "refine_spacing": options.refine_spacing,
         "similarity": options.similarity,
@@ -97,7 +98,7 @@ def describe_report(report: dict[str, Any], files: list[str]) -> str:
     """Describe a registration for a person: model, similarity, regularity, times, warnings, files."""
     similarity, times, determinant = report["similarity"], report["times_s"], report["jacobian_determinant"]
     lines = [
-        f"model        {report['model']}, {report['cascades']} cascade(s), {report['device']}, "
+        f"model        {report['model']}, {report['kind']}, {report['cascades']} cascade(s), {report['device']}, "
         f"{report['threads']} thread(s)",
         f"correlation  {similarity['before']:.3f} as scanned, {similarity['initial']:.3f} centred, "
         f"{similarity['affine']:.3f} affine, {similarity['after']:.3f} deformed",

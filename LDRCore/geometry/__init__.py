@@ -13,6 +13,7 @@ from LDRCore.geometry.affine import (
     fit_affine,
     is_singular,
     linear_matrix,
+    rigid_transform,
     tensor_affine_to_lps,
 )
 from LDRCore.geometry.fields import (
@@ -51,6 +52,7 @@ __all__ = [
     "linear_matrix",
     "lps_to_displacement",
     "points_lps",
+    "rigid_transform",
     "summarise_jacobian",
     "tensor_affine_to_lps",
     "transform_parts",

@@ -37,6 +37,14 @@ def affine_transform(matrix_lps: np.ndarray) -> sitk.AffineTransform:
     return transform
 
 
+def rigid_transform(matrix_lps: np.ndarray) -> sitk.Euler3DTransform:
+    """Make a SimpleITK transform of 6 parameters of a rigid 4x4 in LPS mm."""
+    transform = sitk.Euler3DTransform()
+    transform.SetMatrix(np.asarray(matrix_lps)[:3, :3].ravel().tolist())
+    transform.SetTranslation(np.asarray(matrix_lps)[:3, 3].tolist())
+    return transform
+
+
 def linear_matrix(transform: sitk.Transform) -> np.ndarray | None:
     """Return the 4x4 in LPS mm of a linear SimpleITK transform, None if the transform is not linear."""
     if not transform.IsLinear():

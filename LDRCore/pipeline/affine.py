@@ -1,6 +1,7 @@
-"""Stage 1, affine: the stem aligns 4 mm images on a cube about the fixed image's centre, in several passes.
+"""Stage 1, affine: the model's stem, then `LDRCore.alignment`, which improves its map or, without a stem, finds one.
 
-Each pass sees the moving image aligned by the passes before it. Torch, no files.
+The stem aligns 4 mm images on a cube about the fixed image's centre, in several passes. Each pass sees the moving image
+aligned by the passes before it. Torch, no files.
 """
 
 from __future__ import annotations
@@ -9,9 +10,15 @@ import numpy as np
 import torch
 
 from LDRCore import geometry
+from LDRCore.alignment import search
+from LDRCore.alignment.objective import Side
+from LDRCore.alignment.search import Alignment
+from LDRCore.alignment.starts import nearest_rigid
 from LDRCore.geometry import Grid
 from LDRCore.losses import correlation_coefficient
+from LDRCore.pipeline.inputs import Pair
 from LDRCore.pipeline.model import Model
+from LDRCore.pipeline.options import Options
 from LDRCore.pipeline.preprocess import PreparedImage
 
 WITHIN = 0.2  # of the best start's correlation; of 32 validation pairs the later winner was at most .045 behind
@@ -30,11 +37,53 @@ def centring_candidates(fixed: PreparedImage, moving: PreparedImage) -> list[np.
     return [by_centroid, by_top, np.eye(4)]
 
 
+def run(model: Model, pair: Pair, candidates: list[np.ndarray], options: Options) -> Alignment:
+    """Align a pair as the options of a registration say; without `options.affine` the first candidate is taken.
+
+    Args:
+        model, candidates: see `estimate_affine`.
+        pair: prepared.
+        options: of the registration. It stays near an initial transform that was given.
+    """
+    if options.affine:
+        wide = options.initial_matrix is None
+        return estimate_affine(model, pair.fixed, pair.moving, candidates, options.linear_kind, wide=wide)
+    first = candidates[0]
+    return Alignment(nearest_rigid(first, pair.fixed.centroid_lps) if options.kind == "rigid" else first)
+
+
 @torch.no_grad()
 def estimate_affine(
+    model: Model,
+    fixed: PreparedImage,
+    moving: PreparedImage,
+    candidates: list[np.ndarray],
+    kind: str = "affine",
+    *,
+    wide: bool = True,
+) -> Alignment:
+    """Estimate the rigid or affine map fixed -> moving.
+
+    Args:
+        model: its stem goes first; without one the alignment starts from the candidates.
+        fixed, moving: prepared.
+        candidates: 4x4, LPS mm, fixed -> moving.
+        kind: "rigid" or "affine".
+        wide: search elsewhere where the result looks doubtful; otherwise stay near the best candidate.
+    """
+    masks = (None, None) if fixed.mask and moving.mask else (fixed.mask, moving.mask)
+    # the edge of one mask alone is no anatomy, but those of two masks correspond
+    pyramid = search.Pyramid(Side(fixed.fine, masks[0]), Side(moving.fine, masks[1]), fixed.box_lps)
+    if model.stem is None:
+        return search.align(pyramid, candidates, kind, wide=wide)
+    return search.polish(pyramid, [predict_affine(model, fixed, moving, candidates)], kind, wide=wide)
+
+
+@torch.no_grad()
+def predict_affine(
     model: Model, fixed: PreparedImage, moving: PreparedImage, candidates: list[np.ndarray]
 ) -> np.ndarray:
-    """Estimate the affine map fixed -> moving from the best of several initial maps.
+    """Predict the affine map fixed -> moving by the stem, from the best of several initial maps.
 
     All candidates that may still win run as one batch through the first pass; the one that then correlates best goes on
     alone. Of all candidates and all passes the best correlated wins, so a stem that was made for other images cannot

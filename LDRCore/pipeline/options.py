@@ -13,6 +13,7 @@ from LDRCore.errors import RegistrationError
 from LDRCore.io.transforms import TransformLike, read_transform
 from LDRCore.models.weights import model_info
 
+KINDS = ("rigid", "affine", "deformable")
 INITIALS = ("center", "none")
 REFINEMENTS = ("none", "fast", "best")
 SIMILARITIES = ("auto", "local-ncc", "mind")
@@ -24,7 +25,7 @@ class Options:
     """Options of `register`, checked.
 
     Attributes:
-        model, affine, refine, refine_steps, refine_spacing, similarity, inverse: see `register`.
+        model, affine, refine, refine_steps, refine_spacing, similarity, inverse, kind: see `register`.
         cascades: how many networks run; see `every_cascade`.
         initial: "center", "none", or a transform fixed -> moving.
         device: one that torch can use here ("auto" is resolved).
@@ -43,6 +44,7 @@ class Options:
     refine_steps: int = 0
     refine_spacing: str = "working"
     similarity: str = "auto"
+    kind: str = "deformable"
 
     def __post_init__(self) -> None:
         card = model_info(self.model)
@@ -58,7 +60,26 @@ class Options:
         if self.similarity not in SIMILARITIES:
             raise RegistrationError(f"similarity must be one of {SIMILARITIES}, got {self.similarity!r}")
         _check_initial(self.initial)
+        self._check_kind()
         object.__setattr__(self, "device", resolve_device(self.device))
+
+    def _check_kind(self) -> None:
+        """Refuse a kind that is none, and for a linear kind what only deforms."""
+        if self.kind not in KINDS:
+            raise RegistrationError(f"kind must be one of {KINDS}, got {self.kind!r}")
+        if self.kind == "deformable":
+            return
+        if self.refines:
+            raise RegistrationError(f'refine must be "none" for kind {self.kind!r}, which does not deform')
+        if self.cascades:
+            raise RegistrationError(f"cascades must be 0 (or not given) for kind {self.kind!r}, got {self.cascades}")
+        if self.nonlinear_initial is not None:
+            raise RegistrationError(f"initial must be linear for kind {self.kind!r}, got a transform that deforms")
+
+    @property
+    def linear_kind(self) -> str:
+        """The kind of the affine stage: "rigid" or "affine"."""
+        return "rigid" if self.kind == "rigid" else "affine"
 
     @property
     def refines(self) -> bool:
@@ -81,8 +102,10 @@ class Options:
         return self.initial
 
 
-def every_cascade(model: str | os.PathLike[str]) -> int:
-    """Return the number of cascades of a model."""
+def every_cascade(model: str | os.PathLike[str], kind: str = "deformable") -> int:
+    """Return the number of cascades of a model; 0 for a kind that does not deform."""
+    if kind in ("rigid", "affine"):
+        return 0
     return int(model_info(model)["architecture"]["cascades"])
 
 

@@ -73,6 +73,29 @@ class DenseOutput:
             return geometry.summarise_jacobian(determinant for _, _, determinant in slabs)
 
 
+class LinearOutput(DenseOutput):
+    """``T(x) = A x``, as an affine transform or, for the kind "rigid", one of 6 parameters."""
+
+    def __init__(self, field: DenseField, fixed: sitk.Image, moving: sitk.Image, volume: Volume, kind: str) -> None:
+        """`field` has no displacement; others see `DenseOutput`."""
+        super().__init__(field, fixed, moving, volume)
+        make = geometry.rigid_transform if kind == "rigid" else geometry.affine_transform
+        self.transform = self.affine = make(field.affine_lps)
+        self._determinant = 1.0 if kind == "rigid" else float(np.linalg.det(field.affine_lps[:3, :3]))
+
+    def invert(self) -> sitk.Transform:
+        """See `Output`."""
+        return self.transform.GetInverse()
+
+    def jacobian(self) -> np.ndarray:
+        """See `Output`."""
+        return np.full(self._shape, self._determinant, np.float32)
+
+    def summarise_jacobian(self) -> dict[str, Any]:
+        """See `Output`."""
+        return geometry.summarise_jacobian([self.jacobian()])
+
+
 class ComposedOutput:
     """``T(x) = T0(A (x + u(x)))`` behind a non-linear initial transform T0: sampled by SimpleITK."""
 

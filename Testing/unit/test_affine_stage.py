@@ -10,7 +10,7 @@ import torch
 
 from LDRCore import geometry
 from LDRCore.geometry import Grid
-from LDRCore.pipeline.affine import estimate_affine
+from LDRCore.pipeline.affine import predict_affine
 from LDRCore.pipeline.preprocess import PreparedImage
 from LDRCore.transforms.volume import Volume
 
@@ -70,7 +70,7 @@ def test_later_steps_are_applied_to_fixed_points_first():
     assert np.abs(expected - TRANSLATION_LPS @ ROTATION_LPS).max() > 2  # mm: the order matters
     stem = StubStem()
     moving = prepared(np.eye(4))
-    affine_lps = estimate_affine(model(stem, 2), prepared(expected), moving, [np.eye(4)])
+    affine_lps = predict_affine(model(stem, 2), prepared(expected), moving, [np.eye(4)])
     assert np.abs(affine_lps - expected).max() < 1e-4
     grid = Grid.centred(CENTRE.tolist(), SPACING_MM, SHAPE)
     assert torch.allclose(stem.shown[0], moving.coarse.on(grid))
@@ -82,7 +82,7 @@ def test_a_step_follows_the_initial_transform():
     initial = np.eye(4)
     initial[:3, 3] = 20.0, 10.0, -15.0
     expected = initial @ ROTATION_LPS
-    affine_lps = estimate_affine(model(StubStem(), 1), prepared(expected), prepared(np.eye(4)), [initial])
+    affine_lps = predict_affine(model(StubStem(), 1), prepared(expected), prepared(np.eye(4)), [initial])
     assert np.abs(affine_lps - expected).max() < 1e-4
 
 
@@ -91,18 +91,18 @@ def test_the_best_correlated_of_all_candidates_and_passes_is_kept():
     wrong = np.eye(4)
     wrong[:3, 3] = 30.0, 0.0, 0.0
     candidates = [wrong, TRANSLATION_LPS]
-    affine_lps = estimate_affine(model(StubStem(), 3), prepared(TRANSLATION_LPS), prepared(np.eye(4)), candidates)
+    affine_lps = predict_affine(model(StubStem(), 3), prepared(TRANSLATION_LPS), prepared(np.eye(4)), candidates)
     assert np.array_equal(affine_lps, TRANSLATION_LPS)
     assert candidates[0] is wrong  # and the list is the caller's
 
 
 def test_without_a_stem_the_best_correlated_candidate_holds():
     for candidates in ([TRANSLATION_LPS, np.eye(4)], [np.eye(4), TRANSLATION_LPS]):
-        affine_lps = estimate_affine(model(None, 2), prepared(TRANSLATION_LPS), prepared(np.eye(4)), candidates)
+        affine_lps = predict_affine(model(None, 2), prepared(TRANSLATION_LPS), prepared(np.eye(4)), candidates)
         assert affine_lps is TRANSLATION_LPS
 
 
 def test_only_the_best_candidate_goes_on_after_the_first_pass():
     stem = StubStem()
-    estimate_affine(model(stem, 2), prepared(np.eye(4)), prepared(np.eye(4)), [TRANSLATION_LPS, np.eye(4)])
+    predict_affine(model(stem, 2), prepared(np.eye(4)), prepared(np.eye(4)), [TRANSLATION_LPS, np.eye(4)])
     assert [len(moving) for moving in stem.shown] == pytest.approx([2, 1])
