@@ -19,7 +19,7 @@ from LDRCore.refinement import torch_ops
 from LDRCore.sampling import slabs_on_lattice
 from LDRCore.transforms.volume import Volume
 
-EPSILON = 1e-3  # variance that is added to that of every window; intensities are about 0 to 1
+EPSILON = 3e-4  # variance that is added to that of every window, as noise would; intensities are about 0 to 1
 TEXTURE = 1e-3  # variance of a window from which on it counts
 INSIDE = 0.99  # of a window that must lie in a mask
 LEAST_OVERLAP = 0.3

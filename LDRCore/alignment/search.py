@@ -51,7 +51,7 @@ class Alignment:
 
     def facts(self) -> dict[str, Any]:
         """Return what a report says of it."""
-        agreement = None if self.value is None else round(self.value, 4)
+        agreement = None if self.value is None else round(max(self.value, 0.0), 4)
         return {"alignment": {"local_agreement": agreement, "searched": self.searched}}
 
 
@@ -119,18 +119,17 @@ def align(pyramid: Pyramid, candidates: Sequence[np.ndarray], kind: str, *, wide
 
 @torch.no_grad()
 def polish(pyramid: Pyramid, candidates: Sequence[np.ndarray], kind: str, *, wide: bool = True) -> Alignment:
-    """Improve the best of some maps that are thought to be right.
+    """Improve the best of some maps, one of which is thought to be right; align where even that one looks doubtful.
 
     Args:
-        pyramid, candidates, kind: see `align`.
-        wide: align from several starts where the best of them looks doubtful.
+        pyramid, candidates, kind, wide: see `align`.
     """
     if kind == "rigid":
         candidates = [starts.nearest_rigid(c, pyramid.coarse.centre_lps) for c in candidates]
     values = [pyramid.coarse.value(c) for c in candidates]
     best = candidates[int(np.argmax(values))]
-    if wide and is_doubtful(pyramid.coarse, best):
-        return align(pyramid, candidates, kind)
+    if is_doubtful(pyramid.coarse, best):
+        return align(pyramid, candidates, kind, wide=wide)
     return _finest(pyramid, [best], kind, False)
 
 

@@ -76,7 +76,8 @@ def estimate_affine(
     pyramid = search.Pyramid(Side(fixed.fine, masks[0]), Side(moving.fine, masks[1]), fixed.box_lps)
     if model.stem is None:
         return search.align(pyramid, candidates, kind, wide=wide)
-    return search.polish(pyramid, [predict_affine(model, fixed, moving, candidates)], kind, wide=wide)
+    predicted = predict_affine(model, fixed, moving, candidates)
+    return search.polish(pyramid, [predicted, *candidates], kind, wide=wide)
 
 
 @torch.no_grad()

@@ -37,7 +37,8 @@ def test_the_demo_pair_is_awkward(demo_pair):
 def test_labels_agree_better_after_every_stage(demo_pair, result):
     scores = demo.score(demo_pair, result)
     assert scores["nothing"] < scores["affine"] < scores["deformable"]
-    assert scores["deformable"] > scores["affine"] + 0.08
+    assert scores["affine"] > 0.52  # 0.49 by the stem alone
+    assert scores["deformable"] > scores["affine"] + 0.06
 
 
 def test_more_cascades_register_better(demo_pair):

@@ -10,9 +10,10 @@ import torch
 
 from LDRCore import geometry
 from LDRCore.geometry import Grid
-from LDRCore.pipeline.affine import predict_affine
-from LDRCore.pipeline.preprocess import PreparedImage
+from LDRCore.pipeline.affine import estimate_affine, predict_affine
+from LDRCore.pipeline.preprocess import PreparedImage, prepare
 from LDRCore.transforms.volume import Volume
+from Testing import known_map
 
 CENTRE = np.array([10.0, -20.0, 30.0])  # x, y, z mm: of the stem's grid
 SHAPE = (32, 48, 64)
@@ -106,3 +107,23 @@ def test_only_the_best_candidate_goes_on_after_the_first_pass():
     stem = StubStem()
     predict_affine(model(stem, 2), prepared(np.eye(4)), prepared(np.eye(4)), [TRANSLATION_LPS, np.eye(4)])
     assert [len(moving) for moving in stem.shown] == pytest.approx([2, 1])
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_a_stem_cannot_spoil_a_right_start(wide):
+    """Half of the fixed image is cut off, so that correlation over the grid prefers what the stem makes of it."""
+    moving = prepare(known_map.moving_image(), None, fine_mm=2.0, coarse_mm=4.0)
+    points = known_map.FIXED.points() @ known_map.MATRIX.T + known_map.AFFINE_LPS[:3, 3]
+    image = known_map.FIXED.image(known_map.intensity(points).astype(np.float32))
+    fixed = prepare(image[:, :, 29:], None, fine_mm=2.0, coarse_mm=4.0)
+
+    def predict(shown: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return 1.3 * torch.eye(3).expand(len(shown), 3, 3), torch.full((len(shown), 3), 4.0)
+
+    stub = model(SimpleNamespace(predict=predict), 3)
+    result = estimate_affine(stub, fixed, moving, [known_map.AFFINE_LPS], wide=wide)
+    inside = points[29:][known_map.intensity(points[29:]) > 300]  # in moving space, through the true map
+    fixed_from_moving = np.linalg.inv(known_map.AFFINE_LPS)
+    back = inside @ fixed_from_moving[:3, :3].T + fixed_from_moving[:3, 3]
+    again = back @ result.affine_lps[:3, :3].T + result.affine_lps[:3, 3]
+    assert np.linalg.norm(again - inside, axis=1).max() < 1.0
