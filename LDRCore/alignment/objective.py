@@ -125,6 +125,10 @@ class Objective:
         similarity = covariance.square_().div_(variance.mul_(self._variance)).mul_(valid)
         return float(similarity.sum()) * scale - penalty(affine_lps)[0]
 
+    def overlap(self, affine_lps: np.ndarray) -> float:
+        """Return the share of the fixed windows that lie in the moving image's field of view and mask."""
+        return float(self._warped(affine_lps)[1].sum()) / max(self.windows, 1.0)
+
     def evaluate(self, affine_lps: np.ndarray, *, curvature: bool = True) -> Evaluation:
         """Compute the objective and its derivatives; see `refinement.torch_ops.correlation_force` for the formula.
 

@@ -261,3 +261,19 @@ def test_the_optimiser_never_returns_less_than_it_was_given():
             result, value = optimise(objective, start, kind, 6)
             assert value >= objective.value(start) - 1e-7
             assert value == pytest.approx(objective.value(result), abs=1e-6)
+
+
+def test_what_makes_a_map_doubtful(moving, monkeypatch):
+    """This head is nearly an ellipsoid: turned about its centre it agrees rather well."""
+    monkeypatch.setattr(search, "CLEAR", 1.15)
+    truth = affine_lps(np.eye(3))
+    fixed = prepared(fixed_of(truth))
+    whole, half = pyramid(fixed, prepared(moving)), pyramid(fixed, prepared(halved(moving, known_map.MOVING)))
+    assert not search.is_doubtful(whole.coarse, truth)
+    assert search.is_doubtful(whole.coarse, affine_lps(FAR))
+    assert whole.coarse.overlap(truth) == 1
+    assert 0.3 < half.coarse.overlap(truth) < 0.6
+    assert search.is_doubtful(half.coarse, truth)
+    monkeypatch.setattr(search, "CLEAR", 0.0)
+    assert search.is_doubtful(whole.coarse, affine_lps(np.diag([1.0, 1.0, 0.7])))
+    assert not search.is_doubtful(whole.coarse, affine_lps(0.7 * np.eye(3)))  # a child's head
