@@ -153,6 +153,7 @@ def build(
         "refine": options.refine,
         "refine_steps": options.refine_steps,
         "refine_spacing": options.refine_spacing,
+        "refine_similarity": options.similarity,
         "initial": options.initial if isinstance(options.initial, str) else "transform",
         "masks": {"fixed": inputs.fixed_mask is not None, "moving": inputs.moving_mask is not None},
         "fixed": images.describe(inputs.fixed),

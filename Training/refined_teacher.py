@@ -30,13 +30,13 @@ class WithOverlap:
         self._similarity, self._labels, self._weight, self._n_labels = similarity, labels, weight, n_labels
         self._fixed = labels.fixed.reshape(-1)
 
-    def gradient(self, displacement: torch.Tensor) -> tuple[torch.Tensor, float]:
+    def gradient(self, displacement: torch.Tensor, out: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
         """See `Similarity`.
 
         A label of few voxels has a steep overlap. So that it does not set the step of all others, no vector of the
         overlap's gradient is longer than the longest of the images'.
         """
-        gradient, value = self._similarity.gradient(displacement)
+        gradient, value = self._similarity.gradient(displacement, out)
         with torch.enable_grad():
             u = displacement.detach().requires_grad_()
             where = self._labels.positions(u[None])

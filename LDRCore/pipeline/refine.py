@@ -39,7 +39,8 @@ class Level:
     """One level of a plan.
 
     Attributes:
-        stride: the level's voxels are so many times those of the finest one.
+        stride: the level's voxels are so many times as long as those of the working resolution, along every axis whose
+            own are shorter; 0 for the image's own voxels.
         settings: of the optimiser.
         window: edge of the windows of local correlation, voxels.
     """
@@ -59,31 +60,23 @@ FROM_AFFINE = (Level(4, Settings(40)), Level(2, Settings(30)))
 """Levels that come first where no network has run."""
 
 
-def choose_plan(refine: str, steps: int, *, networks: bool, native_stride: int = 1) -> tuple[Level, ...]:
+def choose_plan(refine: str, steps: int, *, networks: bool, native: bool = False) -> tuple[Level, ...]:
     """Return the levels to run, coarsest first.
 
     Args:
         refine: a key of `PLANS`.
-        steps: iterations at each of the levels of "fast", instead of a plan's own; 0 for the plan's.
+        steps: iterations at each level, instead of the plan's own (of "fast" for "none"); 0 for the plan's.
         networks: whether dense networks came before.
-        native_stride: how many times finer than the working resolution the images are; there is one more level then.
+        native: whether a level of the image's own voxels comes last.
     """
-    levels = PLANS[refine]
-    if steps:
-        levels = tuple(replace(level, settings=replace(level.settings, iterations=steps)) for level in PLANS["fast"])
-    if not levels:
-        return ()
-    if not networks:
+    levels = PLANS["fast" if steps and refine == "none" else refine]
+    if levels and not networks:
         levels = (*FROM_AFFINE, levels[-1])
-    if native_stride > 1:
-        finest = levels[-1]
-        levels = (*(replace(level, stride=level.stride * native_stride) for level in levels), finest)
+    if levels and native:
+        levels = (*levels, replace(levels[-1], stride=0))
+    if steps:
+        levels = tuple(replace(level, settings=replace(level.settings, iterations=steps)) for level in levels)
     return levels
-
-
-def native_stride(working: PreparedImage) -> int:
-    """Return how many voxels of the image itself one voxel of its working resolution spans, along the finest axis."""
-    return max(1, round(float(working.fine.spacing_mm.min() / working.native.spacing_mm.min())))
 
 
 def run(
@@ -104,13 +97,16 @@ def run(
         card: of the model.
         progress: see `refine`.
     """
-    stride = native_stride(pair.fixed) if options.refine_spacing == "native" else 1
-    if stride > 1:
+    working_mm = float(pair.fixed.fine.spacing_mm.min())
+    native = options.refine_spacing == "native" and pair.fixed.fine.data.shape != pair.fixed.native.data.shape
+    if native:
         unaveraged = card | {"working_grid": card["working_grid"] | {"spacing_mm": 0.0}}
         pair = prepare_pair(inputs, options.nonlinear_initial, unaveraged, options.device)
-    levels = choose_plan(options.refine, options.refine_steps, networks=options.cascades > 0, native_stride=stride)
-    most = MAX_VOXELS if stride == 1 else MAX_NATIVE_VOXELS
-    return refine(field, pair.fixed, pair.moving, levels, options.similarity, progress, max_voxels=most)
+    levels = choose_plan(options.refine, options.refine_steps, networks=options.cascades > 0, native=native)
+    most = MAX_NATIVE_VOXELS if native else MAX_VOXELS
+    return refine(
+        field, pair.fixed, pair.moving, levels, options.similarity, progress, working_mm=working_mm, max_voxels=most
+    )
 
 
 @torch.no_grad()
@@ -122,6 +118,7 @@ def refine(
     similarity: str = "auto",
     progress: Callable[[float], None] | None = None,
     *,
+    working_mm: float | None = None,
     max_voxels: int = MAX_VOXELS,
 ) -> tuple[DenseField, dict[str, Any]]:
     """Improve a dense field.
@@ -132,6 +129,7 @@ def refine(
         levels: see `choose_plan`; without any the field is returned as it is.
         similarity: "auto", "local-ncc" or "mind".
         progress: called after every iteration with the fraction done; an exception raised in it cancels.
+        working_mm: spacing that levels count their strides in; that of the finest grid if not given.
         max_voxels: of the finest level's grid.
 
     Returns:
@@ -141,14 +139,16 @@ def refine(
     if not levels:
         return field, {}
     finest = refinement_grid(fixed, max_voxels)
+    unit_mm = max(working_mm or 0.0, min(finest.spacing_mm))
     total = sum(level.settings.iterations for level in levels)
     done, why = 0, "it was asked for"
     facts: list[dict[str, Any]] = []
     for level in levels:
-        grid = coarsened(finest, level.stride)
+        blocks = _blocks(finest, level.stride * unit_mm)
+        grid = coarsened(finest, blocks)
         displacement = resampled(field, grid)
-        warp = _warper(moving.fine.averaged(level.stride * min(finest.spacing_mm)), grid, field.affine_lps)
-        target = _on_level(fixed.fine, finest, level.stride)
+        warp = _warper(moving.fine.averaged(min(grid.spacing_mm)), grid, field.affine_lps)
+        target = _on_level(fixed.fine, finest, blocks)
         mask = _mask(fixed, moving, grid, field.affine_lps)
         if not facts:
             begin = warp(displacement)
@@ -169,8 +169,8 @@ def refine(
         facts.append(
             {
                 "spacing_mm": [round(s, 3) for s in grid.spacing_mm],
-                "iterations": len(outcome.similarity),
-                "similarity": [round(outcome.similarity[0], 5), round(outcome.similarity[-1], 5)],
+                "iterations": len(outcome.similarity) - 1,
+                "similarity": [round(outcome.similarity[0], 5), round(outcome.best, 5)],
             }
         )
     cells = math.ceil(TAPER_MM / max(field.grid.spacing_mm))
@@ -247,22 +247,34 @@ def _patient_spacing(volume: Volume) -> np.ndarray | None:
     return spacing
 
 
-def coarsened(grid: Grid, stride: int) -> Grid:
-    """Return a grid of blocks of `stride` voxels along each axis, each at the middle of its block."""
-    if stride == 1:
+Blocks = tuple[int, int, int]
+"""How many voxels of the finest grid a level's voxel spans along each axis."""
+
+
+def _blocks(finest: Grid, target_mm: float) -> Blocks:
+    """Blocks that come nearest to a length; one voxel along axes whose voxels are as long."""
+    a, b, c = (max(1, round(target_mm / s)) for s in finest.spacing_mm)
+    return a, b, c
+
+
+def coarsened(grid: Grid, blocks: Blocks) -> Grid:
+    """Return a grid of blocks of voxels, each at the middle of its block."""
+    if blocks == (1, 1, 1):
         return grid
-    x, y, z = (o + s * (stride - 1) / 2 for o, s in zip(grid.origin_lps, grid.spacing_mm[::-1], strict=True))
-    a, b, c = (s * stride for s in grid.spacing_mm)
-    d, h, w = (max(2, n // stride) for n in grid.shape)
+    steps = zip(grid.origin_lps, grid.spacing_mm[::-1], blocks[::-1], strict=True)
+    x, y, z = (o + s * (n - 1) / 2 for o, s, n in steps)
+    a, b, c = (s * n for s, n in zip(grid.spacing_mm, blocks, strict=True))
+    d, h, w = (max(2, n // m) for n, m in zip(grid.shape, blocks, strict=True))
     return Grid((x, y, z), (a, b, c), (d, h, w))
 
 
-def _on_level(volume: Volume, finest: Grid, stride: int) -> torch.Tensor:
+def _on_level(volume: Volume, finest: Grid, blocks: Blocks) -> torch.Tensor:
     """An image (D, H, W) on a level's grid, averaged over the blocks of the finest one."""
-    image = volume.on(finest)
-    if stride > 1:
-        pad = [p for n in reversed(finest.shape) for p in (0, max(0, 2 * stride - n))]
-        image = F.avg_pool3d(F.pad(image, pad, mode="replicate") if any(pad) else image, stride)
+    image = volume.averaged(min(finest.spacing_mm)).on(finest)
+    if blocks != (1, 1, 1):
+        sizes = zip(reversed(finest.shape), reversed(blocks), strict=True)
+        pad = [p for n, m in sizes for p in (0, max(0, 2 * m - n))]
+        image = F.avg_pool3d(F.pad(image, pad, mode="replicate") if any(pad) else image, blocks)
     return image[0, 0].contiguous()
 
 

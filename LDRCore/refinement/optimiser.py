@@ -46,11 +46,16 @@ class Outcome:
 
     Attributes:
         displacement: (3, D, H, W), voxels.
-        similarity: mean similarity before each iteration.
+        similarity: mean similarity before each iteration, and at the end.
     """
 
     displacement: torch.Tensor
     similarity: list[float]
+
+    @property
+    def best(self) -> float:
+        """Mean similarity of `displacement`."""
+        return max(self.similarity)
 
 
 @torch.no_grad()
@@ -70,28 +75,31 @@ def optimise(
         progress: called after every iteration with the fraction done; an exception raised in it cancels.
 
     Returns:
-        The displacement after the last iteration, or that of the largest similarity where a later one was smaller.
+        The displacement of the largest similarity.
     """
+    if not settings.iterations:
+        return Outcome(displacement, [])
     backend, buffers = operations(displacement), _Buffers(displacement)
     best = displacement
     history: list[float] = []
-    for iteration in range(settings.iterations):
+    for done in range(settings.iterations + 1):
         gradient, value = similarity.gradient(displacement, buffers.other_than(displacement, best))
-        step, longest = backend.smooth(
-            gradient, settings.sigma_update, buffers.other_than(displacement, best, gradient)
-        )
         history.append(value)
         if value >= max(history):
             best = displacement
-        if longest <= 1e-12 or _stalled(history, settings):
+        if done == settings.iterations or _stalled(history, settings):
+            break
+        step, longest = backend.smooth(
+            gradient, settings.sigma_update, buffers.other_than(displacement, best, gradient)
+        )
+        if longest <= 1e-12:
             break
         step = step.mul_(settings.step / longest)
         composed = sampling.composed(displacement, step, buffers.other_than(displacement, best, step))
         displacement, _ = backend.smooth(composed, settings.sigma_total, buffers.other_than(composed, best))
         if progress is not None:
-            progress((iteration + 1) / settings.iterations)
-    # the last update was not measured: it is kept where all before it helped
-    return Outcome(displacement if history and history[-1] >= max(history) else best, history)
+            progress((done + 1) / settings.iterations)
+    return Outcome(best, history)
 
 
 class _Buffers:

@@ -89,7 +89,7 @@ class Mind:
         return total.mul_(2 / len(warped)), value / len(warped)
 
 
-RELATED = 2.0  # times what chance gives; pairs of T1 heads, one of them remapped in five ways, came to 4 to 7
+RELATED = 1.3  # times what chance gives; pairs of T1 heads, one of them remapped in five ways, came to 4 to 7
 _FOREGROUND = 0.15  # of the normalised range
 _WINDOW, _EPSILON = 5, 1e-4
 

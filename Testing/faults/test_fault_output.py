@@ -383,7 +383,11 @@ sys.exit(cli.script())
 def test_a_signal_removes_what_is_half_written(inputs, number):
     before = names(inputs)
     process = subprocess.Popen(
-        [sys.executable, "-c", TERMINATED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", TERMINATED],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"writing\n"

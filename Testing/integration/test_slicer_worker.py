@@ -209,7 +209,8 @@ def test_a_killed_process_is_taken_for_lack_of_memory(logic, scene):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory with ulimit")
-def test_running_out_of_memory_says_how_much_is_needed(slicer_module, scene):
+def test_running_out_of_memory_says_how_much_is_needed(slicer_module, scene, monkeypatch):
+    monkeypatch.setenv("LDR_NUMBA", "0")  # as in Slicer; its compiler aborts where memory is short
     from LightweightRegistrationLib import background, library, module_errors
 
     fixed, moving = blobs()

@@ -71,7 +71,7 @@ def test_the_overlaps_gradient_points_uphill():
     displacement[1], displacement[2] = stretch.view(1, 32, 1), stretch
 
     class NoImages:
-        def gradient(self, u):
+        def gradient(self, u, out=None):
             far = torch.zeros(3, *SHAPE)
             far[0, 0, 0, 0] = 1e6  # the longest vector, where no label is: nothing else is shortened
             return far, 0.0
@@ -90,7 +90,7 @@ def test_no_vector_of_the_overlap_is_longer_than_the_images_longest():
     sample = pair()
 
     class Images:
-        def gradient(self, u):
+        def gradient(self, u, out=None):
             return torch.full((3, *SHAPE), 0.5), 0.25
 
     similarity = refined_teacher.WithOverlap(Images(), sample.labels[0], 100.0, N_LABELS)
