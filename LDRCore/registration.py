@@ -116,6 +116,7 @@ def register(
         field = dense_stage.estimate_dense(loaded, pair.fixed, pair.moving, alignment.affine_lps, cascades)
 
         refinement: dict[str, Any] = {}
+        grid = field.content_grid
         if options.refines:
             clock.start("refine", 0.5, "refining")
             field, refinement = refine_stage.run(
@@ -133,7 +134,7 @@ def register(
         warped = output.warp(clock.within(0.7, 0.85, "warping the moving image"))
 
         clock.start("report", 0.85, "measuring")
-        measures = alignment.facts() | refinement | report.measure(pair, field, starts[0])
+        measures = alignment.facts() | refinement | report.measure(pair, field, starts[0], grid)
         inverse_transform: sitk.Transform | None = None
         if inverse:
             clock.start("invert", 0.9, "inverting")

@@ -13,12 +13,14 @@ import SimpleITK as sitk
 import torch
 
 from LDRCore import __version__, sampling
+from LDRCore.geometry import Grid
 from LDRCore.io import images
 from LDRCore.losses import correlation_coefficient
 from LDRCore.pipeline.inputs import Inputs, Pair
 from LDRCore.pipeline.model import Model
 from LDRCore.pipeline.options import Options
 from LDRCore.pipeline.output import Output
+from LDRCore.pipeline.preprocess import foreground_index
 from LDRCore.transforms import inversion, spatial
 from LDRCore.transforms.field import DenseField
 
@@ -69,30 +71,30 @@ class Clock:
         return self.times_s
 
 
-def measure(pair: Pair, field: DenseField, start: np.ndarray) -> dict[str, Any]:
+def measure(pair: Pair, field: DenseField, start: np.ndarray, grid: Grid) -> dict[str, Any]:
     """Measure similarity at each stage, and the length of the dense displacement.
 
     Args:
         pair: the prepared images.
         field: the result.
         start: 4x4, the initial map that is preferred.
+        grid: on which the similarity is measured.
     """
-    return {"similarity": similarity(pair, field, start), "dense_displacement_mm": lengths(field)}
+    return {"similarity": similarity(pair, field, start, grid), "dense_displacement_mm": lengths(field)}
 
 
-def similarity(pair: Pair, field: DenseField, start: np.ndarray) -> dict[str, float]:
-    """Correlation (paper, Eq. 10) over the fixed content at each stage, of images averaged to the field's spacing.
+def similarity(pair: Pair, field: DenseField, start: np.ndarray, grid: Grid) -> dict[str, float]:
+    """Correlation (paper, Eq. 10) over the fixed content at each stage, of images averaged to the stem's spacing.
 
     "before": where the scanner put the images; "initial": after the initial transform; "affine"; "after".
     """
-    grid = field.content_grid
     fixed, moving = pair.fixed.coarse.on(grid), pair.moving.coarse
     aligned = moving.on(grid, field.affine_lps)
     stages = {
         "before": pair.moving_as_scanned.on(grid),
         "initial": moving.on(grid, start),
         "affine": aligned,
-        "after": spatial.warp(aligned, field.content_displacement_vox),
+        "after": spatial.warp(aligned, field.on(grid)[None]),
     }
     return {name: round(float(correlation_coefficient(moved, fixed)), 5) for name, moved in stages.items()}
 
@@ -105,8 +107,10 @@ def lengths(field: DenseField) -> dict[str, float]:
 
 
 def inverse_consistency(output: Output, inverse: sitk.Transform, pair: Pair) -> dict[str, float]:
-    """Measure how far the inverse brings mapped points of the fixed content back: mean, p99_9 and max, mm."""
-    return dataclasses.asdict(inversion.inverse_consistency(output.transform, inverse, *pair.fixed.box_lps))
+    """Measure how far the inverse brings mapped points of the fixed foreground back: mean, p99_9 and max, mm."""
+    coarse = pair.fixed.coarse
+    points = foreground_index(coarse.data[0, 0]) @ coarse.to_lps[:3, :3].T + coarse.to_lps[:3, 3]
+    return dataclasses.asdict(inversion.inverse_consistency(output.transform, inverse, points))
 
 
 def warnings(card: dict[str, Any], pair: Pair, measures: dict[str, Any]) -> list[str]:
@@ -115,6 +119,8 @@ def warnings(card: dict[str, Any], pair: Pair, measures: dict[str, Any]) -> list
     found = []
     if "refinement_skipped" in measures:
         found.append(f"instance optimisation was skipped: {measures['refinement_skipped']}")
+    if "refinement_coarser" in measures:
+        found.append(measures["refinement_coarser"])
     made_for = card.get("made_for", "other images")
     for name, image in (("fixed", pair.fixed), ("moving", pair.moving)):
         if card.get("expects_nonnegative") and image.low < -200:

@@ -91,7 +91,7 @@ def model_keywords(options: argparse.Namespace) -> dict[str, Any]:
 
 def refinement_keywords(refine: str) -> dict[str, Any]:
     """Return `refine`, or `refine_steps` where a number was given, for `LDRCore.register`."""
-    return {"refine_steps": int(refine)} if refine.isdecimal() else {"refine": refine}
+    return {"refine_steps": int(refine)} if refine.isdecimal() and len(refine) < 10 else {"refine": refine}
 
 
 def describe_report(report: dict[str, Any], files: list[str]) -> str:

@@ -48,6 +48,8 @@ def list_models() -> list[str]:
 
 
 def _card_path(name_or_path: str | os.PathLike[str]) -> Path:
+    if not isinstance(name_or_path, (str, os.PathLike)) or not os.fspath(name_or_path):
+        raise RegistrationError(f"model must be a name or a path, got {name_or_path!r}")
     text = os.fspath(name_or_path)
     if text in list_models():
         return BUNDLED / f"{text}.json"
@@ -67,7 +69,7 @@ def model_info(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         RegistrationError: no such model, or a card that cannot be read.
     """
-    if name_or_path == NO_NETWORK["name"]:
+    if isinstance(name_or_path, str) and name_or_path == NO_NETWORK["name"]:
         return NO_NETWORK
     path = _card_path(name_or_path)
     try:

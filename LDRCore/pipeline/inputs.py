@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from LDRCore.errors import RegistrationError
 from LDRCore.io import images
 from LDRCore.io.images import ImageLike
 from LDRCore.pipeline.preprocess import PreparedImage, prepare
@@ -77,7 +78,17 @@ def prepare_pair(inputs: Inputs, nonlinear: sitk.Transform | None, card: dict[st
     if nonlinear is None:
         return Pair(fixed, moving, moving.coarse)
     resampled = resample_through(inputs.moving, inputs.moving_mask, inputs.fixed, nonlinear)
-    return Pair(fixed, prepare(resampled, None, **spacings), moving.coarse)
+    mask = None
+    if inputs.moving_mask is not None:
+        inside = sitk.GetImageFromArray(inputs.moving_mask.astype(np.uint8))
+        inside.CopyInformation(inputs.moving)
+        mask = sitk.Resample(inside, inputs.fixed, nonlinear, sitk.sitkNearestNeighbor, 0.0)
+    allowed = None if mask is None else sitk.GetArrayFromImage(mask) > 0
+    if allowed is not None and not allowed.any():
+        raise RegistrationError(
+            "the moving mask must reach the fixed image through the initial transform, got none of its voxels there"
+        )
+    return Pair(fixed, prepare(resampled, allowed, **spacings), moving.coarse)
 
 
 def resample_through(

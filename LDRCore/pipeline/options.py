@@ -51,6 +51,9 @@ class Options:
         most = card["architecture"]["cascades"]
         if not _is_whole(self.cascades) or not 0 <= self.cascades <= most:
             raise RegistrationError(f"cascades must be 0 to {most} for model {card['name']}, got {self.cascades!r}")
+        for name in ("refine", "refine_spacing", "similarity", "device"):
+            if not isinstance(getattr(self, name), str):
+                raise RegistrationError(f"{name} must be a text, got {getattr(self, name)!r}")
         if self.refine not in REFINEMENTS:
             raise RegistrationError(f"refine must be one of {REFINEMENTS}, got {self.refine!r}")
         if not _is_whole(self.refine_steps) or self.refine_steps < 0:
@@ -156,7 +159,7 @@ def resolve_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(1, dtype=torch.float32, device=device)
-    except (RuntimeError, AssertionError, TypeError):
+        torch.zeros(1, dtype=torch.float32, device=device).cpu()
+    except (RuntimeError, AssertionError, TypeError, AttributeError):
         raise RegistrationError(f'device must be "auto" or one that torch can use here, got {device!r}') from None
     return device

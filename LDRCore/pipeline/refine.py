@@ -22,7 +22,6 @@ from LDRCore.pipeline.options import Options
 from LDRCore.pipeline.preprocess import FOREGROUND_LEVEL, PreparedImage
 from LDRCore.refinement.optimiser import Settings, optimise
 from LDRCore.refinement.similarity import LocalCorrelation, Mind, Similarity, Warp, choose_similarity
-from LDRCore.transforms import spatial
 from LDRCore.transforms.field import DenseField, fade_out, multiply
 from LDRCore.transforms.volume import Volume
 
@@ -104,9 +103,15 @@ def run(
         pair = prepare_pair(inputs, options.nonlinear_initial, unaveraged, options.device)
     levels = choose_plan(options.refine, options.refine_steps, networks=options.cascades > 0, native=native)
     most = MAX_NATIVE_VOXELS if native else MAX_VOXELS
-    return refine(
+    field, facts = refine(
         field, pair.fixed, pair.moving, levels, options.similarity, progress, working_mm=working_mm, max_voxels=most
     )
+    if native and min(field.grid.spacing_mm) > 1.01 * pair.fixed.fine.spacing_mm.min():
+        facts["refinement_coarser"] = (
+            f"instance optimisation ended at {min(field.grid.spacing_mm):.2f} mm, as the fixed image has more voxels "
+            f"than {MAX_NATIVE_VOXELS:,}"
+        )
+    return field, facts
 
 
 @torch.no_grad()
@@ -146,7 +151,7 @@ def refine(
     for level in levels:
         blocks = _blocks(finest, level.stride * unit_mm)
         grid = coarsened(finest, blocks)
-        displacement = resampled(field, grid)
+        displacement = field.on(grid)
         warp = _warper(moving.fine.averaged(min(grid.spacing_mm)), grid, field.affine_lps)
         target = _on_level(fixed.fine, finest, blocks)
         mask = _mask(fixed, moving, grid, field.affine_lps)
@@ -276,16 +281,6 @@ def _on_level(volume: Volume, finest: Grid, blocks: Blocks) -> torch.Tensor:
         pad = [p for n, m in sizes for p in (0, max(0, 2 * m - n))]
         image = F.avg_pool3d(F.pad(image, pad, mode="replicate") if any(pad) else image, blocks)
     return image[0, 0].contiguous()
-
-
-def resampled(field: DenseField, grid: Grid) -> torch.Tensor:
-    """Return the displacement of a field on another grid, (3, D, H, W) in its voxels; border padding."""
-    field_from_grid = np.linalg.inv(field.grid.to_lps) @ grid.to_lps
-    source = field.displacement_vox[0]
-    matrix = torch.from_numpy(field_from_grid[:3]).to(source)
-    values = sampling.at_points(source, spatial.affine_coordinates(matrix, grid.shape)[0], "border")
-    ratio = [a / b for a, b in zip(field.grid.spacing_mm, grid.spacing_mm, strict=True)]
-    return values * values.new_tensor(ratio).view(3, 1, 1, 1)
 
 
 def _warper(volume: Volume, grid: Grid, affine_lps: np.ndarray) -> Callable[[torch.Tensor], torch.Tensor]:

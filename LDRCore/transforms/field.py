@@ -9,7 +9,7 @@ import SimpleITK as sitk
 import torch
 import torch.nn.functional as F
 
-from LDRCore import geometry
+from LDRCore import geometry, sampling
 from LDRCore.geometry import Grid
 from LDRCore.transforms import spatial
 
@@ -42,6 +42,17 @@ class DenseField:
         """The displacement on `content_grid`, (1, 3, d, h, w), voxels."""
         d, h, w = (slice(self.taper, n - self.taper) for n in self.grid.shape)
         return self.displacement_vox[:, :, d, h, w]
+
+    def on(self, grid: Grid) -> torch.Tensor:
+        """Sample the displacement on another grid, with border padding: (3, D, H, W) in voxels of that grid."""
+        if grid == self.content_grid:
+            return self.content_displacement_vox[0]
+        field_from_grid = np.linalg.inv(self.grid.to_lps) @ grid.to_lps
+        source = self.displacement_vox[0]
+        matrix = torch.from_numpy(field_from_grid[:3]).to(source)
+        values = sampling.at_points(source, spatial.affine_coordinates(matrix, grid.shape)[0], "border")
+        ratio = [a / b for a, b in zip(self.grid.spacing_mm, grid.spacing_mm, strict=True)]
+        return values * values.new_tensor(ratio).view(3, 1, 1, 1)
 
     def displacement_mm(self) -> np.ndarray:
         """Return the displacement u as (d, h, w, 3) mm LPS."""

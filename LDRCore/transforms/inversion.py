@@ -37,16 +37,19 @@ class InverseConsistency:
 
 
 def inverse_consistency(
-    transform: sitk.Transform, inverse: sitk.Transform, low_lps: np.ndarray, high_lps: np.ndarray
+    transform: sitk.Transform, inverse: sitk.Transform, points_lps: np.ndarray
 ) -> InverseConsistency:
-    """Measure how far an inverse brings mapped points back, at random points of a box: between a field's voxels too.
+    """Measure how far an inverse brings mapped points back.
 
     Args:
         transform: fixed -> moving.
         inverse: moving -> fixed.
-        low_lps, high_lps: corners of the box in fixed space, mm.
+        points_lps: (N, 3) in fixed space, mm; some of them are taken, moved by up to half a millimetre, so that they
+            do not lie at a field's voxels.
     """
-    points = np.random.default_rng(0).uniform(low_lps, high_lps, (_POINTS, 3))
+    random = np.random.default_rng(0)
+    points = np.asarray(points_lps)[random.integers(0, len(points_lps), _POINTS)]
+    points = points + random.uniform(-0.5, 0.5, points.shape)
     returned = geometry.transform_points(geometry.transform_points(points, transform), inverse)
     distance = np.linalg.norm(returned - points, axis=1)
     values = distance.mean(), np.percentile(distance, 99.9), distance.max()
@@ -81,8 +84,8 @@ def invert_transform(transform: sitk.Transform, reference: sitk.Image) -> tuple[
         field = _sampled_field(transform, reference)
     _check_invertible(field.affine_lps)
     inverse = inverted(field)
-    corners = geometry.corners_lps(reference)
-    return inverse, inverse_consistency(transform, inverse, corners.min(0), corners.max(0))
+    points = geometry.points_lps(_lattice(reference, _SPACING_MM)).reshape(-1, 3)
+    return inverse, inverse_consistency(transform, inverse, points)
 
 
 def inverted(field: DenseField) -> sitk.Transform:
@@ -135,8 +138,20 @@ def _displacement_fields(transform: sitk.Transform) -> list[sitk.Image]:
 
 
 def _sampled_field(transform: sitk.Transform, reference: sitk.Image) -> DenseField:
-    """Sample any transform on a grid around an image; split it into the affine map that fits best and the rest."""
+    """Sample any transform over an image; split it into the affine map that fits best and the rest.
+
+    Outside of the image the rest goes on as at its border: a displacement field says nothing there, and its zeros would
+    tear the map apart.
+    """
     spacing_mm = min([_SPACING_MM, *(min(field.GetSpacing()) for field in _displacement_fields(transform))])
+    lattice = _lattice(reference, spacing_mm)
+    points = geometry.points_lps(lattice)
+    mapped = points + sitk.GetArrayFromImage(geometry.displacement_field_image(transform, lattice))
+    affine_lps = geometry.fit_affine(points.reshape(-1, 3), mapped.reshape(-1, 3))
+    _check_invertible(affine_lps)
+    inverse = np.linalg.inv(affine_lps)
+    rest = sitk.GetImageFromArray(mapped @ inverse[:3, :3].T + inverse[:3, 3] - points, isVector=True)
+    rest.CopyInformation(lattice)
     corners = geometry.corners_lps(reference)
     grid = Grid.around(
         corners.min(0),
@@ -146,10 +161,19 @@ def _sampled_field(transform: sitk.Transform, reference: sitk.Image) -> DenseFie
         multiple=1,
         max_voxels=_MAX_VOXELS,
     )
-    empty = grid.reference_image()
-    points = geometry.points_lps(empty)
-    mapped = points + sitk.GetArrayFromImage(geometry.displacement_field_image(transform, empty))
-    affine_lps = geometry.fit_affine(points.reshape(-1, 3), mapped.reshape(-1, 3))
-    _check_invertible(affine_lps)
-    inverse = np.linalg.inv(affine_lps)
-    return _field(mapped @ inverse[:3, :3].T + inverse[:3, 3] - points, grid, affine_lps)
+    extended = sitk.Resample(
+        rest, grid.reference_image(), sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkVectorFloat32, True
+    )
+    return _field(sitk.GetArrayFromImage(extended), grid, affine_lps)
+
+
+def _lattice(reference: sitk.Image, spacing_mm: float) -> sitk.Image:
+    """Return an empty image of about a spacing whose first and last voxels are the reference's."""
+    extent = [(n - 1) * s for n, s in zip(reference.GetSize(), reference.GetSpacing(), strict=True)]
+    spacing_mm = max(spacing_mm, (np.prod(extent) / _MAX_VOXELS) ** (1 / 3))
+    count = [max(2, int(np.ceil(e / spacing_mm)) + 1) for e in extent]
+    lattice = sitk.Image(count, sitk.sitkUInt8)
+    lattice.SetSpacing([e / (n - 1) for e, n in zip(extent, count, strict=True)])
+    lattice.SetOrigin(reference.GetOrigin())
+    lattice.SetDirection(reference.GetDirection())
+    return lattice

@@ -185,3 +185,62 @@ def test_cancelling_an_iteration_ends_the_registration(demo_pair):
 def test_wrong_options_are_named(blob, options, message):
     with pytest.raises(RegistrationError, match=message):
         LDRCore.register(blob, blob, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": ""}, "model must be a name or a path, got ''"),
+        ({"model": 5}, "model must be a name or a path, got 5"),
+        ({"device": "meta"}, "device must be .*got 'meta'"),
+        ({"device": None}, "device must be a text, got None"),
+        ({"similarity": ["mind"]}, "similarity must be a text, got"),
+    ],
+)
+def test_values_of_other_types_are_named(blob, options, message):
+    with pytest.raises(RegistrationError, match=message):
+        LDRCore.register(blob, blob, **options)
+
+
+def test_thick_slices_stay_whole_at_every_level():
+    fixed = sitk.Resample(
+        ball(26, (0, 0, 0), 1.0), (80, 80, 16), sitk.Transform(), sitk.sitkLinear, (-40.0,) * 3, (1, 1, 5)
+    )
+    moving = ball(25, (2, 1, 0), spacing_mm=1.0)
+    levels = LDRCore.register(
+        fixed, moving, model="none", affine=False, refine_steps=2, refine_spacing="native"
+    ).report["refinement"]
+    assert [level["spacing_mm"][0] for level in levels] == [10.0, 5.0, 5.0, 5.0]
+    assert [level["spacing_mm"][2] for level in levels] == [8.0, 4.0, 2.0, 1.0]
+
+
+def test_a_moving_mask_counts_behind_a_nonlinear_start():
+    """A start of zero displacement changes nothing: what the mask's cut edge may pull is the same."""
+    fixed, moving = ball(26, (0, 0, 0)), ball(26, (0, 0, 0))
+    mask = sitk.Cast(moving > 0, sitk.sitkUInt8)
+    mask[:, :, 20:] = 0
+    zero = sitk.Image((40, 40, 40), sitk.sitkVectorFloat64, 3)
+    zero.CopyInformation(fixed)
+    options = {"model": "none", "affine": False, "moving_mask": mask, "refine": "fast", "similarity": "local-ncc"}
+    lengths = []
+    for initial in ("none", sitk.DisplacementFieldTransform(zero)):
+        field = LDRCore.register(fixed, moving, initial=initial, **options).displacement_field
+        lengths.append(np.linalg.norm(array(field), axis=-1)[array(fixed) > 0].mean())
+    assert lengths[1] == pytest.approx(lengths[0], rel=0.1)
+
+
+def test_a_field_with_a_shift_is_inverted_up_to_the_borders_of_its_image():
+    """Outside of its image a displacement field is zero, which must not reach into it."""
+    z, y, x = np.meshgrid(*[np.arange(40.0)] * 3, indexing="ij", sparse=True)
+    bend = 2 * np.sin(x / 8) * np.cos(y / 9) * np.cos(z / 7)
+    vectors = np.stack([20 + bend, 10 - bend, bend - 15], axis=-1)
+    image = sitk.GetImageFromArray(vectors, isVector=True)
+    image.SetSpacing((2.0, 2.0, 2.0))
+    transform = sitk.DisplacementFieldTransform(sitk.Cast(image, sitk.sitkVectorFloat64))
+    reference = sitk.Image((40, 40, 40), sitk.sitkUInt8)
+    reference.SetSpacing((2.0, 2.0, 2.0))
+    inverse, told = inversion.invert_transform(transform, reference)
+    points = np.random.default_rng(3).uniform(4, 74, (400, 3))
+    back = np.array([inverse.TransformPoint(transform.TransformPoint(p)) for p in points.tolist()])
+    assert np.linalg.norm(back - points, axis=1).max() < 0.2
+    assert told.mean < 0.1
