@@ -38,7 +38,9 @@ SHORT = {
 def blocks(page: str) -> list[list[list[str]]]:
     """The commands of every code block of a page, as words, with the variables that a block sets filled in."""
     listed = []
-    for text in re.findall(r"^```\n(.*?)^```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.M | re.S):
+    whole = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    whole = re.sub(r"^```\w+\n.*?^```\n", "", whole, flags=re.M | re.S)  # blocks of other languages
+    for text in re.findall(r"^```\n(.*?)^```", whole, re.M | re.S):
         for name, quoted, bare in re.findall(r'\b([A-Z])=(?:"([^"]*)"|([^\s;"]+))', text):
             text = re.sub(rf"\${name}\b", quoted or bare, text)
         lines = text.replace("\\\n", " ").splitlines()
