@@ -69,7 +69,7 @@ ELASTIX_BSPLINE = f"""{ELASTIX_COMMON}
 
 
 GREEDY_AFFINE_STEP = "-m NCC 4x4x4 -n 100x50x10 -ia-image-centers -a -dof 12"
-GREEDY_STEPS = {  # windows of 5 voxels and its own smoothing; and the settings that did best on validation pairs
+GREEDY_STEPS = {  # windows of 5 voxels and its own smoothing; and settings tuned on other subjects of IXI
     "greedy": "-m NCC 2x2x2 -n 100x50x10 -wp 0",
     "greedy-tuned": "-m NCC 1x1x1 -n 100x50x10 -s 0.9vox 0.4vox -wp 0",
 }
