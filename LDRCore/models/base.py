@@ -1,8 +1,8 @@
-"""Parts that all networks share: the check of their inputs, the dense network's interface, the flow layer's start."""
+"""Parts that networks share: check of inputs, dense interface, start of the flow layer, way down and up."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -67,3 +67,17 @@ class DenseNetwork(nn.Module):
     def forward(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         """Predict the displacement and up-sample it: (B, 3, D, H, W) in voxels of the input grid."""
         return spatial.upsample(self.predict(moving, fixed), fixed.shape[2:])
+
+
+def encode_and_decode(
+    features: torch.Tensor, encoder: Iterable[nn.Module], decoder: Iterable[nn.Module]
+) -> torch.Tensor:
+    """Run layers down and up again, a ReLU after each; on the way up the features of the same size are concatenated."""
+    skips: list[torch.Tensor] = []
+    for layer in encoder:
+        features = torch.relu(layer(features))
+        skips.append(features)
+    features = skips.pop()
+    for layer in decoder:
+        features = torch.cat((torch.relu(layer(features)), skips.pop()), dim=1)
+    return features

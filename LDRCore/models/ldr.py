@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from LDRCore.models.base import DenseNetwork, check_pair, initialise_flow
+from LDRCore.models.base import DenseNetwork, check_pair, encode_and_decode, initialise_flow
 
 HEADS = ("deconv", "half")
 
@@ -61,12 +61,4 @@ class LDR(DenseNetwork):
     def predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         """See `DenseNetwork.predict`."""
         check_pair(moving, fixed, self.multiple)
-        features = torch.cat((moving, fixed), dim=1)
-        skips: list[torch.Tensor] = []
-        for layer in self.encoder:
-            features = torch.relu(layer(features))
-            skips.append(features)
-        features = skips.pop()
-        for layer in self.decoder:
-            features = torch.cat((torch.relu(layer(features)), skips.pop()), dim=1)
-        return self.flow(features)
+        return self.flow(encode_and_decode(torch.cat((moving, fixed), dim=1), self.encoder, self.decoder))

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from LDRCore.models.base import DenseNetwork, check_pair, initialise_flow
+from LDRCore.models.base import DenseNetwork, check_pair, encode_and_decode, initialise_flow
 from LDRCore.refinement.backend import operations
 
 _SLICES = 16  # whose lengths are computed at once
@@ -67,14 +67,7 @@ class LDRGradient(DenseNetwork):
         """See `DenseNetwork.predict`."""
         check_pair(moving, fixed, self.multiple)
         fine, coarse = forces(moving, fixed, self.window, self.epsilon)
-        features = torch.cat((moving, fixed, fine), dim=1)
-        skips: list[torch.Tensor] = []
-        for layer in self.encoder:
-            features = torch.relu(layer(features))
-            skips.append(features)
-        features = skips.pop()
-        for layer in self.decoder:
-            features = torch.cat((torch.relu(layer(features)), skips.pop()), dim=1)
+        features = encode_and_decode(torch.cat((moving, fixed, fine), dim=1), self.encoder, self.decoder)
         if self.mix is not None:
             features = torch.relu(self.mix(features))
         return add_force(self.flow(features).float(), coarse, self.gain)

@@ -93,7 +93,7 @@ class LinearOutput(DenseOutput):
 
     def summarise_jacobian(self) -> dict[str, Any]:
         """See `Output`."""
-        return geometry.summarise_jacobian([self.jacobian()])
+        return geometry.summarise_jacobian([np.broadcast_to(np.float32(self._determinant), self._shape)])
 
 
 class ComposedOutput:
@@ -111,8 +111,7 @@ class ComposedOutput:
 
     def invert(self) -> sitk.Transform:
         """See `Output`."""
-        inverse, _ = inversion.invert_transform(self.transform, self._fixed)
-        return inverse
+        return inversion.inverse_of(self.transform, self._fixed)
 
     def jacobian(self) -> np.ndarray:
         """See `Output`."""

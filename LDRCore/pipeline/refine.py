@@ -161,7 +161,7 @@ def refine(
             if obstacle:
                 return field, {"refinement": [], "refinement_skipped": obstacle}
             if similarity == "auto":
-                similarity, why = choose_similarity(begin, target)
+                similarity, why = choose_similarity(begin, target, FOREGROUND_LEVEL)
         share = level.settings.iterations / total
         outcome = optimise(
             displacement,

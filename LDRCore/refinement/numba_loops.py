@@ -111,6 +111,29 @@ def _window_factors(warped, fixed, mean_f, var_f, radius, epsilon, out, similari
         similarity[m] = total
 
 
+@inline
+def _keep_sums(factors, k, radius, line, kept):  # type: ignore[no-untyped-def]
+    """Sum slice k of the three factors over windows in its plane; zeros outside of the image."""
+    if k < 0 or k >= factors.shape[1]:
+        kept[:] = 0
+    else:
+        for n in range(3):
+            _box_rows(factors[n, k], radius, line, kept[n])
+
+
+@inline
+def _force_row(w, f, ring, j, scale, force):  # type: ignore[no-untyped-def]
+    """Row j of the gradient by the warped image, from the sums of the slices of a window."""
+    for i in range(len(force)):
+        force[i] = 0
+    for r in range(len(ring)):
+        p, pq, rest = ring[r, 0, j], ring[r, 1, j], ring[r, 2, j]
+        for i in range(len(force)):
+            force[i] += f[i] * p[i] - w[i] * pq[i] + rest[i]
+    for i in range(len(force)):
+        force[i] *= scale
+
+
 @loop
 def _gradient(warped, fixed, factors, weight, radius, out, begin, end):  # type: ignore[no-untyped-def]
     """Gradient of local correlation times that of the warped image, for the slices begin ... end.
@@ -124,25 +147,13 @@ def _gradient(warped, fixed, factors, weight, radius, out, begin, end):  # type:
     ring = np.zeros((count, 3, height, width), np.float32)
     line, force = np.zeros(width + 2 * radius, np.float32), np.empty(width, np.float32)
     for k in range(begin - radius, end + radius):
-        kept = ring[k % count]
-        if k < 0 or k >= depth:
-            kept[:] = 0
-        else:
-            for n in range(3):
-                _box_rows(factors[n, k], radius, line, kept[n])
+        _keep_sums(factors, k, radius, line, ring[k % count])
         m = k - radius
         if m < begin:
             continue
         for j in range(height):
-            w, f = warped[m, j], fixed[m, j]
-            for i in range(width):
-                force[i] = 0
-            for r in range(count):
-                p, pq, rest = ring[r, 0, j], ring[r, 1, j], ring[r, 2, j]
-                for i in range(width):
-                    force[i] += f[i] * p[i] - w[i] * pq[i] + rest[i]
-            for i in range(width):
-                force[i] *= scale
+            w = warped[m, j]
+            _force_row(w, fixed[m, j], ring, j, scale, force)
             if len(weight) > 0:
                 for i in range(width):
                     force[i] *= weight[m, j, i]
@@ -168,30 +179,18 @@ def _gradient(warped, fixed, factors, weight, radius, out, begin, end):  # type:
 @loop
 def _force(warped, fixed, factors, radius, out, begin, end):  # type: ignore[no-untyped-def]
     """Gradient of local correlation by the warped image, for the slices begin ... end."""
-    depth, height, width = warped.shape
+    _, height, width = warped.shape
     count = 2 * radius + 1
     scale = np.float32(2) / np.float32(count * count * count)
     ring = np.zeros((count, 3, height, width), np.float32)
     line = np.zeros(width + 2 * radius, np.float32)
     for k in range(begin - radius, end + radius):
-        kept = ring[k % count]
-        if k < 0 or k >= depth:
-            kept[:] = 0
-        else:
-            for n in range(3):
-                _box_rows(factors[n, k], radius, line, kept[n])
+        _keep_sums(factors, k, radius, line, ring[k % count])
         m = k - radius
         if m < begin:
             continue
         for j in range(height):
-            w, f, force = warped[m, j], fixed[m, j], out[m, j]
-            force[:] = 0
-            for r in range(count):
-                p, pq, rest = ring[r, 0, j], ring[r, 1, j], ring[r, 2, j]
-                for i in range(width):
-                    force[i] += f[i] * p[i] - w[i] * pq[i] + rest[i]
-            for i in range(width):
-                force[i] *= scale
+            _force_row(warped[m, j], fixed[m, j], ring, j, scale, out[m, j])
 
 
 @inline

@@ -90,11 +90,10 @@ class Mind:
 
 
 RELATED = 1.3  # times what chance gives; pairs of T1 heads, one of them remapped in five ways, came to 4 to 7
-_FOREGROUND = 0.15  # of the normalised range
 _WINDOW, _EPSILON = 5, 1e-4
 
 
-def choose_similarity(warped: torch.Tensor, fixed: torch.Tensor) -> tuple[str, str]:
+def choose_similarity(warped: torch.Tensor, fixed: torch.Tensor, foreground: float) -> tuple[str, str]:
     """Choose the similarity that fits two images that are roughly aligned.
 
     Within a small window the intensities of related images are nearly linear in each other, also where a contrast is
@@ -103,6 +102,7 @@ def choose_similarity(warped: torch.Tensor, fixed: torch.Tensor) -> tuple[str, s
 
     Args:
         warped, fixed: (D, H, W) float32, intensities about 0 to 1.
+        foreground: intensity of the fixed image above which it is not air.
 
     Returns:
         ("local-ncc" or "mind", the reason in words).
@@ -111,7 +111,7 @@ def choose_similarity(warped: torch.Tensor, fixed: torch.Tensor) -> tuple[str, s
 
     def mean_correlation(moving: torch.Tensor) -> float:
         similarity, _ = torch_ops.correlation_force(moving, fixed, *statistics, _WINDOW, _EPSILON)
-        common = ((fixed > _FOREGROUND) & (moving > 0)).to(fixed.dtype)
+        common = ((fixed > foreground) & (moving > 0)).to(fixed.dtype)
         whole = torch_ops.window_means(common, _WINDOW) > 1 - 1e-4
         return float(similarity[whole].mean()) if whole.any() else 0.0
 

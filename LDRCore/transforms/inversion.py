@@ -79,13 +79,18 @@ def invert_transform(transform: sitk.Transform, reference: sitk.Image) -> tuple[
     if matrix is not None:
         _check_invertible(matrix)
         return geometry.affine_transform(np.linalg.inv(matrix)), InverseConsistency(0.0, 0.0, 0.0)
+    inverse = inverse_of(transform, reference)
+    points = geometry.points_lps(_lattice(reference, _SPACING_MM)).reshape(-1, 3)
+    return inverse, inverse_consistency(transform, inverse, points)
+
+
+def inverse_of(transform: sitk.Transform, reference: sitk.Image) -> sitk.Transform:
+    """Invert a transform that is not linear, as `invert_transform`, without measuring it."""
     field = _own_field(transform)
     if field is None:
         field = _sampled_field(transform, reference)
     _check_invertible(field.affine_lps)
-    inverse = inverted(field)
-    points = geometry.points_lps(_lattice(reference, _SPACING_MM)).reshape(-1, 3)
-    return inverse, inverse_consistency(transform, inverse, points)
+    return inverted(field)
 
 
 def inverted(field: DenseField) -> sitk.Transform:
