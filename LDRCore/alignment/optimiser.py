@@ -12,7 +12,7 @@ from LDRCore.alignment.objective import Objective
 
 DAMPING = 1e-3  # of the curvature's diagonal, at first; five times less after a step that was a gain
 REFUSED_DAMPING, MOST_DAMPING = 0.1, 100.0  # at least, after a step that was none, and ten times more each time
-LEAST_GAIN = 3e-4  # of the value: where a step promises less than about half of it, there is none
+LEAST_GAIN = 6e-4  # of the value: where a step promises less than about half of it, there is none
 LEAST_CURVATURE = 1e-3  # of the expected one along a step: where less is found, the curvature is kept
 
 

@@ -25,7 +25,8 @@ from LDRCore.transforms.volume import Volume
 COARSE_VOXELS, FINE_VOXELS = 8_000, 48_000  # of a grid over the content: some 8 and 4.5 mm for a head
 COARSE_WINDOW, FINE_WINDOW = 3, 5
 RIGID_STEPS, AFFINE_STEPS = 15, 10
-TRIED_TURNS, TRIED_SHIFTS, FIRST_STEPS, PURSUED = 16, 4, 4, 5  # of a search
+POLISHING_STEPS = 4  # on the coarse grid, which saves as many on the fine one
+TRIED_TURNS, TRIED_SHIFTS, FIRST_STEPS, PURSUED = 16, 4, 6, 6  # of a search
 KEPT = 3  # rigid maps that go on as affine ones
 MARGIN_VOXELS = 2
 CLEAR = 1.4  # times the best of six turned maps: right maps of validation pairs came to 1.42 to 2.0, wrong ones to 1.3
@@ -64,10 +65,11 @@ class Pyramid:
         """Take the pair.
 
         Args:
-            fixed, moving: at a resolution no coarser than that of the fine grid.
+            fixed, moving: at a resolution no coarser than that of the fine grid, see `fine_spacing`.
             box_lps: (2, 3), bounds of the fixed content.
         """
-        self._fixed, self.moving, self._box = fixed, moving, box_lps
+        self._box, spacing = box_lps, fine_spacing(box_lps)
+        self._fixed, self.moving = fixed.averaged(spacing), moving.averaged(spacing)
         self.coarse = self._objective(COARSE_VOXELS, COARSE_WINDOW)
 
     @functools.cached_property
@@ -82,11 +84,21 @@ class Pyramid:
         return extent
 
     def _objective(self, voxels: int, window: int) -> Objective:
-        spacing = (math.prod(np.maximum(self.extent_mm, 1.0)) / voxels) ** (1 / 3)
+        spacing = _spacing(self._box, voxels)
         grid = Grid.around(
             *self._box, spacing_mm=spacing, margin_mm=MARGIN_VOXELS * spacing, multiple=1, max_voxels=8 * voxels
         )
         return Objective(self._fixed.averaged(spacing), self.moving.averaged(spacing), grid, window)
+
+
+def _spacing(box_lps: np.ndarray, voxels: int) -> float:
+    """Return the spacing, mm, at which a box holds so many voxels."""
+    return float((math.prod(np.maximum(box_lps[1] - box_lps[0], 1.0)) / voxels) ** (1 / 3))
+
+
+def fine_spacing(box_lps: np.ndarray) -> float:
+    """Return the spacing of the fine grid, mm, for fixed content within bounds (2, 3)."""
+    return _spacing(box_lps, FINE_VOXELS)
 
 
 @torch.no_grad()
@@ -110,7 +122,7 @@ def align(pyramid: Pyramid, candidates: Sequence[np.ndarray], kind: str, *, wide
     searched = False
     if wide:
         agreed = len(found) > 1 and found[1][1] > (1 - AGREE) * found[0][1]
-        searched = not agreed or is_doubtful(coarse, found[0][0])
+        searched = not agreed or is_doubtful(coarse, *found[0])
         if searched:
             found = _sorted(found + search(pyramid, centre))
     if kind == "rigid":
@@ -128,16 +140,20 @@ def polish(pyramid: Pyramid, candidates: Sequence[np.ndarray], kind: str, *, wid
     """
     if kind == "rigid":
         candidates = [starts.nearest_rigid(c, pyramid.coarse.centre_lps) for c in candidates]
-    values = [pyramid.coarse.value(c) for c in candidates]
+    values = pyramid.coarse.values(candidates)
     best = candidates[int(np.argmax(values))]
-    if is_doubtful(pyramid.coarse, best):
+    if is_doubtful(pyramid.coarse, best, max(values)):
         return align(pyramid, candidates, kind, wide=wide)
-    return _finest(pyramid, [best], kind, False)
+    near, _ = optimise(pyramid.coarse, best, kind, POLISHING_STEPS)
+    affine, value = optimise(pyramid.fine, near, kind, AFFINE_STEPS)
+    if pyramid.fine.value(best) > value:
+        affine, value = optimise(pyramid.fine, best, kind, AFFINE_STEPS)
+    return Alignment(affine, value)
 
 
 def _finest(pyramid: Pyramid, candidates: Sequence[np.ndarray], kind: str, searched: bool) -> Alignment:
     """Improve the best of some maps on the fine grid."""
-    values = [pyramid.fine.value(c) for c in candidates] if len(candidates) > 1 else [0.0]
+    values = pyramid.fine.values(candidates) if len(candidates) > 1 else [0.0]
     affine, value = optimise(pyramid.fine, candidates[int(np.argmax(values))], kind, AFFINE_STEPS)
     return Alignment(affine, value, searched)
 
@@ -158,14 +174,14 @@ def search(pyramid: Pyramid, moving_centre_lps: np.ndarray) -> list[tuple[np.nda
     shifted = [starts.about(np.eye(3), coarse.centre_lps, centre + s) for s in starts.shifts(pyramid.extent_mm)]
     best = []
     for maps, count in ((turned, TRIED_TURNS), (shifted, TRIED_SHIFTS)):
-        values = [coarse.value(m) for m in maps]
+        values = coarse.values(maps)
         best += [maps[k] for k in np.argsort(values)[::-1][:count]]
     found = _sorted([optimise(coarse, m, "rigid", FIRST_STEPS) for m in best])
     return [optimise(coarse, m, "rigid", RIGID_STEPS) for m, _ in found[:PURSUED]]
 
 
-def is_doubtful(objective: Objective, affine_lps: np.ndarray) -> bool:
-    """Return whether a map looks wrong.
+def is_doubtful(objective: Objective, affine_lps: np.ndarray, value: float) -> bool:
+    """Return whether a map of that value looks wrong.
 
     It does if it leaves much of the fixed content without a counterpart, stretches one direction much more than
     another, or is hardly better than the same map after half and quarter turns about the content's centre.
@@ -174,8 +190,8 @@ def is_doubtful(objective: Objective, affine_lps: np.ndarray) -> bool:
     if stretches[0] > UNEVEN * stretches[-1] or objective.overlap(affine_lps) < ENOUGH_OVERLAP:
         return True
     centre = objective.centre_lps
-    turned = [objective.value(affine_lps @ starts.about(turn, centre, centre)) for turn in _TURNED]
-    return not objective.value(affine_lps) > CLEAR * max(turned)
+    turned = objective.values([affine_lps @ starts.about(turn, centre, centre) for turn in _TURNED])
+    return not value > CLEAR * max(turned)
 
 
 def _sorted(found: list[tuple[np.ndarray, float]]) -> list[tuple[np.ndarray, float]]:

@@ -6,6 +6,8 @@ aligned by the passes before it. Torch, no files.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 
@@ -22,6 +24,7 @@ from LDRCore.pipeline.options import Options
 from LDRCore.pipeline.preprocess import PreparedImage
 
 WITHIN = 0.2  # of the best start's correlation; of 32 validation pairs the later winner was at most .045 behind
+NEAR_MM = 12.0  # a pass whose step moves no corner of the content further is the last: what is left is to be polished
 
 
 def centring_candidates(fixed: PreparedImage, moving: PreparedImage) -> list[np.ndarray]:
@@ -73,7 +76,9 @@ def estimate_affine(
     """
     masks = (None, None) if fixed.mask and moving.mask else (fixed.mask, moving.mask)
     # the edge of one mask alone is no anatomy, but those of two masks correspond
-    pyramid = search.Pyramid(Side(fixed.fine, masks[0]), Side(moving.fine, masks[1]), fixed.box_lps)
+    spacing = search.fine_spacing(fixed.box_lps)
+    fixed_side, moving_side = Side(fixed.copy_for(spacing), masks[0]), Side(moving.copy_for(spacing), masks[1])
+    pyramid = search.Pyramid(fixed_side, moving_side, fixed.box_lps)
     if model.stem is None:
         return search.align(pyramid, candidates, kind, wide=wide)
     predicted = predict_affine(model, fixed, moving, candidates)
@@ -105,7 +110,8 @@ def predict_affine(
     grid = Grid.centred(fixed.centroid_lps.tolist(), spacing, shape)
     fixed_image = fixed.coarse.on(grid)
     totals = list(candidates)
-    best, best_score = candidates[0], -np.inf
+    corners = np.array(list(itertools.product(*fixed.box_lps.T, [1.0]))).T
+    best, best_score, furthest = candidates[0], -np.inf, np.inf
     passes = 0 if model.stem is None else settings["stem_passes"]
     for done in range(passes + 1):
         moved = torch.cat([moving.coarse.on(grid, t) for t in totals])
@@ -113,13 +119,15 @@ def predict_affine(
         leader = int(scores.argmax())
         if float(scores[leader]) > best_score:
             best, best_score = totals[leader], float(scores[leader])
-        if model.stem is None or done == passes:
+        if model.stem is None or done == passes or furthest < NEAR_MM:
             break
         # the first pass takes every start that may still win, later ones the best
         kept = [leader] if done else (scores > scores[leader] - WITHIN).nonzero()[:, 0].tolist()
         totals, moved = [totals[k] for k in kept], moved[kept]
         matrix, translation = model.stem.predict(moved, fixed_image.expand_as(moved))
+        furthest = 0.0
         for k in range(len(totals)):
             step = geometry.tensor_affine_to_lps(matrix[k].cpu().numpy(), translation[k].cpu().numpy(), grid)
             totals[k] = totals[k] @ step
+            furthest = max(furthest, float(np.linalg.norm((step - np.eye(4)) @ corners, axis=0).max()))
     return best

@@ -77,6 +77,10 @@ class PreparedImage:
     box_lps: np.ndarray
     mask: Volume | None = None
 
+    def copy_for(self, spacing_mm: float) -> Volume:
+        """Return the coarse copy where it is hardly coarser than `spacing_mm`, else the fine one."""
+        return self.coarse if max(self.coarse.spacing_mm) <= 1.15 * spacing_mm else self.fine
+
 
 def to_tensor(image: sitk.Image, device: torch.device | str = "cpu") -> torch.Tensor:
     """Copy a SimpleITK image to a tensor (1, 1, D, H, W), float32."""

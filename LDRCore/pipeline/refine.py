@@ -230,7 +230,7 @@ def refinement_grid(fixed: PreparedImage, max_voxels: int) -> Grid:
         if math.prod(count) <= max_voxels:
             break
         spacing = spacing * 2
-    index = np.linalg.inv(volume.to_lps) @ np.append(low, 1)
+    index = volume.from_lps @ np.append(low, 1)
     x, y, z = (volume.to_lps @ np.round(index))[:3].tolist()
     d, h, w = count
     a, b, c = spacing.tolist()
@@ -285,7 +285,7 @@ def _on_level(volume: Volume, finest: Grid, blocks: Blocks) -> torch.Tensor:
 
 def _warper(volume: Volume, grid: Grid, affine_lps: np.ndarray) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return what samples the moving image once at A (x + u(x)), for u in voxels of the grid."""
-    moving_from_grid = np.linalg.inv(volume.to_lps) @ affine_lps @ grid.to_lps
+    moving_from_grid = volume.from_lps @ affine_lps @ grid.to_lps
 
     def warp(u: torch.Tensor) -> torch.Tensor:
         displacement = multiply(moving_from_grid[:3, :3], u)

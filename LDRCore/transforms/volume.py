@@ -34,6 +34,12 @@ class Volume:
         return np.linalg.norm(self.to_lps[:3, :3], axis=0)
 
     @functools.cached_property
+    def from_lps(self) -> np.ndarray:
+        """4x4, LPS mm -> tensor index (k, j, i)."""
+        inverse: np.ndarray = np.linalg.inv(self.to_lps)
+        return inverse
+
+    @functools.cached_property
     def minimum(self) -> float:
         """The smallest value, or `lowest`."""
         return float(self.data.min()) if self.lowest is None else self.lowest
@@ -66,7 +72,7 @@ class Volume:
             (1, 1, *grid.shape), 0 outside the image.
         """
         lps_from_grid = grid.to_lps if transform_lps is None else transform_lps @ grid.to_lps
-        index_from_grid = np.linalg.inv(self.to_lps) @ lps_from_grid
+        index_from_grid = self.from_lps @ lps_from_grid
         content = self.content if self.minimum == 0 else None
         return sampling.on_lattice(self.data[0, 0], grid.shape, index_from_grid, content=content)[None, None]
 

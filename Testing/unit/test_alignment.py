@@ -11,7 +11,7 @@ import torch
 
 from LDRCore.alignment import search, starts
 from LDRCore.alignment.extent import Extent
-from LDRCore.alignment.objective import Objective, Side, penalty
+from LDRCore.alignment.objective import Objective, Side, penalty, penalty_derivatives
 from LDRCore.alignment.optimiser import optimise, rotation_matrix, step_lps
 from LDRCore.geometry import Grid
 from LDRCore.pipeline.preprocess import PreparedImage, prepare
@@ -129,7 +129,7 @@ def test_a_right_start_stays_right(cut, moving):
         for stage in (search.align, search.polish):
             result = stage(pyramid(*images), [truth], "affine", wide=wide)
             assert error_mm(result.affine_lps, truth, above=known_map.CENTRE[2]) < NEAR_MM
-            assert result.value >= pyramid(*images).fine.value(truth)
+            assert result.value >= pyramid(*images).fine.value(truth) - 1e-5  # sums are rounded
 
 
 def test_images_without_anything_in_common_keep_the_start():
@@ -203,15 +203,15 @@ def test_steps_of_six_and_of_twelve_parameters_agree_to_first_order():
 
 def test_the_penalty_by_hand_and_by_differences():
     """A stretch by 2 along x: C = 4, strain (4 - 1/4) / 4 = 15/16; a rotation costs nothing."""
-    assert penalty(np.diag([2.0, 1, 1, 1]))[0] == pytest.approx(0.02 * (15 / 16) ** 2)
-    assert penalty(affine_lps(FAR))[0] == pytest.approx(0, abs=1e-12)
+    assert penalty(np.diag([2.0, 1, 1, 1])) == pytest.approx(0.02 * (15 / 16) ** 2)
+    assert penalty(affine_lps(FAR)) == pytest.approx(0, abs=1e-12)
     here = known_map.AFFINE_LPS.copy()
-    _, gradient, hessian = penalty(here)
+    gradient, hessian = penalty_derivatives(here)
 
     def value(step: np.ndarray) -> float:
         moved = here.copy()
         moved[:3, :3] = here[:3, :3] @ (np.eye(3) + step.reshape(3, 3))
-        return penalty(moved)[0]
+        return penalty(moved)
 
     numeric = [(value(1e-5 * e) - value(-1e-5 * e)) / 2e-5 for e in np.eye(9)]
     assert np.allclose(gradient, numeric, atol=1e-8)
@@ -263,17 +263,21 @@ def test_the_optimiser_never_returns_less_than_it_was_given():
             assert value == pytest.approx(objective.value(result), abs=1e-6)
 
 
+def doubtful(objective: Objective, affine: np.ndarray) -> bool:
+    return search.is_doubtful(objective, affine, objective.value(affine))
+
+
 def test_what_makes_a_map_doubtful(moving, monkeypatch):
     """This head is nearly an ellipsoid: turned about its centre it agrees rather well."""
     monkeypatch.setattr(search, "CLEAR", 1.15)
     truth = affine_lps(np.eye(3))
     fixed = prepared(fixed_of(truth))
     whole, half = pyramid(fixed, prepared(moving)), pyramid(fixed, prepared(halved(moving, known_map.MOVING)))
-    assert not search.is_doubtful(whole.coarse, truth)
-    assert search.is_doubtful(whole.coarse, affine_lps(FAR))
+    assert not doubtful(whole.coarse, truth)
+    assert doubtful(whole.coarse, affine_lps(FAR))
     assert whole.coarse.overlap(truth) == 1
     assert 0.3 < half.coarse.overlap(truth) < 0.6
-    assert search.is_doubtful(half.coarse, truth)
+    assert doubtful(half.coarse, truth)
     monkeypatch.setattr(search, "CLEAR", 0.0)
-    assert search.is_doubtful(whole.coarse, affine_lps(np.diag([1.0, 1.0, 0.7])))
-    assert not search.is_doubtful(whole.coarse, affine_lps(0.7 * np.eye(3)))  # a child's head
+    assert doubtful(whole.coarse, affine_lps(np.diag([1.0, 1.0, 0.7])))
+    assert not doubtful(whole.coarse, affine_lps(0.7 * np.eye(3)))  # a child's head
