@@ -16,11 +16,12 @@ from LDRCore import __version__, sampling
 from LDRCore.geometry import Grid
 from LDRCore.io import images
 from LDRCore.losses import correlation_coefficient
+from LDRCore.pipeline import evidence, verdict
 from LDRCore.pipeline.inputs import Inputs, Pair
 from LDRCore.pipeline.model import Model
 from LDRCore.pipeline.options import Options
 from LDRCore.pipeline.output import Output
-from LDRCore.pipeline.preprocess import foreground_index
+from LDRCore.pipeline.preprocess import PreparedImage, foreground_index
 from LDRCore.transforms import inversion, spatial
 from LDRCore.transforms.field import DenseField
 
@@ -80,7 +81,11 @@ def measure(pair: Pair, field: DenseField, start: np.ndarray, grid: Grid) -> dic
         start: 4x4, the initial map that is preferred.
         grid: on which the similarity is measured.
     """
-    return {"similarity": similarity(pair, field, start, grid), "dense_displacement_mm": lengths(field)}
+    return {
+        "similarity": similarity(pair, field, start, grid),
+        "dense_displacement_mm": lengths(field),
+        "evidence": evidence.measure(pair, field),
+    }
 
 
 def similarity(pair: Pair, field: DenseField, start: np.ndarray, grid: Grid) -> dict[str, float]:
@@ -113,32 +118,31 @@ def inverse_consistency(output: Output, inverse: sitk.Transform, pair: Pair) -> 
     return dataclasses.asdict(inversion.inverse_consistency(output.transform, inverse, points))
 
 
-def warnings(card: dict[str, Any], pair: Pair, measures: dict[str, Any]) -> list[str]:
-    """Return what a careful reader would want to be told about this pair and this model, a sentence each."""
-    similarity = measures["similarity"]
+def unlike(card: dict[str, Any], pair: Pair) -> list[str]:
+    """Return a sentence for each image that is unlike those that a model was made for."""
+    made_for = card.get("made_for", "other images")
+    return [
+        f"the {name} image looks like CT (air as in Hounsfield units), "
+        f"but the model {card['name']} was made for {made_for}"
+        for name, image in (("fixed", pair.fixed), ("moving", pair.moving))
+        if card.get("expects_nonnegative") and image.intensities.hounsfield
+    ]
+
+
+def warnings(measures: dict[str, Any]) -> list[str]:
+    """Return what a careful reader would want to be told beside the verdict, a sentence each."""
     found = []
     if "refinement_skipped" in measures:
         found.append(f"instance optimisation was skipped: {measures['refinement_skipped']}")
     if "refinement_coarser" in measures:
         found.append(measures["refinement_coarser"])
-    made_for = card.get("made_for", "other images")
-    for name, image in (("fixed", pair.fixed), ("moving", pair.moving)):
-        if card.get("expects_nonnegative") and image.low < -200:
-            found.append(
-                f"the {name} image looks like CT (background {image.low:.0f}, as in Hounsfield units), "
-                f"but the model {card['name']} was made for {made_for}"
-            )
-    if similarity["after"] < max(similarity["initial"], similarity["before"]):
-        found.append(
-            f"the images correlate less after registration ({similarity['after']:.3f}) than before "
-            f"({max(similarity['initial'], similarity['before']):.3f}): look at the result before you use it"
-        )
-    elif similarity["after"] < 0.5:
-        found.append(
-            f"the images correlate only {similarity['after']:.3f} after registration: look at the result before you "
-            "use it"
-        )
     return found
+
+
+def _intensities(image: PreparedImage) -> dict[str, str]:
+    """What is out of the ordinary about an image's values, where something is."""
+    described = image.intensities.describe()
+    return {"intensities": described} if described else {}
 
 
 def build(
@@ -150,7 +154,8 @@ def build(
     measures: dict[str, Any],
     clock: Clock,
 ) -> dict[str, Any]:
-    """Put the report together: options, images, measures, warnings, versions and, last, seconds."""
+    """Put the report together: options, images, measures, verdict, warnings, versions and, last, seconds."""
+    odd = unlike(model.card, pair)
     facts = {
         "kind": options.kind,
         "model": model.name,
@@ -162,15 +167,16 @@ def build(
         "refine_similarity": options.similarity,
         "initial": options.initial if isinstance(options.initial, str) else "transform",
         "masks": {"fixed": inputs.fixed_mask is not None, "moving": inputs.moving_mask is not None},
-        "fixed": images.describe(inputs.fixed),
-        "moving": images.describe(inputs.moving),
+        "fixed": images.describe(inputs.fixed) | _intensities(pair.fixed),
+        "moving": images.describe(inputs.moving) | _intensities(pair.moving),
         **measures,
         "affine_matrix_lps": np.round(field.affine_lps, 6).tolist(),
         "field_grid": {
             "shape": list(field.grid.shape),
             "spacing_mm": [round(s, 4) for s in field.grid.spacing_mm],
         },
-        "warnings": warnings(model.card, pair, measures),
+        "verdict": verdict.judge(measures["evidence"], networks=options.cascades > 0, unlike=odd),
+        "warnings": odd + warnings(measures),
         "device": options.device,
         "threads": torch.get_num_threads(),
         "compiled_sampling": sampling.backend_name() == "numba",

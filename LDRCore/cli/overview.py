@@ -20,6 +20,7 @@ _MAX_EDGE = 256  # voxels along a side of the picture's grid
 _COARSE_MM, _COARSE_EDGE = 4.0, 96  # spacing of the grid for windows and centres; voxels along a side, at most
 _GRID_MM = 8.0
 _CHECKER_MM = 24.0
+_COLOURS = {"trust": "#7bd88f", "look": "#ffb454", "failed": "#ff6b6b"}  # of the verdict
 
 
 class _Row(NamedTuple):
@@ -43,7 +44,12 @@ class _Row(NamedTuple):
 
 
 def write_overview(
-    path: Path, fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform, title: str = ""
+    path: Path,
+    fixed: sitk.Image,
+    moving: sitk.Image,
+    transform: sitk.Transform,
+    title: str = "",
+    verdict: dict[str, Any] | None = None,
 ) -> None:
     """Draw fixed, moving, warped, both overlays, a checkerboard, the grid and the Jacobian in three planes.
 
@@ -56,6 +62,7 @@ def write_overview(
         fixed, moving: scalar images.
         transform: fixed -> moving.
         title: one line above the picture.
+        verdict: of the report; the line below the title.
     """
     overall = _patient_aligned(fixed)
     extent_mm = max(overall.GetSize()) * overall.GetSpacing()[0]
@@ -91,10 +98,17 @@ def write_overview(
                 normal=normal,
             )
         )
-    _draw(path, rows, overall.GetSpacing()[0], title)
+    _draw(path, rows, overall.GetSpacing()[0], title, verdict)
 
 
-def _draw(path: Path, rows: list[_Row], spacing_mm: float, title: str) -> None:
+def describe_verdict(verdict: dict[str, Any]) -> str:
+    """Say a verdict and its first reason in one line."""
+    reasons = verdict["reasons"]
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    return verdict["verdict"] + (f": {reasons[0]}{more}" if reasons else "")
+
+
+def _draw(path: Path, rows: list[_Row], spacing_mm: float, title: str, verdict: dict[str, Any] | None) -> None:
     """Draw all panels on one pair of axes, in voxels: 24 axes of their own take longer to make than all the rest."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -139,7 +153,10 @@ def _draw(path: Path, rows: list[_Row], spacing_mm: float, title: str) -> None:
     colour_bar.set_label("Jacobian determinant (1 = volume kept)", color="white")
     colour_bar.ax.tick_params(colors="white")
     if title:
-        figure.suptitle(title, color="white", fontsize=12, y=1 - 0.1 / size[1], va="top")
+        figure.suptitle(title, color="white", fontsize=12, y=1 - 0.06 / size[1], va="top")
+    if verdict:
+        colour, line = _COLOURS[verdict["verdict"]], describe_verdict(verdict)
+        figure.text(0.5, 1 - 0.27 / size[1], line, color=colour, fontsize=12, ha="center", va="top")
     figure.savefig(path, dpi=80, facecolor="black", format="png", pil_kwargs={"compress_level": 3})
 
 

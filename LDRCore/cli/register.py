@@ -67,7 +67,8 @@ def register_and_save(
         from LDRCore.cli.overview import write_overview
 
         try:
-            write_overview(folder / "overview.png", fixed_image, moving_image, result.transform, title)
+            picture, verdict = folder / "overview.png", result.facts["verdict"]
+            write_overview(picture, fixed_image, moving_image, result.transform, title, verdict)
         except Exception as error:  # a picture never costs the result
             (folder / "overview.png").unlink(missing_ok=True)
             result.report["warnings"].append(f"overview.png could not be drawn ({type(error).__name__}: {error})")
@@ -95,9 +96,11 @@ def refinement_keywords(refine: str) -> dict[str, Any]:
 
 
 def describe_report(report: dict[str, Any], files: list[str]) -> str:
-    """Describe a registration for a person: model, similarity, regularity, times, warnings, files."""
+    """Describe a registration for a person: verdict, model, similarity, regularity, times, warnings, files."""
     similarity, times, determinant = report["similarity"], report["times_s"], report["jacobian_determinant"]
+    verdict = report["verdict"]
     lines = [
+        f"verdict      {verdict['verdict']}" + "".join(f"\n             - {reason}" for reason in verdict["reasons"]),
         f"model        {report['model']}, {report['kind']}, {report['cascades']} cascade(s), {report['device']}, "
         f"{report['threads']} thread(s)",
         f"correlation  {similarity['before']:.3f} as scanned, {similarity['initial']:.3f} centred, "
@@ -106,7 +109,12 @@ def describe_report(report: dict[str, Any], files: list[str]) -> str:
         f"folding {100 * report['folding_fraction']:.3f} % of the fixed image's voxels",
         *_describe_extras(report),
         "seconds      " + ", ".join(f"{name} {value:.2f}" for name, value in times.items()),
-        *[f"placement    {side} image: {report[side]['placement']}" for side in SIDES if "placement" in report[side]],
+        *[
+            f"{key:<13}{side} image: {report[side][key]}"
+            for key in ("placement", "intensities")
+            for side in SIDES
+            if key in report[side]
+        ],
         *[f"warning      {text}" for text in report["warnings"]],
         "written      " + f"{Path(files[0]).parent}: " + ", ".join(Path(file).name for file in files),
     ]

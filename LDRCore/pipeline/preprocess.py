@@ -1,7 +1,6 @@
 """Turns a scan of any scanner and any grid into what a network sees, with the geometry kept exactly.
 
-Intensities: a robust range is mapped to 0..1. Training and inference use the same functions. Statistics
-come from a regular subsample: a percentile over every voxel of a large scan costs more than the registration itself.
+Intensities: a robust range is mapped to 0..1, see `intensities`. Training and inference use the same functions.
 """
 
 from __future__ import annotations
@@ -13,33 +12,15 @@ import SimpleITK as sitk
 import torch
 
 from LDRCore import geometry
+from LDRCore.pipeline import intensities
+from LDRCore.pipeline.intensities import FOREGROUND_LEVEL
 from LDRCore.transforms.volume import Volume
-
-_SAMPLE_VOXELS = 100_000
-FOREGROUND_LEVEL = 0.15  # of the normalised range; below it lies air or a removed background
 
 
 def intensity_range(volume: torch.Tensor) -> tuple[float, float]:
-    """Measure background level and upper level of a scan, insensitive to a few extreme voxels.
-
-    Args:
-        volume: any shape, any numeric type.
-
-    Returns:
-        (low, high): the 1st percentile of all voxels, and the 99th percentile of those above 10 % of the way from
-        there to the 99.9th (so that the amount of empty background does not matter).
-    """
-    flat = volume.reshape(-1)
-    stride = max(1, flat.numel() // _SAMPLE_VOXELS) | 1  # odd: never in step with a power-of-two row length
-    values = flat[::stride].float().cpu().numpy()
-    low, top = np.percentile(values, (1.0, 99.9))
-    if top <= low:
-        low, top = float(values.min()), float(values.max())
-    foreground = values[values > low + 0.1 * (top - low)]
-    high = float(np.percentile(foreground, 99.0)) if foreground.size else float(top)
-    if high <= low:  # nearly binary content: fall back to the extremes
-        low, high = float(volume.min()), float(volume.max())
-    return float(low), high
+    """Return background level and upper level of a scan, see `intensities.measure`."""
+    measured = intensities.measure(volume)
+    return measured.low, measured.high
 
 
 def normalise(volume: torch.Tensor, low: float, high: float) -> torch.Tensor:
@@ -62,7 +43,7 @@ class PreparedImage:
     Attributes:
         native: original intensities at full resolution (masked-out voxels untouched).
         fine, coarse: normalised 0..1, masked, averaged to about the two working spacings.
-        low, high: the intensity range that became 0..1.
+        intensities: what the values mean, and the range that became 0..1.
         centroid_lps: centre of the foreground, mm.
         box_lps: (2, 3) lower and upper bound of the foreground, mm.
         mask: 1 inside, 0 outside, at about the resolution of `fine`; None without a mask.
@@ -71,8 +52,7 @@ class PreparedImage:
     native: Volume
     fine: Volume
     coarse: Volume
-    low: float
-    high: float
+    intensities: intensities.Intensities
     centroid_lps: np.ndarray
     box_lps: np.ndarray
     mask: Volume | None = None
@@ -111,10 +91,10 @@ def prepare(
         inside = torch.from_numpy(mask).to(device)[None, None]
         masked = torch.where(inside, masked, masked[inside].min())
         allowed = Volume(inside.to(torch.float32), native.to_lps).averaged(fine_mm)
-    low, high = intensity_range(masked)
-    fine = Volume(masked, native.to_lps).averaged(fine_mm)
-    fine = Volume(normalise(fine.data, low, high), fine.to_lps, lowest=0.0)
+    measured = intensities.measure(masked)
+    fine = Volume(measured.cleaned(masked), native.to_lps).averaged(fine_mm)
+    fine = Volume(normalise(fine.data, measured.low, measured.high), fine.to_lps, lowest=0.0)
     coarse = fine.averaged(coarse_mm)
     points = foreground_index(coarse.data[0, 0]) @ coarse.to_lps[:3, :3].T + coarse.to_lps[:3, 3]
     box = np.percentile(points[:: max(1, len(points) // 50_000)], (0.2, 99.8), axis=0)
-    return PreparedImage(native, fine, coarse, low, high, points.mean(axis=0), box, allowed)
+    return PreparedImage(native, fine, coarse, measured, points.mean(axis=0), box, allowed)

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from LDRCore import sampling
 from LDRCore.geometry import Grid
 from LDRCore.pipeline.inputs import Inputs, Pair, prepare_pair
+from LDRCore.pipeline.intensities import FOREGROUND_LEVEL
 from LDRCore.pipeline.options import Options
-from LDRCore.pipeline.preprocess import FOREGROUND_LEVEL, PreparedImage
+from LDRCore.pipeline.preprocess import PreparedImage
 from LDRCore.refinement.optimiser import Settings, optimise
 from LDRCore.refinement.similarity import LocalCorrelation, Mind, Similarity, Warp, choose_similarity
 from LDRCore.transforms.field import DenseField, fade_out, multiply

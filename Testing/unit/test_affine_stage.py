@@ -13,6 +13,7 @@ from LDRCore.alignment import starts
 from LDRCore.geometry import Grid
 from LDRCore.pipeline import affine
 from LDRCore.pipeline.affine import predict_affine
+from LDRCore.pipeline.intensities import Intensities
 from LDRCore.pipeline.preprocess import PreparedImage, prepare
 from LDRCore.transforms.volume import Volume
 from Testing import known_map
@@ -64,7 +65,7 @@ def prepared(target_from_image: np.ndarray) -> PreparedImage:
     points = geometry.points_lps(grid.reference_image()) @ target_from_image[:3, :3].T + target_from_image[:3, 3]
     volume = Volume(torch.from_numpy(head(points)).float()[None, None], grid.to_lps)
     box = np.stack([CENTRE - 50, CENTRE + 50])
-    return PreparedImage(volume, volume, volume, 0.0, 1.0, CENTRE, box)
+    return PreparedImage(volume, volume, volume, Intensities(0.0, 1.0), CENTRE, box)
 
 
 def test_later_steps_are_applied_to_fixed_points_first():
