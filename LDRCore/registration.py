@@ -34,7 +34,7 @@ def register(
     initial: str | TransformLike | None = None,
     fixed_mask: ImageLike | None = None,
     moving_mask: ImageLike | None = None,
-    refine: str = "none",
+    refine: str | None = None,
     refine_steps: int = 0,
     refine_spacing: str = "working",
     similarity: str = "auto",
@@ -52,15 +52,17 @@ def register(
             voxel -> RAS mm).
         kind: "deformable", "affine" (12 parameters) or "rigid" (rotation and translation, 6 parameters). The last two
             run no dense networks and refuse `refine`.
-        model: a name of `list_models()`, a path to a .pt file with its card, or "none": no network, for anatomy that no
-            model knows; images are aligned from several starts then, and refined where that was asked for.
+        model: a name of `list_models()`, a path to a .pt file with its card, "none": no network, for anatomy that no
+            model knows: images are aligned from several starts and refined; or "any": the same, with the networks of
+            the model that the images fit between the two, if there is one. The report says which and why.
         cascades: number of dense cascades, 0 (the affine stem alone) to the model's maximum; None for all.
         affine: align the images by an affine (or rigid) map first.
         initial: "center" (also None: bring the contents' centres together), "none" (trust the scanner coordinates),
             or a transform fixed -> moving: SimpleITK's, a path, or a list of these in ANTs' order.
         fixed_mask, moving_mask: image > 0 inside, on the grid of its image; what lies outside cannot drive the
             result. The warped image is not masked.
-        refine: instance optimisation after the networks: "none", "fast", or "best" (see `pipeline.refine`).
+        refine: instance optimisation after the networks: "none", "fast", or "best" (see `pipeline.refine`). None is
+            "none", for the models "any" and "none" it is "fast".
         refine_steps: iterations of instance optimisation at each of two resolutions, instead of those of `refine`; 0
             for what `refine` says.
         refine_spacing: voxels that the optimisation ends at: "working" (those of the model's working grid, about 2 mm),
@@ -85,14 +87,16 @@ def register(
     from LDRCore.pipeline import affine as affine_stage
     from LDRCore.pipeline import dense as dense_stage
     from LDRCore.pipeline import refine as refine_stage
+    from LDRCore.pipeline.choice import choose_networks
     from LDRCore.pipeline.inputs import prepare_pair, read_inputs
     from LDRCore.pipeline.model import load_model
-    from LDRCore.pipeline.options import Options, every_cascade, resolve_initial
+    from LDRCore.pipeline.options import Options, every_cascade, resolve_initial, resolve_refine
     from LDRCore.pipeline.output import ComposedOutput, DenseOutput, LinearOutput, Output
     from LDRCore.torch_context import own_torch_context
 
     initial = resolve_initial(initial)
     cascades = every_cascade(model, kind) if cascades is None else cascades
+    refine = resolve_refine(refine, model, kind, refine_steps)
     options = Options(
         model, cascades, affine, initial, inverse, device, refine, refine_steps, refine_spacing, similarity, kind
     )
@@ -112,8 +116,12 @@ def register(
         starts = [start] if start is not None else affine_stage.centring_candidates(pair.fixed, pair.moving)
         alignment = affine_stage.run(loaded, pair, starts, options)
 
-        clock.start("dense", 0.45, f"{cascades} cascade{'' if cascades == 1 else 's'}")
-        field = dense_stage.estimate_dense(loaded, pair.fixed, pair.moving, alignment.affine_lps, cascades)
+        clock.start("dense", 0.45, "deforming by the networks")
+        choice = choose_networks(loaded, pair, alignment.affine_lps, options)
+        options = choice.options
+        field = dense_stage.estimate_dense(
+            choice.model, pair.fixed, pair.moving, alignment.affine_lps, options.cascades
+        )
 
         refinement: dict[str, Any] = {}
         grid = field.content_grid
@@ -134,7 +142,7 @@ def register(
         warped = output.warp(clock.within(0.7, 0.85, "warping the moving image"))
 
         clock.start("report", 0.85, "measuring")
-        measures = alignment.facts() | refinement | report.measure(pair, field, starts[0], grid)
+        measures = alignment.facts() | choice.facts | refinement | report.measure(pair, field, starts[0], grid)
         inverse_transform: sitk.Transform | None = None
         if inverse:
             clock.start("invert", 0.9, "inverting")

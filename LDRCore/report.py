@@ -132,6 +132,8 @@ def unlike(card: dict[str, Any], pair: Pair) -> list[str]:
 def warnings(measures: dict[str, Any]) -> list[str]:
     """Return what a careful reader would want to be told beside the verdict, a sentence each."""
     found = []
+    if "networks_left_out" in measures:
+        found.append(f"no network was run: {measures['networks_left_out']}")
     if "refinement_skipped" in measures:
         found.append(f"instance optimisation was skipped: {measures['refinement_skipped']}")
     if "refinement_coarser" in measures:

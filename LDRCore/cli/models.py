@@ -15,11 +15,11 @@ def run(options: argparse.Namespace) -> CommandOutput:
     if options.name:
         card = weights.model_info(options.name)
         return CommandOutput(card, describe_card(card))
-    cards = [weights.model_info(name) for name in weights.list_models()]
+    cards = [weights.model_info(name) for name in weights.model_titles()]
     costs = count_costs()
     lines = ["models"]
     for card in cards:
-        lines.append(f"  {card['name']:<18} 1 to {card['architecture']['cascades']} cascades  {card['summary']}")
+        lines.append(f"  {card['name']:<18} {_cascades(card):<15}  {card['title']}: {card['summary']}")
     lines += ["networks (one, at 128 x 128 x 128)", f"  {'name':<18} {'parameters':>12} {'multiply-adds':>14}"]
     for name, cost in costs.items():
         lines.append(f"  {name:<18} {cost.parameters:>12,} {cost.multiply_adds / 1e9:>12.2f} G")
@@ -28,6 +28,11 @@ def run(options: argparse.Namespace) -> CommandOutput:
         for name, cost in costs.items()
     }
     return CommandOutput({"models": cards, "networks": networks}, "\n".join(lines))
+
+
+def _cascades(card: dict[str, Any]) -> str:
+    most = card["architecture"]["cascades"]
+    return f"{'0' if 'weights' not in card else '1'} to {most} cascades" if most else "no network"
 
 
 def count_costs() -> dict[str, Cost]:

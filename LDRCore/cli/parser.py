@@ -156,13 +156,14 @@ def _add_model_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model",
         default="brain-t1-small",
-        help="a name from `ldr models`, a .pt file, or none: no network, for any anatomy (default brain-t1-small)",
+        help="a name from `ldr models`, a .pt file, none: no network, for any anatomy, or any: the same with the "
+        "networks that the images fit, if there are any (default brain-t1-small)",
     )
     command.add_argument("--cascades", type=int, help="dense cascades, 0 to the model's maximum (default: all)")
     command.add_argument(
         "--refine",
-        default="none",
-        help="instance optimisation afterwards: none, fast, best, or a number of iterations (default none)",
+        help="instance optimisation afterwards: none, fast, best, or a number of iterations (default none; fast with "
+        "the models any and none)",
     )
     command.add_argument(
         "--refine-spacing",

@@ -14,7 +14,7 @@ from LDRCore.cli.output import CommandOutput, progress_bar
 from LDRCore.errors import RegistrationError
 from LDRCore.io import images
 from LDRCore.io.transforms import read_transform
-from LDRCore.pipeline.options import INITIALS, Options, every_cascade
+from LDRCore.pipeline.options import INITIALS, Options, every_cascade, resolve_refine
 from LDRCore.result import RegistrationResult, check_output_folder
 
 SIDES = ("fixed", "moving")
@@ -83,15 +83,16 @@ def model_keywords(options: argparse.Namespace) -> dict[str, Any]:
         "kind": options.kind,
         "model": options.model,
         "cascades": every_cascade(options.model, options.kind) if options.cascades is None else options.cascades,
-        **refinement_keywords(options.refine),
+        **refinement_keywords(options),
         "refine_spacing": options.refine_spacing,
         "similarity": options.similarity,
         "device": options.device,
     }
 
 
-def refinement_keywords(refine: str) -> dict[str, Any]:
+def refinement_keywords(options: argparse.Namespace) -> dict[str, Any]:
     """Return `refine`, or `refine_steps` where a number was given, for `LDRCore.register`."""
+    refine = resolve_refine(options.refine, options.model, options.kind, 0)
     return {"refine_steps": int(refine)} if refine.isdecimal() and len(refine) < 10 else {"refine": refine}
 
 
@@ -122,8 +123,9 @@ def describe_report(report: dict[str, Any], files: list[str]) -> str:
 
 
 def _describe_extras(report: dict[str, Any]) -> list[str]:
-    """Lines on refinement and inverse, where they were asked for."""
-    lines = []
+    """Lines on a chosen model, on refinement and on the inverse, where they were asked for."""
+    chosen = report["model_chosen"]
+    lines = [] if chosen["name"] == report["model"] else [f"networks     {chosen['name']}: {chosen['why']}"]
     for level in report.get("refinement", ()):
         before, after = level["similarity"]
         lines.append(

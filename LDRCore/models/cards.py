@@ -9,6 +9,7 @@ from typing import Any
 from LDRCore.errors import RegistrationError
 
 MOST_CASCADES = 20
+MODALITIES = ("mr", "ct")
 _BOUNDS = {  # of `working_grid`
     "spacing_mm": (0.25, 20.0),
     "stem_spacing_mm": (0.5, 40.0),
@@ -38,6 +39,7 @@ def check_card(card: Any, path: Path) -> None:
     if Path(card["weights"]).name != card["weights"] or card["weights"] in ("", ".", ".."):
         raise RegistrationError(f"the weights of a model must lie beside its card, got {card['weights']!r} in {path}")
     _require(card["architecture"], ("network", "cascades"), path)
+    _check_fits(card.get("fits"), path)
     _check_number("cascades", card["architecture"]["cascades"], (1, MOST_CASCADES), True, path)
     grid = card["working_grid"]
     for key, bounds in _BOUNDS.items():
@@ -48,6 +50,19 @@ def check_card(card: Any, path: Path) -> None:
         raise RegistrationError(f"'stem_shape' of a model card must be three sizes, got {str(shape)[:40]} in {path}")
     for size in shape:
         _check_number("stem_shape", size, _STEM_SIZES, True, path)
+
+
+def _check_fits(fits: Any, path: Path) -> None:
+    """Refuse what cannot say which images a model fits."""
+    if fits is None:
+        return
+    extent = fits.get("extent_mm") if isinstance(fits, dict) else None
+    numbers = isinstance(extent, list) and len(extent) == 2 and all(isinstance(e, (int, float)) for e in extent)
+    if not numbers or fits.get("modality") not in MODALITIES:
+        raise RegistrationError(
+            f"'fits' of a model card must hold a modality of {MODALITIES} and two lengths 'extent_mm', "
+            f"got {str(fits)[:80]} in {path}"
+        )
 
 
 def _require(table: dict[str, Any], keys: Iterable[str], path: Path) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +28,12 @@ DEFAULT = "brain-t1-small"  # what `register`, the command line and the panel us
 
 NO_NETWORK: dict[str, Any] = {
     "name": "none",
+    "title": "Any anatomy (no network)",
     "version": "1",
-    "summary": "no network: the best start, then instance optimisation; for any anatomy",
+    "summary": "no network: alignment from several starts, then instance optimisation; for any anatomy",
     "made_for": "any images of the same anatomy",
     "architecture": {"cascades": 0},
+    "refine": "fast",
     "working_grid": {
         "spacing_mm": 2.0,
         "margin_mm": 8.0,
@@ -39,7 +42,14 @@ NO_NETWORK: dict[str, Any] = {
         "stem_passes": 0,
     },
 }
-"""The card that stands for `model="none"`."""
+"""The card that stands for `model="none"`. "refine" is what a registration does where nothing else is asked for."""
+
+ANY = NO_NETWORK | {
+    "name": "any",
+    "title": "Any images (a model is chosen by the intensities)",
+    "summary": "the networks of the model that the images fit, if there is one, between alignment and optimisation",
+}
+"""The card that stands for `model="any"`; `model_info` adds the most cascades that a model has."""
 
 
 def list_models() -> list[str]:
@@ -58,7 +68,7 @@ def _card_path(name_or_path: str | os.PathLike[str]) -> Path:
     if path.suffix in (".pt", ".json") and card.is_file():
         return card
     raise RegistrationError(
-        f"model must be one of {[*list_models(), NO_NETWORK['name']]} or a path to a .pt file with its .json card "
+        f"model must be one of {[*list_models(), *WITHOUT_WEIGHTS]} or a path to a .pt file with its .json card "
         f"beside it, got {text!r}"
     )
 
@@ -69,8 +79,8 @@ def model_info(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         RegistrationError: no such model, or a card that cannot be read.
     """
-    if isinstance(name_or_path, str) and name_or_path == NO_NETWORK["name"]:
-        return NO_NETWORK
+    if isinstance(name_or_path, str) and name_or_path in WITHOUT_WEIGHTS:
+        return WITHOUT_WEIGHTS[name_or_path]()
     path = _card_path(name_or_path)
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
@@ -83,6 +93,27 @@ def model_info(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
             f"the card beside {asked.name} must name it as its weights, got {card['weights']} in {path}"
         )
     return card
+
+
+def model_titles() -> dict[str, str]:
+    """Return what a list of models shows, by name: the one that chooses first, the one without networks last."""
+    names = [ANY["name"], *default_first(), NO_NETWORK["name"]]
+    cards = [model_info(name) for name in names]
+    return {card["name"]: card.get("title") or card.get("made_for") or card["name"] for card in cards}
+
+
+def default_first() -> list[str]:
+    """Return the names of the models that ship, in the order in which they are preferred."""
+    return sorted(list_models(), key=lambda name: name != DEFAULT)
+
+
+def _any_model() -> dict[str, Any]:
+    cascades = [model_info(name)["architecture"]["cascades"] for name in list_models()]
+    return ANY | {"architecture": {"cascades": max(cascades, default=0)}}
+
+
+WITHOUT_WEIGHTS: dict[str, Callable[[], dict[str, Any]]] = {"any": _any_model, "none": lambda: NO_NETWORK}
+"""The cards of models that have no files, by name."""
 
 
 def verify(name_or_path: str | os.PathLike[str]) -> Path:

@@ -51,6 +51,7 @@ def estimate_dense(
     field_grid = grid if model.cascade is None else grid.coarser(model.cascade.field_stride)
     displacement = torch.zeros(1, 3, *field_grid.shape, dtype=torch.float32, device=fixed.fine.data.device)
     if model.cascade is not None and n_cascades:
-        images = moving.fine.on(grid, affine_lps), fixed.fine.on(grid)
+        spacing = model.card["working_grid"]["spacing_mm"]  # which may be larger than what the images were prepared at
+        images = moving.fine.averaged(spacing).on(grid, affine_lps), fixed.fine.averaged(spacing).on(grid)
         displacement = model.cascade.dense(*images, n_cascades).displacement
     return DenseField(fade_out(displacement, TAPER_VOXELS), field_grid.padded(TAPER_VOXELS), affine_lps, TAPER_VOXELS)

@@ -9,7 +9,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from LDRCore.models.weights import NO_NETWORK, load_cascade, model_info
+from LDRCore.models.weights import WITHOUT_WEIGHTS, load_cascade, model_info
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ class Model:
         name: the card's name.
         card: the whole card.
         cascade: stem and networks for inference on `device`; not for training, see `weights.load_cascade`. None for
-            the model "none".
+            the models "none" and "any".
         device: where it lives.
     """
 
@@ -68,7 +68,7 @@ def _load(name_or_path: str, device: str, card_text: str, convolutions: torch.dt
     from LDRCore.torch_context import own_torch_context
 
     card = json.loads(card_text)
-    if card == NO_NETWORK:
+    if card["name"] in WITHOUT_WEIGHTS and "weights" not in card:
         return Model(card["name"], card, None, device)
     with own_torch_context():
         return Model(card["name"], card, deploy(load_cascade(name_or_path, card), device, convolutions), device)

@@ -112,6 +112,13 @@ def every_cascade(model: str | os.PathLike[str], kind: str = "deformable") -> in
     return int(model_info(model)["architecture"]["cascades"])
 
 
+def resolve_refine(refine: str | None, model: str | os.PathLike[str], kind: str, steps: int) -> str:
+    """Return the refinement that was asked for; for None the one that the model's card names, "none" without one."""
+    if refine is not None:
+        return refine
+    return "none" if kind != "deformable" or steps else str(model_info(model).get("refine", "none"))
+
+
 def _is_whole(value: object) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
