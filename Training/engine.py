@@ -19,6 +19,7 @@ import json
 import math
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from LDRCore.distillation import disk
 from Training.checkpoints import best_path, read_checkpoint, save_atomically
 from Training.config import ConfigError, as_dict, option
 from Training.processes import Rank
+
+RECENT = 8  # steps: two rounds of Algorithm 1
 
 
 class NotFiniteError(ArithmeticError):
@@ -95,7 +98,8 @@ class Run:
         self.step, self.seconds, self.stopped = 0, 0.0, False
         self._sums: dict[str, list[float]] = {}
         self._waited, self._since = 0.0, 0.0
-        self._stop = False
+        self.recent_s: deque[float] = deque(maxlen=RECENT)  # what each of the last steps took
+        self.asked_to_stop = False  # by a signal
         self._handlers: dict[int, Any] = {}
         self._board: Any = None
         self.facts: dict[str, Any] = {}
@@ -159,7 +163,7 @@ class Run:
             self._board.close()
 
     def _ask_to_stop(self, *_: object) -> None:
-        self._stop = True
+        self.asked_to_stop = True
 
     def __iter__(self) -> Iterator[int]:
         from tqdm import tqdm
@@ -171,13 +175,15 @@ class Run:
         self._bar = bar
         try:
             while self.step < self.settings.steps and not self.stopped:
+                step_began = time.monotonic()
                 yield self.step
+                self.recent_s.append(time.monotonic() - step_began)
                 self.step += 1
                 self.seconds = before + time.monotonic() - began
                 bar.update()
                 limit = self.settings.minutes
                 over = limit is not None and time.monotonic() - began > 60 * limit
-                self.stopped = self._any(self._stop or over)
+                self.stopped = self._any(self.asked_to_stop or over)
                 due = self.step % self.settings.save_every == 0 or self.step == self.settings.steps
                 if self.stopped or due or self._best_is_new:
                     self.save()

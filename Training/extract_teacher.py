@@ -25,6 +25,7 @@ import importlib
 import multiprocessing
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -65,6 +66,9 @@ class ExtractSettings(PairSettings):
     refine_overlap: float = option(0.0, "weight of the training labels' soft Dice in that")
     workers: int = option(1, "processes that extract; each takes its share of `threads`")
     threads: int | None = option(None, "of all workers together; none: torch's")
+    minutes: float | None = option(
+        None, "stop after so many minutes, with a store of what is done; start again to go on"
+    )
     half: bool = option(True, "store at half the window's resolution: an eighth of the size")
     seed: int = option(1, "of the list of pairs")
     device: str = option("auto", '"auto", "cpu", "cuda" ...')
@@ -106,7 +110,7 @@ def teacher_of(settings: ExtractSettings, source: PairSource, points: tuple[int,
     else:
         card = weights.model_info(settings.teacher)
         model, name = weights.load_cascade(settings.teacher), f"{card['name']} {card['sha256'][:16]}"
-        model.stem = None if settings.initial == "stem" else model.stem
+        model.stem = model.stem if settings.initial in ("grid", "centred") else None  # aligned already
     if any(n % model.multiple for n in settings.shape):
         raise ConfigError(
             f"every axis of shape must be a multiple of {model.multiple} for the teacher, got {settings.shape}"
@@ -241,8 +245,12 @@ def extract(settings: ExtractSettings) -> Path:
             total=len(missing),
             mininterval=5,
         )
+        began = time.monotonic()
         for key, displacement, quality in bar:
             writer.write(key, displacement, quality)
+            if settings.minutes is not None and time.monotonic() - began > 60 * settings.minutes:
+                break
+        bar.close()
         return writer.finish()
 
 

@@ -7,7 +7,8 @@ r"""Train a light student, alone or under a teacher whose deformations were stor
 
 With a teacher this is Algorithm 1 of the paper: `n_gen` iterations on the reconstruction alone, then one with the
 adversarial term, in which the discriminator is updated too. `distil` adds the plain difference of field values and
-gradients in those iterations. A run that is started again with the same keys continues.
+gradients in those iterations. With objective "none" and distil 0 the teacher says only which pairs are trained on: the
+same student without a teacher, on the same samples. A run that is started again with the same keys continues.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ class StudentSettings(engine.RunSettings, PairSettings, objectives.ModelSettings
         return dataclasses.replace(PRESETS[self.preset], objective=objective, penalty_norm=self.penalty_norm, **given)
 
 
-def train(settings: StudentSettings) -> None:
-    """Run, or continue."""
+def train(settings: StudentSettings) -> engine.Run:
+    """Run, or continue; the run says how far it came."""
     rank = processes.join_processes(settings.device)
     device = processes.pick_device(settings.device, rank)
     torch.manual_seed(settings.seed)
@@ -95,7 +96,7 @@ def train(settings: StudentSettings) -> None:
     validation = validation_pairs(settings, device) if settings.val_split and rank.leads else None
 
     algorithm: ALDKStep | None = None  # the paper's Algorithm 1
-    if teacher is not None:
+    if teacher is not None and settings.objective != "none":
         discriminator = Discriminator(field_shape, sigmoid=settings.objective == "paper").to(device)
         discriminator_optimizer = engine.adam(discriminator.parameters(), settings.discriminator_lr)
         parts |= {"discriminator": discriminator, "discriminator_optimizer": discriminator_optimizer}
@@ -108,12 +109,15 @@ def train(settings: StudentSettings) -> None:
 
         algorithm = ALDKStep(discriminator, optimizer, discriminator_optimizer, settings.aldk(), before_step)
 
+    every = settings.aldk().n_gen + 1
+
     def needs_teacher(step: int) -> bool:
-        return algorithm is not None and algorithm.is_adversarial(step)
+        return teacher is not None and step % every == every - 1
 
     with engine.Run(settings, parts, rank) as run:
         run.facts = {"architecture": settings.architecture(), "data_identity": source.scans.identity}
-        run.facts |= {"teacher": teacher.meta} if teacher is not None else {}
+        learns_from_it = algorithm is not None or settings.distil > 0  # otherwise only the pairs are the teacher's
+        run.facts |= {"teacher": teacher.meta} if teacher is not None and learns_from_it else {}
         learner = processes.parallel(model, rank, device)
         for step, batch in source.batches(iter(run), share, needs_teacher):
             run.waited(source.waited_s)
@@ -128,7 +132,7 @@ def train(settings: StudentSettings) -> None:
                 run.log(step, {"field_difference": difference.item()})
                 loss = loss + settings.distil * difference
 
-            if algorithm is not None and settings.objective != "none":
+            if algorithm is not None:
                 # backward, clip and step of the student, and in an adversarial iteration of the discriminator
                 report = dataclasses.asdict(algorithm(step, loss, output.displacement, batch.teacher))
                 run.log(step, {name: value for name, value in report.items() if name != "reconstruction"})
@@ -144,6 +148,7 @@ def train(settings: StudentSettings) -> None:
                 run.log_validation(step + 1, figures, objectives.criterion(figures))
     if settings.init and rank.leads and not run.stopped:
         print(*fine_tuning.compare(settings, model, source, validation), sep="\n")
+    return run
 
 
 def check_teacher(teacher: TeacherStore, settings: StudentSettings) -> None:
@@ -152,6 +157,11 @@ def check_teacher(teacher: TeacherStore, settings: StudentSettings) -> None:
     Raises:
         ConfigError: naming what differs.
     """
+    if (teacher.meta.get("initial") == "grid") != (settings.initial == "grid"):  # other canonical windows
+        raise config.ConfigError(
+            f"the teacher's deformations and the student must both have initial = grid, or neither, got "
+            f"{teacher.meta.get('initial')} in {settings.teacher} and {settings.initial}"
+        )
     for key, mine in (("shape", list(settings.shape)), ("spacing_mm", settings.spacing_mm)):
         if teacher.meta.get(key) != mine:
             raise config.ConfigError(

@@ -35,8 +35,8 @@ class TeacherSettings(engine.RunSettings, PairSettings, objectives.ModelSettings
             base.__post_init__(self)
 
 
-def train(settings: TeacherSettings) -> None:
-    """Run, or continue."""
+def train(settings: TeacherSettings) -> engine.Run:
+    """Run, or continue; the run says how far it came."""
     rank = processes.join_processes(settings.device)
     device = processes.pick_device(settings.device, rank)
     torch.manual_seed(settings.seed)
@@ -70,6 +70,7 @@ def train(settings: TeacherSettings) -> None:
             if validation is not None and run.is_due(step, settings.val_every):
                 figures = objectives.validate(model, validation)
                 run.log_validation(step + 1, figures, objectives.criterion(figures))
+    return run
 
 
 def main() -> None:

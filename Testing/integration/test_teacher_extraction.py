@@ -208,3 +208,14 @@ def test_stores_of_other_windows_and_of_other_scans_are_refused(tiny_brains, tmp
     (fewer / "manifest.csv").write_text("\n".join(kept) + "\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="a pair must name two scans of the data set, got"):
         train_student.train(student(fewer, tmp_path / "s.pt", path))
+
+
+def test_time_that_is_over_leaves_a_store_of_what_is_done(tiny_brains, tmp_path):
+    path = extract(settings_for(tiny_brains, tmp_path / "t.h5", n_pairs=4, minutes=0.0))
+    some = TeacherStore(path)
+    assert len(some) == 1
+    assert set(some.quality) == set(some.keys)
+    some.close()
+    every = TeacherStore(extract(settings_for(tiny_brains, tmp_path / "t.h5", n_pairs=4)))
+    assert len(every) == 4
+    assert every.keys[0] == some.keys[0]

@@ -163,12 +163,28 @@ def test_every_objective_trains_and_reports_every_term(tiny_brains, teacher, tmp
     assert adversarial <= terms if objective != "none" else not adversarial & terms
     assert all(0 <= line["waiting"] < 1 for line in curves(out))  # the share of time in which steps waited for data
     assert s.aldk().gamma == 0.3  # the preset for MRI
+    if objective == "none":
+        return
     look = inspect_critic.InspectSettings(student=out, teacher=teacher, data=tiny_brains, pairs=3, cache=None)
     measured = inspect_critic.inspect(look)
     assert all(np.isfinite(v) for v in measured.values())
     assert 0.5 <= measured["told_apart"] <= 1
     assert -1 <= measured["pull_cosine"] <= 1
     assert objective != "paper" or 0 < measured["score_student"] < 1
+
+
+def test_a_teachers_pairs_alone_change_nothing_else(tiny_brains, teacher, tmp_path):
+    """Objective none and distil 0: the samples are those of a student that is taught, step by step."""
+    more = {"teacher": teacher, "n_gen": 1, "free_form": 0.5, "pose_deg": 20.0, "jitter_deg": 10.0, "lr": 0.0}
+    terms = []
+    for name, changes in {"alone": {"objective": "none"}, "taught": {"distil": 1.0}}.items():
+        train_student.train(student(tiny_brains, tmp_path / f"{name}.pt", save_every=1, **more, **changes))
+        terms.append([line["correlation"] for line in curves(tmp_path / f"{name}.pt") if "correlation" in line])
+    assert terms[0] == terms[1]
+    assert len(set(terms[0])) == 4
+    alone, taught = (checkpoints.read_checkpoint(tmp_path / f"{name}.pt") for name in ("alone", "taught"))
+    assert "teacher" in taught["facts"]
+    assert "teacher" not in alone["facts"]  # a card says that it had none
 
 
 def test_distilling_field_values_brings_the_student_to_the_teacher(tiny_brains, tmp_path, monkeypatch):
@@ -402,6 +418,10 @@ def test_a_student_without_discriminator_cannot_be_looked_into(tiny_brains, teac
 def test_refusals_come_before_any_step(tiny_brains, teacher, tmp_path):
     cases = [
         ({"teacher": teacher, "spacing_mm": 3.0}, "must have been made with spacing_mm = 3.0, got 2.0"),
+        (
+            {"teacher": teacher, "initial": "grid"},
+            "must both have initial = grid, or neither, got centred in .* and grid",
+        ),
         ({"network": "resnet"}, "network must be one of"),
         ({"options": ("head=none",)}, "head must be"),
         ({"options": ("depth=3",)}, "depth"),
