@@ -72,7 +72,7 @@ class ScanSet:
     """
 
     def __init__(self, source: Source, split: str) -> None:
-        self._source = source
+        self.source = source
         self.names, self.spacing_mm = source.names, source.spacing_mm
         self.pairs, self.groups = source.pairs, source.groups
         facts = repr((source.kind, split, sorted(source.names)))
@@ -85,7 +85,7 @@ class ScanSet:
     def n_labels(self) -> int:
         """Larger than every label value, 0 if there are no labels. Read once, on first use."""
         if self._n_labels is None:
-            self._n_labels = self._source.count_labels()
+            self._n_labels = self.source.count_labels()
         return self._n_labels
 
     def __len__(self) -> int:
@@ -104,7 +104,7 @@ class ScanSet:
 
     def read(self, index: int) -> Scan:
         """One scan from its source, without keeping it."""
-        return self._source.read(index)
+        return self.source.read(index)
 
     def draw_pair(self, rng: np.random.Generator) -> tuple[int, int]:
         """(fixed, moving): one of `pairs`, or two different scans (of one group, where there are groups)."""
