@@ -11,7 +11,7 @@ PINNED_TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCH ?= $(PINNED_TORCH)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-torch lint tables peers clean
+.PHONY: demo test test-torch lint tables paper peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ldr demo --out demo-output
@@ -54,6 +54,17 @@ tables: $(VENV)/.installed-evaluate
 	$(if $(DATA),,$(error DATA must be the folder with the data sets: make tables DATA=folder))
 	$(BIN)/python -m Training.evaluate $(CHOICE) --workers $(WORKERS) || test $$? -eq 1
 	$(BIN)/python -m Training.report $(CHOICE)
+
+# Trains every row of those tables within its budget and evaluates it, days on a CPU: make paper DATA=folder
+# Goes on where it stopped. PAPER says what is trained (Training/configs/paper*.toml); TRIAL=yes: two steps a row.
+PAPER ?= Training/configs/paper.toml
+TRIAL ?=
+
+paper: OUT = runs/paper
+paper: $(VENV)/.installed-evaluate
+	$(if $(DATA),,$(error DATA must be the folder with the data sets: make paper DATA=folder))
+	$(BIN)/python -m Training.paper --config "$(PAPER)" --data "$(DATA)" --out "$(OUT)$(if $(TRIAL),-trial)" \
+		--workers $(WORKERS) --peer-python "$(PEER_PYTHON)" $(if $(TRIAL),--trial) $(if $(PAIRS),--pairs $(PAIRS))
 
 # Other registration programs in a Python of their own (their packages conflict): ANTs, greedy, convexAdam, voxelmorph.
 # elastix is the program of that name, from the system's packages. Then: LDR_PEER_PYTHON=$(PEERS)/bin/python make test

@@ -151,7 +151,18 @@ def load(path: Path, places: dict[str, str]) -> Config:
         path: the TOML. Its key `systems` may name another TOML that holds the systems.
         places: values of the placeholders {data} and {model}; one that is used but not given is an error.
     """
-    table = read_toml(path)
+    return from_table(read_toml(path), path, places)
+
+
+def from_table(table: dict[str, Any], path: Path, places: dict[str, str]) -> Config:
+    """Check the content of a configuration, see `load`.
+
+    Args:
+        table: the content.
+        path: the file that it stands in: messages name it, and relative paths are relative to it.
+        places: see `load`.
+    """
+    table = dict(table)
     systems = table.pop("system", [])
     shared = table.pop("systems", None)
     if shared is not None:
