@@ -78,7 +78,7 @@ def compare(settings: Any, model: Cascade, source: PairSource, validation: dict[
         before, after = (objectives.validate(m, sources) for m in (began, ended))
         figures = ", ".join(f"{key.split(',')[0]} {before[key]:.4f} -> {after[key]:.4f}" for key in _last(after))
         lines.append(f"  {name}: {figures}, folding {before[_FOLDING]:.4f} -> {after[_FOLDING]:.4f} %")
-        judged = objectives.criterion(after)
+        judged = objectives.criterion(after, settings.similarity)
         worse |= after[judged] < before[judged] - _SAME
     if not validation:
         lines.append("  no held-out pairs: give a column `split` and --val_split, as pairs trained on flatter a model")
@@ -88,9 +88,9 @@ def compare(settings: Any, model: Cascade, source: PairSource, validation: dict[
 
 
 def _last(figures: dict[str, float]) -> list[str]:
-    """The names of the last cascade's Dice and correlation, means over all kinds of pairs."""
+    """The names of the last cascade's Dice, correlation and local correlation, means over all kinds of pairs."""
     found = []
-    for word in ("Dice, ", "correlation, "):
+    for word in ("Dice, ", "correlation, ", "local correlation, "):
         names = [name for name in figures if name.startswith(word) and not name.endswith("start")]
         found += names[-1:]
     return found

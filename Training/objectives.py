@@ -25,6 +25,7 @@ def _no_similarity(warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
     return warped.new_zeros(())
 
 
+LOCAL_WINDOW = 5  # odd edge of the window of local correlation in validation, voxels
 SIMILARITIES = {"correlation": losses.correlation, "local_ncc": losses.local_ncc, "none": _no_similarity}
 
 
@@ -232,8 +233,8 @@ def validate(model: Cascade, sources: dict[str, PairSource]) -> dict[str, float]
     """Mean figures over the pairs of `pairs.validation_pairs`, each on its canonical window without augmentation.
 
     Dice (all labels of the window, nearest) with the initial transform alone and after every cascade where there are
-    labels, correlation always, and the folding fraction of the last cascade. Of several kinds of pairs those of each,
-    and the mean over all.
+    labels, correlation always, and of the last cascade local correlation and the folding fraction. Of several kinds of
+    pairs those of each, and the mean over all.
     """
     found: dict[str, dict[str, float]] = {}
     for kind, source in sources.items():
@@ -254,18 +255,22 @@ def _figures(model: Cascade, sample: Sample) -> dict[str, float]:
         full = torch.zeros_like(sample.fixed).expand(-1, 3, -1, -1, -1)
         if composed is not None:
             full = spatial.upsample(composed, sample.fixed.shape[2:])
-        row[f"correlation, {name}"] = 1 - float(losses.correlation(spatial.warp(sample.moving, full), sample.fixed))
+        warped = spatial.warp(sample.moving, full)
+        row[f"correlation, {name}"] = 1 - float(losses.correlation(warped, sample.fixed))
+    row[f"local correlation, {name}"] = 1 - float(losses.local_ncc(warped, sample.fixed, LOCAL_WINDOW))
     row["folding_percent"] = 100 * spatial.folding_fraction(output.displacement)
     return row
 
 
-def criterion(figures: dict[str, float]) -> str:
+def criterion(figures: dict[str, float], similarity: str) -> str:
     """Name the figure of `validate` that says which checkpoint is best: higher is better.
 
-    Dice of the last cascade; its correlation where the validation pairs have no labels.
+    Dice of the last cascade. Where the validation pairs have no labels, its local correlation if `similarity` is
+    "local_ncc", otherwise its correlation.
     """
     dice = [name for name in figures if name.startswith("Dice, ")]
-    return (dice or [name for name in figures if name.startswith("correlation, ")])[-1]
+    word = "local correlation, " if similarity == "local_ncc" else "correlation, "
+    return (dice or [name for name in figures if name.startswith(word)])[-1]
 
 
 def picture(batch: Sample, displacement: torch.Tensor) -> torch.Tensor:

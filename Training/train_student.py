@@ -145,7 +145,7 @@ def train(settings: StudentSettings) -> engine.Run:
             run.picture(step, lambda batch=batch, output=output: objectives.picture(batch, output.displacement))
             if validation is not None and run.is_due(step, settings.val_every):
                 figures = objectives.validate(model, validation)
-                run.log_validation(step + 1, figures, objectives.criterion(figures))
+                run.log_validation(step + 1, figures, objectives.criterion(figures, settings.similarity))
     if settings.init and rank.leads and not run.stopped:
         print(*fine_tuning.compare(settings, model, source, validation), sep="\n")
     return run

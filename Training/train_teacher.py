@@ -69,7 +69,7 @@ def train(settings: TeacherSettings) -> engine.Run:
             run.picture(step, lambda batch=batch, output=output: objectives.picture(batch, output.displacement))
             if validation is not None and run.is_due(step, settings.val_every):
                 figures = objectives.validate(model, validation)
-                run.log_validation(step + 1, figures, objectives.criterion(figures))
+                run.log_validation(step + 1, figures, objectives.criterion(figures, settings.similarity))
     return run
 
 

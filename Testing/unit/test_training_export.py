@@ -70,12 +70,13 @@ def test_another_word_is_refused(tmp_path):
 
 def test_dice_of_the_last_cascade_decides_and_correlation_without_labels():
     names = [f"{what}, {n}" for n in ("start", "1 cascades", "2 cascades") for what in ("Dice", "correlation")]
-    figures = {name: 0.1 * k for k, name in enumerate(names)}
-    assert objectives.criterion({**figures, "folding_percent": 1.0}) == "Dice, 2 cascades"
+    figures = {name: 0.1 * k for k, name in enumerate([*names, "local correlation, 2 cascades", "folding_percent"])}
+    assert objectives.criterion(figures, "local_ncc") == "Dice, 2 cascades"
     without = {name: value for name, value in figures.items() if not name.startswith("Dice")}
-    assert objectives.criterion({**without, "folding_percent": 1.0}) == "correlation, 2 cascades"
+    assert objectives.criterion(without, "correlation") == "correlation, 2 cascades"
+    assert objectives.criterion(without, "local_ncc") == "local correlation, 2 cascades"  # what is trained on
 
 
 def test_the_mean_over_pairs_with_and_without_skull_decides():
     names = "whole Dice, start", "whole Dice, 1 cascades", "stripped Dice, 1 cascades", "Dice, 1 cascades"
-    assert objectives.criterion(dict.fromkeys(names, 0.5)) == "Dice, 1 cascades"
+    assert objectives.criterion(dict.fromkeys(names, 0.5), "correlation") == "Dice, 1 cascades"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 
+from LDRCore import losses
 from LDRCore.models import registry
 from LDRCore.models.cascade import Cascade
+from LDRCore.transforms import spatial
 from Training import checkpoints, engine, objectives, train_student
 
 ARCHITECTURE = {"network": {"name": "ldr", "head": "half", "channels": (8, 8, 8, 8)}, "cascades": 2}
@@ -88,6 +91,14 @@ def test_validation_during_a_run_is_that_of_the_checkpoint(tiny_brains, tmp_path
     assert state["step"] == 4
     afresh = validate(fresh(state["model"], settings.architecture()), source)
     assert last == pytest.approx(afresh, abs=1e-6)
+    sample = source[""].sample(0, 0, augment=False)
+    only_one = {"": copy.copy(source[""])}
+    only_one[""].pairs = source[""].pairs[:1]
+    figures = validate(fresh(state["model"], settings.architecture()), only_one)
+    displacement = predicted(fresh(state["model"], settings.architecture()), (sample.moving, sample.fixed))
+    full = spatial.upsample(displacement, sample.fixed.shape[2:])
+    local = 1 - float(losses.local_ncc(spatial.warp(sample.moving, full), sample.fixed, 5))
+    assert figures["local correlation, 2 cascades"] == pytest.approx(local, abs=1e-6)
     assert abs(last["correlation, 2 cascades"] - first["correlation, 2 cascades"]) > 1e-4
     best = checkpoints.read_checkpoint(checkpoints.best_path(tmp_path / "s.pt"))
     name = "Dice, 2 cascades"
