@@ -41,6 +41,8 @@ NOT_RUN = {
     (r".*", r"make lint"): "is a step of CI of its own (.ci/run)",
     (r".*", r"make clean"): "removes the environment that runs this test",
     (r".*", r"make tables$"): "names the target, which needs DATA; with it, it is run",
+    (r"docs/training\.md", r"make paper .*TRIAL"): "trains two steps of 33 rows; some are run by test_paper.py",
+    (r"docs/distillation\.md", r"make paper"): "trains for days; its configurations are checked by test_paper.py",
     (r"CONTRIBUTING\.md", r"python -m Testing\.standin\.pictures"): "draws pictures of the Slicer module for minutes",
     (r"docs/training\.md", r"torchrun .*\.\.\."): "is elided; two processes are run by test_training.py",
     (r"docs/training\.md", r"python -m Training\.(train_teacher|extract_teacher|train_student) --config"): (
@@ -79,6 +81,7 @@ SMALL = {  # appended, so that they win over what a page prints
     "Training.evaluate --model": _EVALUATE,
     "Training.report": '--pairs 1 --systems "LDR small 1-cas"',
     "Training.benchmark": "--parts warps --repeats 1 --threads 1 --sizes 128^3",
+    "Training.paper": "--trial --only ldr-1 --no-costs",
     "Training.measure_store": "--fields 2 --shape 8 8 8 --rounds 1 --processes 1",
     "Training.data.throughput": "--repeats 1",
 }

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from LDRCore import losses
 from LDRCore.cpu import layout
 from LDRCore.models import registry, weights
 from LDRCore.models.cascade import Cascade
@@ -76,6 +77,27 @@ def test_a_step_along_the_gradient_raises_the_correlation():
         mean, variance = torch_ops.window_statistics(fixed[0, 0], 3, 1e-4)
         similarity.append(torch_ops.correlation_force(warped[0, 0], fixed[0, 0], mean, variance, 3, 1e-4)[0].mean())
     assert similarity[1] > similarity[0] + 0.01
+
+
+@pytest.mark.parametrize("level", [0.0, 0.7, 1.0])
+def test_constant_patches_have_no_gradient_and_train(level):
+    """Patches that are constant in one image, and in both, beside texture: zero inside, finite everywhere."""
+    moving, fixed = images(seed=3)
+    moving[:, :, :, :16] = level
+    fixed[:, :, :8] = 1 - level
+    fine, coarse = forces(moving, fixed, 3, 1e-4)
+    assert torch.equal(fine[:, :, :, :15], torch.zeros_like(fine[:, :, :, :15]))  # the image itself has no slope there
+    assert torch.equal(coarse[:, :, :, :6], torch.zeros_like(coarse[:, :, :, :6]))
+    assert torch.isfinite(fine).all()
+    assert torch.isfinite(coarse).all()
+    assert fine[:, :, 10:, 20:].abs().max() > 0.1
+    network = trained()
+    displacement = spatial.upsample(network(moving, fixed), SHAPE)
+    warped = spatial.warp(moving, displacement)
+    losses.local_ncc(warped, fixed, 5).backward()
+    gradients = [p.grad for p in network.parameters()]
+    assert all(torch.isfinite(g).all() for g in gradients)
+    assert any(g.abs().max() > 0 for g in gradients)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.7])
