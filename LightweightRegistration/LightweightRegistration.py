@@ -109,6 +109,7 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
         movingNode: slicer.vtkMRMLScalarVolumeNode,
         cascades: int = 3,
         *,
+        kind: str = "deformable",
         model: str = "brain-t1-small",
         fixedMask: slicer.vtkMRMLDisplayableNode | None = None,
         movingMask: slicer.vtkMRMLDisplayableNode | None = None,
@@ -130,6 +131,8 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
 
         Args:
             fixedNode, movingNode, cascades: see `register`.
+            kind: "deformable", "affine" (12 parameters) or "rigid" (rotation and translation); the last two do not
+                deform, so `cascades`, `refine`, `refinementSteps` and `similarity` do not count.
             model: a name of the bundled models, or a path to a .pt file with its card.
             fixedMask, movingMask: segmentation or labelmap; voxels outside do not influence the registration.
             initialTransform: aligns the moving volume roughly when the volume is put under it.
@@ -145,7 +148,7 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
             onEnd: called when the job ends in any way, before outputs are created.
         """
         torch_setup.ensure_torch()
-        settings = Settings(model, cascades, prealignment, refine, refinementSteps, similarity, device, threads)
+        settings = Settings(model, cascades, prealignment, refine, refinementSteps, similarity, device, threads, kind)
         job = RegistrationJob(
             self.worker,
             settings,
@@ -227,7 +230,7 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
     ) -> SequenceJob:
         """Start what `registerSequence` does and return the job to poll.
 
-        Options: `model` to `threads` of `startRegistration`.
+        Options: `kind` to `threads` of `startRegistration`, without masks.
         """
         torch_setup.ensure_torch()
         settings = Settings(cascades=cascades, refine_steps=refinementSteps, **options)

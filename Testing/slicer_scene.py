@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -96,6 +96,15 @@ def spin(job: Any, until: Callable[[], bool] = lambda: False) -> None:
     wait_until(lambda: job.poll() or until(), lambda: f"still at {job.fraction} {job.message}")
 
 
+def result_of(steps: Generator[None, None, Any]) -> Any:
+    """Take every step, and return what the last one returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
 def pause(process: Any) -> None:
     """Stop a process where it stands, so that it cannot finish before a test ends it (where the system can do that)."""
     if hasattr(signal, "SIGSTOP"):
@@ -166,7 +175,7 @@ def field_image(node) -> sitk.Image:
     """The grid that a transform node holds, read through VTK, as a SimpleITK image."""
     from LightweightRegistrationLib import transform_nodes
 
-    field = transform_nodes.read_displacement_grid(node)
+    field = result_of(transform_nodes.read_displacement_grid(node))
     spacing = np.linalg.norm(field.to_lps[:3, :3], axis=0)
     image = sitk.GetImageFromArray(field.vectors.astype(np.float32), isVector=True)
     image.SetSpacing(spacing.tolist())

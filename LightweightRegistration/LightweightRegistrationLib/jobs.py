@@ -19,7 +19,7 @@ from .background import Run, Worker, suggests_lack_of_memory, take_turn
 from .library import library_module
 from .module_errors import CancelledError, InputError, MemoryNeededError
 from .transform_nodes import LPS, SIGNS, Field, new_grid, read_transform
-from .volume_nodes import WorldImage, new_image
+from .volume_nodes import WorldImage, matrix_of, new_image
 
 PREALIGNMENTS = ("centre", "affine", "none")  # centre, then affine; affine alone; neither
 
@@ -29,6 +29,8 @@ class Settings:
     """Options of a registration.
 
     Attributes:
+        kind: "deformable", "affine" or "rigid"; the last two run no dense networks, so `cascades`, `refine`,
+            `refine_steps` and `similarity` do not count.
         model: a name of `LDRCore.list_models()`, or a path to a .pt file.
         cascades: number of dense networks, 1 to the model's maximum.
         prealignment: "centre" (align the centroids of the contents, then affine), "affine" (from the scanner
@@ -48,11 +50,17 @@ class Settings:
     similarity: str = "auto"
     device: str = "auto"
     threads: int = 0
+    kind: str = "deformable"
+
+    @property
+    def deforms(self) -> bool:
+        """Whether the transform may deform."""
+        return self.kind not in ("rigid", "affine")
 
     @property
     def refines(self) -> bool:
         """Whether there is instance optimisation."""
-        return self.refine != "none" or self.refine_steps > 0
+        return self.deforms and (self.refine != "none" or self.refine_steps > 0)
 
 
 class Job:
@@ -99,7 +107,7 @@ class Job:
         try:
             if self._steps is not None and take_turn(self._steps):
                 self._steps = None
-                if self.outputs is not None:  # otherwise another run was started
+                if self.outputs is not None:  # otherwise a run was started
                     self._finish()
             for event in [] if self.finished or self._run is None else self._run.poll():
                 self._handle_event(event)
@@ -184,8 +192,12 @@ class Job:
             yield
         return made[0]
 
-    def _read_grid(self, facts: dict[str, Any]) -> Generator[None, None, slicer.vtkOrientedGridTransform]:
-        """Read a field that the process wrote, in steps, as a transform."""
+    def _read_transform(self, facts: dict[str, Any]) -> Generator[None, None, vtk.vtkAbstractTransform]:
+        """Read a matrix or a field that the process wrote, in steps, as a transform from parent."""
+        if "matrix_lps" in facts:
+            linear = vtk.vtkTransform()
+            linear.SetMatrix(matrix_of(LPS @ np.array(facts["matrix_lps"]) @ LPS))
+            return linear
         made: list[slicer.vtkOrientedGridTransform] = []
 
         def allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -246,23 +258,29 @@ def _no_folder(error: OSError) -> InputError:
 
 def register_request(
     images: dict[str, WorldImage], settings: Settings, initial: slicer.vtkMRMLTransformNode | None
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Build the arrays and the request for the worker process, without masks and wanted outputs.
+) -> Generator[None, None, tuple[dict[str, np.ndarray], dict[str, Any]]]:
+    """Build the arrays and the request for the worker process, in steps, without masks and wanted outputs.
 
     Raises:
-        InputError: the pre-alignment is unknown, or the volumes do not overlap and are not centred first.
+        InputError: the pre-alignment is unknown, or leaves nothing to do; or the volumes do not overlap and are not
+            centred first.
     """
     if settings.prealignment not in PREALIGNMENTS:
         raise InputError(f"prealignment must be one of {PREALIGNMENTS}, got {settings.prealignment!r}")
+    if not settings.deforms and settings.prealignment == "none" and initial is None:
+        raise InputError(
+            f"a {settings.kind} registration must align something, got the pre-alignment 'none': choose another one"
+        )
     arrays = {f"{name}.npy": image.values for name, image in images.items()}
     request: dict[str, Any] = {
         "do": "register",
+        "kind": settings.kind,
         "model": str(settings.model),
-        "cascades": settings.cascades,
+        "cascades": settings.cascades if settings.deforms else 0,
         "affine": settings.prealignment != "none",
         "initial": "center" if settings.prealignment == "centre" else "none",
-        "refine": settings.refine,
-        "refine_steps": settings.refine_steps,
+        "refine": settings.refine if settings.deforms else "none",
+        "refine_steps": settings.refine_steps if settings.deforms else 0,
         "similarity": settings.similarity,
         "device": settings.device,
         "threads": settings.threads,
@@ -270,7 +288,7 @@ def register_request(
     }
     matrix_lps = np.eye(4)
     if initial is not None:
-        transform = read_transform(initial, images["fixed"])
+        transform = yield from read_transform(initial, images["fixed"])
         request["initial"], field_arrays = transform_request(transform, "initial.npy")
         arrays.update(field_arrays)
         matrix_lps = transform if isinstance(transform, np.ndarray) else None
@@ -303,12 +321,12 @@ def memory_error(images: dict[str, WorldImage], settings: Settings, wanted: dict
         fixed.values.shape,
         fixed.spacing_mm[::-1].tolist(),
         moving.values.shape,
-        cascades=settings.cascades,
+        cascades=settings.cascades if settings.deforms else 0,
         refine=settings.refines,
         inverse=bool(wanted.get("inverse")),
         jacobian=bool(wanted.get("jacobian")),
     )
-    fewer = settings.cascades - 1 if settings.cascades > 1 else None
+    fewer = settings.cascades - 1 if settings.deforms and settings.cascades > 1 else None
     tips = ["close other programs", "crop the volumes (module Crop Volume)"]
     tips += ["set Device to CPU"] if settings.device != "cpu" else []
     tips += ["set Quality to Fast"] if settings.refines else []

@@ -77,7 +77,7 @@ class WarpNodeJob(Job):
         self._layers: list[Layer] = []
 
     def start(self) -> None:
-        """Check and read the node, and send the request; points and surfaces are transformed at once.
+        """Check the node; `poll` goes on with sending it. Points and surfaces are transformed at once.
 
         Raises:
             InputError: the node cannot be warped.
@@ -92,21 +92,24 @@ class WarpNodeJob(Job):
         if node.IsA("vtkMRMLVolumeNode"):
             nearest = node.IsA("vtkMRMLLabelMapVolumeNode")
             item = (_read_labelmap(node) if nearest else read_volume(node, "volume", self._transform)), nearest
-            self._send([item], fixed)
+            self._steps = self._sending([item], fixed)
         elif node.IsA("vtkMRMLSegmentationNode"):
             self._layers = read_layers(node)
-            self._send([(layer.image, True) for layer in self._layers], fixed)
+            self._steps = self._sending([(layer.image, True) for layer in self._layers], fixed)
         else:
             self.outputs = warp_points(node, self._transform, self._direction, self._name())
             self.finished = True
 
     def on_done(self, event: dict[str, Any]) -> Generator[None, None, None]:
         """Create the warped node."""
-        if self._layers:
-            self.outputs = self._create_segmentation([self._array(name) for name in event["items"]])
-            return
-        image = yield from self._read_image(event["items"][0])
+        images = []
+        for name in event["items"]:
+            images.append((yield from self._read_image(name)))
         self._check_inputs()
+        if self._layers:
+            self.outputs = self._create_segmentation(images)
+            return
+        (image,) = images
         new = new_node(self._node.GetClassName(), self._name())
         prepare_display(new, *image.GetScalarRange())
         copy_window_level(self._node, new)
@@ -115,11 +118,14 @@ class WarpNodeJob(Job):
     def _name(self) -> str:
         return f"{self._node.GetName()} on {self._target.GetName()}"
 
-    def _send(self, items: list[tuple[WorldImage, bool]], fixed: slicer.vtkMRMLVolumeNode) -> None:
+    def _sending(
+        self, items: list[tuple[WorldImage, bool]], fixed: slicer.vtkMRMLVolumeNode
+    ) -> Generator[None, None, None]:
         target = read_volume(self._target, "volume to resample to", self._transform)
         fixed_image = read_volume(fixed, "fixed volume", self._transform)
         self._inputs = [self._node, self._target]
-        transform, arrays = transform_request(read_transform(self._transform, fixed_image), "transform.npy")
+        read = yield from read_transform(self._transform, fixed_image)
+        transform, arrays = transform_request(read, "transform.npy")
         item_requests = []
         for n, (image, nearest) in enumerate(items):
             arrays[f"item{n}.npy"] = image.values
@@ -135,15 +141,17 @@ class WarpNodeJob(Job):
         }
         self.send(request, arrays)
 
-    def _create_segmentation(self, arrays: list[np.ndarray]) -> slicer.vtkMRMLSegmentationNode:
+    def _create_segmentation(self, images: list[vtk.vtkImageData]) -> slicer.vtkMRMLSegmentationNode:
         new = new_node("vtkMRMLSegmentationNode", self._name())
         new.SetAndObserveTransformNodeID(self._target.GetTransformNodeID())
         new.SetReferenceImageGeometryParameterFromVolumeNode(self._target)
         source, target = self._node.GetSegmentation(), new.GetSegmentation()
         target.SetSourceRepresentationName(BINARY)
         warped = {}
-        for layer, values in zip(self._layers, arrays, strict=True):
-            data = oriented_image(values, voxel_to_local(self._target))
+        for layer, image in zip(self._layers, images, strict=True):
+            data = slicer.vtkOrientedImageData()
+            data.ShallowCopy(image)
+            data.SetGeometryFromImageToWorldMatrix(matrix_of(voxel_to_local(self._target)))
             warped.update(dict.fromkeys(layer.segments, data))
         ids = vtk.vtkStringArray()
         source.GetSegmentIDs(ids)
@@ -220,6 +228,8 @@ def _pad_to(
         minimum: voxels along each axis.
     """
     padding = [max(0, minimum - n) for n in values.shape]
+    if not any(padding):
+        return values, image_from_array
     shift = np.eye(4)
     shift[:3, 3] = [-(p // 2) for p in padding[::-1]]
     return np.pad(values, [(p // 2, p - p // 2) for p in padding]), image_from_array @ shift
@@ -230,16 +240,6 @@ def _read_labelmap(node: slicer.vtkMRMLLabelMapVolumeNode) -> WorldImage:
         raise InputError(f"the labelmap must hold voxels, got '{node.GetName()}', which is empty")
     values, image_from_array = _pad_to(slicer.util.arrayFromVolume(node), np.eye(4))
     return WorldImage(values, parent_to_world(node, "labelmap") @ voxel_to_local(node) @ image_from_array)
-
-
-def oriented_image(values: np.ndarray, to_local: np.ndarray) -> slicer.vtkOrientedImageData:
-    """Build the image that a segment holds from (k, j, i) labels and a 4x4 voxel (i, j, k) -> RAS mm."""
-    data = slicer.vtkOrientedImageData()
-    data.SetDimensions(*values.shape[::-1])
-    scalars = numpy_support.numpy_to_vtk(np.ascontiguousarray(values).ravel(), deep=True)
-    data.GetPointData().SetScalars(scalars)
-    data.SetGeometryFromImageToWorldMatrix(matrix_of(to_local))
-    return data
 
 
 def warp_points(

@@ -119,7 +119,7 @@ def copy_window_level(source: slicer.vtkMRMLVolumeNode, target: slicer.vtkMRMLVo
 
 def create(
     wanted: dict[str, bool | slicer.vtkMRMLNode | None],
-    data: dict[str, vtk.vtkImageData | slicer.vtkOrientedGridTransform],
+    data: dict[str, vtk.vtkImageData | vtk.vtkAbstractTransform],
     fixed: slicer.vtkMRMLVolumeNode,
     moving: slicer.vtkMRMLVolumeNode,
     report: dict[str, Any],

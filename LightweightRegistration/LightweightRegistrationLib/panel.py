@@ -17,7 +17,7 @@ from .library import library_module
 from .machine import memory_bytes, without_torch
 from .others_list import OthersList
 from .panel_display import PanelDisplay
-from .parameters import Direction, LightweightRegistrationParameterNode
+from .parameters import Direction, Kind, LightweightRegistrationParameterNode
 
 PREPARE_SETTING = "LightweightRegistration/PrepareEarly"
 PREPARE_FROM_BYTES = 8e9  # of memory: the process takes 0.4 to 0.85 GB
@@ -158,6 +158,8 @@ class Panel(JobRunner):
         if p.cascades > max_cascades:
             p.cascades = max_cascades
         ui.modelCardLabel.text = report_text.card_text(card)
+        for widget in (ui.qualityComboBox, ui.cascadesSlider, ui.refinementSpinBox, ui.similarityComboBox):
+            widget.enabled = p.kind is Kind.deformable
 
     def _updateOutputSelectors(self, p: LightweightRegistrationParameterNode) -> None:
         for output, parameter in NODE_PARAMETERS.items():
@@ -184,16 +186,19 @@ class Panel(JobRunner):
         ui.sequenceButton.toolTip = "" if p.fixedVolume is not None else _("Choose the fixed volume in Inputs")
 
     def _updateResults(self) -> None:
-        p, rows = self._parameterNode, self._resultRows()
-        warnings = report_text.warnings(outputs.read_report(p.transform, p.warpedVolume, p.jacobianMap))
-        self.ui.warningLabel.text = report_text.warnings_as_html(warnings)
-        self.ui.warningLabel.visible = bool(warnings) and self.job is None
+        report, rows = self._report(), self._resultRows()
+        verdict = report_text.verdict_as_html(report)
+        self.ui.verdictLabel.text = verdict
+        self.ui.verdictLabel.visible = bool(verdict) and self.job is None
         self.ui.resultsLabel.text = report_text.as_html(rows) or _("No result yet.")
         self.ui.copyButton.enabled = bool(rows)
 
-    def _resultRows(self) -> report_text.Rows:
+    def _report(self) -> dict[str, Any]:
         p = self._parameterNode
-        return report_text.rows(outputs.read_report(p.transform, p.warpedVolume, p.jacobianMap))
+        return outputs.read_report(p.transform, p.warpedVolume, p.jacobianMap)
+
+    def _resultRows(self) -> report_text.Rows:
+        return report_text.rows(self._report())
 
     def _warmUp(self, p: LightweightRegistrationParameterNode) -> None:
         """Start the registration process before Apply is pressed, once for each choice that needs another start."""
@@ -306,6 +311,7 @@ class Panel(JobRunner):
     def _registrationOptions(self) -> dict[str, Any]:
         p = self._parameterNode
         return {
+            "kind": p.kind.name,
             "model": p.model,
             "initialTransform": p.initialTransform,
             "prealignment": p.prealignment.name,

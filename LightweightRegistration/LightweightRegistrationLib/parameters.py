@@ -24,11 +24,19 @@ class Labelled(enum.Enum):
         return self.value
 
 
-class Prealignment(Labelled):
-    """The alignment before the deformable stage; the names are those of `jobs.PREALIGNMENTS`."""
+class Kind(Labelled):
+    """What the transform may do; the names are those of `LDRCore.register`."""
 
-    centre = "Centre, then affine"
-    affine = "Affine from where they are"
+    rigid = "Rigid: turn and shift"
+    affine = "Affine: also scale and shear"
+    deformable = "Deformable"
+
+
+class Prealignment(Labelled):
+    """Where the alignment begins; the names are those of `jobs.PREALIGNMENTS`."""
+
+    centre = "Centre the contents first"
+    affine = "From where they are"
     none = "None: they are aligned already"
 
 
@@ -89,6 +97,7 @@ class LightweightRegistrationParameterNode:
     initialTransform: vtkMRMLTransformNode
 
     model: str = "brain-t1-small"
+    kind: Kind = Kind.deformable
     quality: Quality = Quality.accurate
     cascades: Annotated[int, WithinRange(1, 10)] = 3
 

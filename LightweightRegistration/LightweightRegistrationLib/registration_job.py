@@ -48,21 +48,26 @@ class RegistrationJob(Job):
         self._images: dict[str, WorldImage] = {}
 
     def start(self, fixed: slicer.vtkMRMLVolumeNode, moving: slicer.vtkMRMLVolumeNode) -> None:
-        """Check and read the inputs, and send the request.
+        """Check the inputs; `poll` goes on with reading and sending them.
 
         Raises:
-            InputError: the input cannot be registered; nothing was started.
+            InputError: the input cannot be registered; nothing was started. `poll` raises it for a mask or transform.
         """
         self._inputs = [fixed, moving]
-        images = volume_nodes.check_pair(fixed, moving, ignored=self._node("transform"))
+        self._images = volume_nodes.check_pair(fixed, moving, ignored=self._node("transform"))
         self._check_wanted()
-        arrays, request = register_request(images, self.settings, self._initial)
-        for name, node in (("fixed", fixed), ("moving", moving)):
-            if self._masks[name] is not None:
-                arrays[f"{name}_mask.npy"] = volume_nodes.mask(self._masks[name], node, images[name], f"{name} mask")
-                request[f"{name}_mask"] = f"{name}_mask.npy"
+        self._steps = self._reading()
+
+    def _reading(self) -> Generator[None, None, None]:
+        """Read the initial transform and the masks, in steps, and send the request."""
+        images = self._images
+        arrays, request = yield from register_request(images, self.settings, self._initial)
+        for (name, mask), volume in zip(self._masks.items(), self._inputs, strict=True):
+            if mask is not None:
+                inside = yield from volume_nodes.mask(mask, volume, images[name], f"{name} mask")
+                arrays[f"{name}_mask.npy"], request[f"{name}_mask"] = inside, f"{name}_mask.npy"
         request.update({name: bool(want) for name, want in self._wanted.items()}, early=self._on_early is not None)
-        self._images = images
+        self._check_inputs()
         self.send(request, arrays)
 
     def _node(self, output: str) -> slicer.vtkMRMLNode | None:
@@ -95,7 +100,9 @@ class RegistrationJob(Job):
         for name, want in self._wanted.items():
             if want:
                 given = event[name]
-                data[name] = yield from self._read_grid(given) if isinstance(given, dict) else self._read_image(given)
+                data[name] = (
+                    yield from self._read_transform(given) if isinstance(given, dict) else self._read_image(given)
+                )
         self._check_inputs()
         wanted = {
             name: True if want and want is not True and not slicer.mrmlScene.IsNodePresent(want) else want

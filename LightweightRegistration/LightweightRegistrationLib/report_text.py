@@ -5,9 +5,16 @@ from __future__ import annotations
 import html
 from typing import Any
 
+import numpy as np
 from slicer.i18n import tr as _
 
 Rows = list[tuple[str, str]]
+# by what LDRCore says of a result: the heading and its colour, readable on light and dark panels
+VERDICTS = {
+    "trust": ("The result looks right.", "#15803d"),
+    "look": ("Check the result.", "#b45309"),
+    "failed": ("The registration failed: do not use the result.", "#dc2626"),
+}
 
 
 def sentence(text: str) -> str:
@@ -25,20 +32,12 @@ def rows(report: dict[str, Any]) -> Rows:
     """Return the rows (name, value) of a report, none for an empty one."""
     if not report:
         return []
-    similarity, jacobian = report["similarity"], report["jacobian_determinant"]
-    count = report["folding_count"]
+    similarity = report["similarity"]
+    after = _("{after:.3f} (affine alone {affine:.3f})") if _deforms(report) else "{after:.3f}"
     shown = [
         (_("Similarity before"), _("{before:.3f} (correlation)").format(**similarity)),
-        (_("Similarity after"), _("{after:.3f} (affine alone {affine:.3f})").format(**similarity)),
-        (
-            _("Folding"),
-            _("{voxels} ({percent:.3f} %)").format(
-                voxels=counted(count, _("voxel"), _("voxels")), percent=100 * report["folding_fraction"]
-            )
-            if count
-            else _("none"),
-        ),
-        (_("Volume change"), _("{min:.2f} to {max:.2f} (Jacobian)").format(**jacobian)),
+        (_("Similarity after"), after.format(**similarity)),
+        *(_deformation(report) if _deforms(report) else _linear_map(report)),
         (_("Device"), _device(report)),
         (_("Model"), _model(report)),
     ]
@@ -54,6 +53,39 @@ def rows(report: dict[str, Any]) -> Rows:
     return shown + [(_("Warning"), text) for text in warnings(report)]
 
 
+def _deforms(report: dict[str, Any]) -> bool:
+    """Whether the transform may deform; reports of an earlier version do not say."""
+    return report.get("kind", "deformable") == "deformable"
+
+
+def _deformation(report: dict[str, Any]) -> Rows:
+    """Describe how regular a deformation is."""
+    count = report["folding_count"]
+    folding = _("{voxels} ({percent:.3f} %)").format(
+        voxels=counted(count, _("voxel"), _("voxels")), percent=100 * report["folding_fraction"]
+    )
+    change = _("{min:.2f} to {max:.2f} (Jacobian)").format(**report["jacobian_determinant"])
+    return [(_("Folding"), folding if count else _("none")), (_("Volume change"), change)]
+
+
+def _linear_map(report: dict[str, Any]) -> Rows:
+    """Describe a rigid or affine transform: how far it turns and stretches, and how far the anatomy agrees under it."""
+    left, stretch, right = np.linalg.svd(np.array(report["affine_matrix_lps"])[:3, :3])
+    degrees = np.rad2deg(np.arccos(np.clip((np.trace(left @ right) - 1) / 2, -1, 1)))  # of the nearest rotation
+    if report["kind"] == "rigid":
+        text = _("rigid, 6 parameters: turned by {degrees:.1f}°, no volume change")
+    else:
+        text = _("affine: turned by {degrees:.1f}°, stretched by {low:.2f} to {high:.2f}, volume times {volume:.2f}")
+    volume = report["jacobian_determinant"]["max"]
+    text = text.format(degrees=degrees, low=stretch.min(), high=stretch.max(), volume=volume)
+    shown = [(_("Transform"), text)]
+    agreement = report.get("alignment", {}).get("local_agreement")
+    if agreement is not None:
+        text = _("local similarity {value:.2f} of 1; what deforms can only be matched by a deformable alignment")
+        shown.append((_("Left over"), text.format(value=agreement)))
+    return shown
+
+
 def warnings(report: dict[str, Any]) -> list[str]:
     """Return what a careful reader would want to be told about a result, a sentence each."""
     if not report:
@@ -66,10 +98,18 @@ def warnings(report: dict[str, Any]) -> list[str]:
     return found
 
 
-def warnings_as_html(texts: list[str]) -> str:
-    """Format warnings in colour, a line each; they stand beside Apply."""
-    lines = [f"<b>{html.escape(_('Check the result.'))}</b>", *map(html.escape, texts)]
-    return f'<span style="color:#b45309">{"<br>".join(lines)}</span>' if texts else ""
+def verdict_as_html(report: dict[str, Any]) -> str:
+    """Say in colour whether to trust a result, and every reason and warning, a line each; empty without any."""
+    verdict, texts = report.get("verdict", {}), warnings(report)
+    texts += [text for text in map(sentence, verdict.get("reasons", [])) if text not in texts]
+    judged = verdict.get("verdict", "look" if texts else "")
+    if judged not in VERDICTS:
+        return ""
+    if judged == "trust" and warnings(report):  # what the panel itself warns of is not trusted
+        judged = "look"
+    heading, colour = VERDICTS[judged]
+    lines = [f"<b>{html.escape(_(heading))}</b>", *map(html.escape, texts)]
+    return f'<span style="color:{colour}">{"<br>".join(lines)}</span>'
 
 
 def _device(report: dict[str, Any]) -> str:
@@ -79,7 +119,9 @@ def _device(report: dict[str, Any]) -> str:
 
 
 def _model(report: dict[str, Any]) -> str:
-    parts = [report["model"], counted(report["cascades"], _("cascade"), _("cascades"))]
+    parts = [report["model"]]
+    if _deforms(report):
+        parts.append(counted(report["cascades"], _("cascade"), _("cascades")))
     if report["refine_steps"] and "refinement" not in report:  # of an earlier version, from a saved scene
         parts.append(counted(report["refine_steps"], _("refinement step"), _("refinement steps")))
     return ", ".join(parts)

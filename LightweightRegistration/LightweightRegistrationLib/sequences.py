@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any
 
-import numpy as np
 import slicer
+import vtk
 
 from . import outputs, volume_nodes
 from .background import Worker
 from .jobs import Job, Settings, memory_error, register_request
 from .module_errors import InputError, MemoryNeededError
-from .transform_nodes import Field, write_field
 from .volume_nodes import WorldImage
 
 
@@ -23,14 +22,14 @@ class SequenceJob(Job):
         """Store the arguments, which are those of `jobs.RegistrationJob`."""
         super().__init__(worker)
         self.settings, self._initial = settings, initial
-        self._results: list[tuple[np.ndarray, Field, dict[str, Any]]] = []
+        self._results: list[tuple[vtk.vtkImageData, vtk.vtkAbstractTransform, dict[str, Any]]] = []
         self._images: dict[str, WorldImage] = {}
 
     def start(self, fixed: slicer.vtkMRMLVolumeNode, sequence: slicer.vtkMRMLSequenceNode) -> None:
-        """Check every frame, and start to register the first.
+        """Check the fixed volume; `poll` goes on with checking every frame, and with registering the first.
 
         Raises:
-            InputError: the fixed volume, the sequence or one of its frames cannot be registered.
+            InputError: the fixed volume or the sequence cannot be registered. `poll` raises it for a frame.
         """
         if sequence is None:
             raise InputError("a sequence must be chosen, got none")
@@ -39,9 +38,15 @@ class SequenceJob(Job):
         if self._count == 0:
             raise InputError(f"the sequence must hold frames, got '{sequence.GetName()}', which is empty")
         self._fixed = volume_nodes.read_volume(fixed, "fixed volume")
+        self.set_progress(0.0, "reading images")
+        self._steps = self._checking()
+
+    def _checking(self) -> Generator[None, None, None]:
+        """Check a frame in each step, then send the first."""
         for n in range(self._count):
             self._frame(n)
-        self._next()
+            yield
+        yield from self._sending()
 
     def _frame(self, n: int) -> WorldImage:
         node = self._inputs[1].GetNthDataNode(n)
@@ -49,12 +54,13 @@ class SequenceJob(Job):
             raise InputError(f"the sequence must hold volumes, got '{self._inputs[1].GetName()}' with something else")
         return volume_nodes.read_volume(node, f"frame {n + 1} of the sequence")
 
-    def _next(self) -> None:
-        n = len(self._results)
+    def _sending(self) -> Generator[None, None, None]:
+        """Read and send the next frame."""
         self.set_progress(0.0, "reading images")
-        self._images = {"fixed": self._fixed, "moving": self._frame(n)}
-        arrays, request = register_request(self._images, self.settings, self._initial)
+        self._images = {"fixed": self._fixed, "moving": self._frame(len(self._results))}
+        arrays, request = yield from register_request(self._images, self.settings, self._initial)
         request.update(warped=True, transform=True, jacobian=False, inverse=False, early=False)
+        self._check_inputs()
         self.send(request, arrays)
 
     def set_progress(self, fraction: float, message: str) -> None:
@@ -64,40 +70,48 @@ class SequenceJob(Job):
 
     def on_done(self, event: dict[str, Any]) -> Generator[None, None, None]:
         """Store this frame's result; start the next frame or create the sequences."""
-        result = self._array(event["warped"]), self._field(event["transform"]), event["report"]
-        assert self._run is not None
-        self._run.finish()
-        self._results.append(result)
+        volume = yield from self._read_image(event["warped"])
+        transform = yield from self._read_transform(event["transform"])
+        self._check_inputs()
+        self._end_run()
+        self._results.append((volume, transform, event["report"]))
         if len(self._results) < self._count:
-            self._next()
-            return
-        self.outputs = self._create()
-        yield
+            yield from self._sending()
+        else:
+            self.outputs = yield from self._creating()
 
-    def _create(self) -> dict[str, Any]:
+    def _creating(self) -> Generator[None, None, dict[str, Any]]:
+        """Create the sequences, a frame in each step: all of it, or nothing."""
         fixed, source = self._inputs
-        made = {"warped": f"{source.GetName()} on {fixed.GetName()}", "transforms": f"{source.GetName()} transforms"}
-        for key, name in made.items():
-            node = outputs.new_node("vtkMRMLSequenceNode", name)
-            node.SetIndexName(source.GetIndexName())
-            node.SetIndexUnit(source.GetIndexUnit())
-            node.SetIndexType(source.GetIndexType())
-            made[key] = node
-        for n, (values, field, report) in enumerate(self._results):
-            at = source.GetNthIndexValue(n)
-            volume = slicer.vtkMRMLScalarVolumeNode()
-            volume.SetName(f"{made['warped'].GetName()} {at}")
-            volume.SetIJKToRASMatrix(volume_nodes.matrix_of(volume_nodes.voxel_to_local(fixed)))
-            slicer.util.updateVolumeFromArray(volume, values)
-            made["warped"].SetDataNodeAtValue(volume, at)
-            transform = slicer.vtkMRMLTransformNode()
-            transform.SetName(f"{made['transforms'].GetName()} {at}")
-            write_field(transform, field)
-            outputs.write_report(transform, report)
-            made["transforms"].SetDataNodeAtValue(transform, at)
-        browser = outputs.new_node("vtkMRMLSequenceBrowserNode", f"{made['warped'].GetName()} browser")
-        browser.SetAndObserveMasterSequenceNodeID(made["warped"].GetID())
-        browser.AddSynchronizedSequenceNode(made["transforms"])
+        names = {"warped": f"{source.GetName()} on {fixed.GetName()}", "transforms": f"{source.GetName()} transforms"}
+        made: dict[str, Any] = {}
+        try:
+            for key, name in names.items():
+                node = made[key] = outputs.new_node("vtkMRMLSequenceNode", name)
+                node.SetIndexName(source.GetIndexName())
+                node.SetIndexUnit(source.GetIndexUnit())
+                node.SetIndexType(source.GetIndexType())
+            for n, (image, from_parent, report) in enumerate(self._results):
+                at = source.GetNthIndexValue(n)
+                volume = slicer.vtkMRMLScalarVolumeNode()
+                volume.SetName(f"{made['warped'].GetName()} {at}")
+                volume.SetIJKToRASMatrix(volume_nodes.matrix_of(volume_nodes.voxel_to_local(fixed)))
+                volume.SetAndObserveImageData(image)
+                made["warped"].SetDataNodeAtValue(volume, at)
+                yield
+                transform = slicer.vtkMRMLTransformNode()
+                transform.SetName(f"{made['transforms'].GetName()} {at}")
+                transform.SetAndObserveTransformFromParent(from_parent)
+                outputs.write_report(transform, report)
+                made["transforms"].SetDataNodeAtValue(transform, at)
+                yield
+            browser = outputs.new_node("vtkMRMLSequenceBrowserNode", f"{made['warped'].GetName()} browser")
+            browser.SetAndObserveMasterSequenceNodeID(made["warped"].GetID())
+            browser.AddSynchronizedSequenceNode(made["transforms"])
+        except BaseException:
+            for node in made.values():
+                slicer.mrmlScene.RemoveNode(node)
+            raise
         return {**made, "browser": browser, "reports": [report for _, _, report in self._results]}
 
     def memory_error(self) -> MemoryNeededError:

@@ -7,6 +7,7 @@ oriented grid in RAS, from parent.
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +15,12 @@ import slicer
 import vtk
 from vtk.util import numpy_support
 
+from .background import chunks
 from .volume_nodes import WorldImage, array_of, matrix_of, new_image
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS <-> LPS
 SIGNS = (-1.0, -1.0, 1.0)  # of a vector, RAS <-> LPS
+POINTS_A_STEP = 20_000  # transformed at once: some milliseconds
 
 
 @dataclass(frozen=True)
@@ -75,28 +78,35 @@ def read_linear(node: slicer.vtkMRMLTransformNode) -> np.ndarray | None:
     return array_of(matrix)
 
 
-def sample_on_grid(node: slicer.vtkMRMLTransformNode, fixed: WorldImage) -> Field:
-    """Sample a transform node as a field on the fixed volume's grid, exact at its voxels.
+def sample_on_grid(node: slicer.vtkMRMLTransformNode, fixed: WorldImage) -> Generator[None, None, Field]:
+    """Sample a transform node as a field on the fixed volume's grid, exact at its voxels, some rows in each step.
 
     Works for every kind of transform: grids, B-splines, thin plates, composites.
     """
     general = vtk.vtkGeneralTransform()
     slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(None, node, general)  # from world
     k, j, i = fixed.values.shape
-    index = np.stack(np.meshgrid(np.arange(k), np.arange(j), np.arange(i), indexing="ij"), -1)[..., ::-1].reshape(-1, 3)
-    points = index @ fixed.to_world[:3, :3].T + fixed.to_world[:3, 3]
-    source = vtk.vtkPoints()
-    source.SetData(numpy_support.numpy_to_vtk(points, deep=True))
-    target = vtk.vtkPoints()
-    target.SetDataTypeToDouble()
-    general.TransformPoints(source, target)
-    transformed = numpy_support.vtk_to_numpy(target.GetData())
-    vectors = (transformed - points) * LPS.diagonal()[:3]
+    columns, rows = np.meshgrid(np.arange(i), np.arange(j))
+    in_plane = np.stack((columns, rows, np.zeros_like(rows), np.ones_like(rows)), -1).reshape(-1, 4)
+    from_plane = fixed.to_world[:3]
+    points = in_plane @ from_plane.T  # of the first slice
+    vectors = np.empty((k, j * i, 3), np.float32)
+    for slice_index in range(k):
+        for first in range(0, j * i, POINTS_A_STEP):
+            part = slice(first, first + POINTS_A_STEP)
+            here = points[part] + slice_index * from_plane[:, 2]
+            source = vtk.vtkPoints()
+            source.SetData(numpy_support.numpy_to_vtk(here, deep=True))
+            target = vtk.vtkPoints()
+            target.SetDataTypeToDouble()
+            general.TransformPoints(source, target)
+            vectors[slice_index, part] = (numpy_support.vtk_to_numpy(target.GetData()) - here) * SIGNS
+            yield
     return Field(vectors.reshape(k, j, i, 3), LPS @ fixed.to_world)
 
 
-def read_displacement_grid(node: slicer.vtkMRMLTransformNode) -> Field | None:
-    """Return the field of a node that holds one linearly interpolated grid from parent, as `write_field` makes it.
+def read_displacement_grid(node: slicer.vtkMRMLTransformNode) -> Generator[None, None, Field | None]:
+    """Read the field of a node that holds one linearly interpolated grid from parent, as `write_field` makes it.
 
     Returns:
         None for every other node.
@@ -115,13 +125,20 @@ def read_displacement_grid(node: slicer.vtkMRMLTransformNode) -> Field | None:
     to_ras = np.eye(4) if direction is None else array_of(direction)
     to_ras[:3, :3] = to_ras[:3, :3] * np.array(grid.GetSpacing())
     to_ras[:3, 3] = grid.GetOrigin()
-    vectors = numpy_support.vtk_to_numpy(grid.GetPointData().GetScalars()) * LPS.diagonal()[:3]
-    return Field(vectors.reshape(*grid.GetDimensions()[::-1], 3), LPS @ to_ras)
+    in_ras = numpy_support.vtk_to_numpy(grid.GetPointData().GetScalars()).reshape(*grid.GetDimensions()[::-1], 3)
+    vectors = np.empty_like(in_ras)
+    for source, target in zip(chunks(in_ras), chunks(vectors), strict=True):
+        np.multiply(source, np.array(SIGNS, source.dtype), out=target)
+        yield
+    return Field(vectors, LPS @ to_ras)
 
 
-def read_transform(node: slicer.vtkMRMLTransformNode, fixed: WorldImage) -> np.ndarray | Field:
-    """Read a transform node (fixed points -> moving points): a 4x4 in LPS if it is linear, else a field."""
+def read_transform(node: slicer.vtkMRMLTransformNode, fixed: WorldImage) -> Generator[None, None, np.ndarray | Field]:
+    """Read a transform node (fixed points -> moving points), in steps: a 4x4 in LPS if it is linear, else a field."""
     matrix = read_linear(node)
     if matrix is not None:
         return LPS @ matrix @ LPS
-    return read_displacement_grid(node) or sample_on_grid(node, fixed)
+    field = yield from read_displacement_grid(node)
+    if field is None:
+        field = yield from sample_on_grid(node, fixed)
+    return field

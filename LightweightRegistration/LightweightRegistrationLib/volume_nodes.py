@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,10 +10,12 @@ import slicer
 import vtk
 from vtk.util import numpy_support
 
+from .background import chunks
 from .module_errors import InputError
 
 BINARY = "Binary labelmap"  # a representation of segments
 MIN_VOXELS = 4  # along each axis, as LDRCore
+MASK_VOXELS_A_STEP = 2_000_000  # of a segmentation
 
 
 @dataclass(frozen=True)
@@ -176,14 +179,14 @@ def check_overlap(fixed: WorldImage, moving: WorldImage, moving_to_fixed: np.nda
     if gap.max() > 0:
         raise InputError(
             f"the volumes must overlap when they are not centred first, got a gap of {gap.max():.0f} mm between them: "
-            "set Pre-alignment to 'Centre, then affine', or give an initial transform"
+            "set Pre-alignment to 'Centre the contents first', or give an initial transform"
         )
 
 
 def mask(
     node: slicer.vtkMRMLDisplayableNode, volume: slicer.vtkMRMLVolumeNode, reference: WorldImage, role: str
-) -> np.ndarray:
-    """Read a segmentation, labelmap or ROI as (k, j, i) uint8 on the grid of its volume, 1 inside.
+) -> Generator[None, None, np.ndarray]:
+    """Read a segmentation, labelmap or ROI as (k, j, i) uint8 on the grid of its volume, 1 inside, a slab in each step.
 
     A segmentation is resampled onto that grid (all its segments together); a labelmap must lie on it.
 
@@ -196,21 +199,28 @@ def mask(
         InputError: another kind of node, another grid, a non-linear parent transform, or nothing inside.
     """
     if node.IsA("vtkMRMLSegmentationNode"):
-        inside = _segmentation_on(node, reference, volume.GetName(), role)
+        slabs = _segmentation_on(node, reference, role)
     elif node.IsA("vtkMRMLLabelMapVolumeNode"):
-        inside = _labelmap_on(node, reference, volume.GetName(), role)
+        slabs = _labelmap_on(node, reference, volume.GetName(), role)
     elif node.IsA("vtkMRMLMarkupsROINode"):
-        inside = _roi_on(node, reference, role)
+        slabs = _roi_on(node, reference, role)
     else:
         raise InputError(f"the {role} must be a segmentation, a labelmap or a ROI, got '{node.GetName()}'")
-    if not inside.any():
+    inside, first, found = np.empty(reference.values.shape, np.uint8), 0, False
+    for slab in slabs:
+        inside[first : first + len(slab)] = slab
+        first, found = first + len(slab), found or bool(slab.any())
+        yield
+    if not found:
         raise InputError(
             f"the {role} must cover some of '{volume.GetName()}', got '{node.GetName()}', which is empty there"
         )
-    return inside.astype(np.uint8)
+    return inside
 
 
-def _labelmap_on(node: slicer.vtkMRMLLabelMapVolumeNode, reference: WorldImage, name: str, role: str) -> np.ndarray:
+def _labelmap_on(
+    node: slicer.vtkMRMLLabelMapVolumeNode, reference: WorldImage, name: str, role: str
+) -> Iterator[np.ndarray]:
     if node.GetImageData() is None:
         raise InputError(f"the {role} must hold voxels, got '{node.GetName()}', which is empty")
     values = slicer.util.arrayFromVolume(node)
@@ -224,10 +234,10 @@ def _labelmap_on(node: slicer.vtkMRMLLabelMapVolumeNode, reference: WorldImage, 
             f"the {role} must lie on the grid of '{name}' ({sizes[0]} voxels), got '{node.GetName()}' ({sizes[1]} "
             f"voxels{more}): use a segmentation, which is resampled, or resample the labelmap"
         )
-    return values != 0
+    yield from (rows != 0 for rows in chunks(values))
 
 
-def _segmentation_on(node: slicer.vtkMRMLSegmentationNode, reference: WorldImage, name: str, role: str) -> np.ndarray:
+def _segmentation_on(node: slicer.vtkMRMLSegmentationNode, reference: WorldImage, role: str) -> Iterator[np.ndarray]:
     segmentation = node.GetSegmentation()
     if segmentation.GetNumberOfSegments() == 0:
         raise InputError(f"the {role} must hold a segment, got '{node.GetName()}' without any")
@@ -236,32 +246,36 @@ def _segmentation_on(node: slicer.vtkMRMLSegmentationNode, reference: WorldImage
         segmentation = node.GetSegmentation()
     # The volume's grid in the segmentation's own frame. CreateOrientedImageDataFromVolumeNode gives another grid where
     # both nodes have parents: it does not see that the transform between them is linear.
-    geometry = slicer.vtkOrientedImageData()
-    geometry.SetDimensions(*reference.values.shape[::-1])
-    geometry.SetGeometryFromImageToWorldMatrix(
-        matrix_of(np.linalg.inv(parent_to_world(node, role)) @ reference.to_world)
-    )
-    merged = slicer.vtkOrientedImageData()
+    node_from_index = np.linalg.inv(parent_to_world(node, role)) @ reference.to_world
     ids = vtk.vtkStringArray()
     segmentation.GetSegmentIDs(ids)
-    node.GenerateMergedLabelmapForAllSegments(merged, slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY, geometry, ids)
-    scalars = merged.GetPointData().GetScalars()
-    if scalars is None or merged.GetDimensions() != geometry.GetDimensions():
-        raise InputError(f"the {role} must cover some of '{name}', got '{node.GetName()}', which does not")
-    return numpy_support.vtk_to_numpy(scalars).reshape(reference.values.shape) != 0
+    depth, height, width = reference.values.shape
+    thickness = max(1, MASK_VOXELS_A_STEP // (height * width))
+    for first in range(0, depth, thickness):
+        shape = (min(thickness, depth - first), height, width)
+        shift = np.eye(4)
+        shift[2, 3] = first
+        geometry, merged = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
+        geometry.SetDimensions(*shape[::-1])
+        geometry.SetGeometryFromImageToWorldMatrix(matrix_of(node_from_index @ shift))
+        node.GenerateMergedLabelmapForAllSegments(
+            merged, slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY, geometry, ids
+        )
+        scalars = merged.GetPointData().GetScalars()
+        nothing = scalars is None or merged.GetDimensions() != geometry.GetDimensions()
+        yield np.zeros(shape, bool) if nothing else numpy_support.vtk_to_numpy(scalars).reshape(shape) != 0
 
 
-def _roi_on(node: slicer.vtkMRMLMarkupsROINode, reference: WorldImage, role: str) -> np.ndarray:
+def _roi_on(node: slicer.vtkMRMLMarkupsROINode, reference: WorldImage, role: str) -> Iterator[np.ndarray]:
     parent_to_world(node, role)  # refuses non-linear transforms
     roi_from_index = np.linalg.inv(array_of(node.GetObjectToWorldMatrix())) @ reference.to_world
     half = np.array(node.GetSize()) / 2
     j, i = np.ogrid[tuple(slice(n) for n in reference.values.shape[1:])]
-    inside = np.empty(reference.values.shape, bool)
-    for k in range(len(inside)):
-        inside[k] = True
+    for k in range(reference.values.shape[0]):
+        inside = np.ones(reference.values.shape[1:], bool)
         for (by_i, by_j, by_k, offset), length in zip(roi_from_index[:3], half, strict=True):
-            inside[k] &= np.abs((by_i * i + (by_k * k + offset)) + by_j * j) <= length
-    return inside
+            inside &= np.abs((by_i * i + (by_k * k + offset)) + by_j * j) <= length
+        yield inside[None]
 
 
 def _is_nonlinear(transform: slicer.vtkMRMLTransformNode | None) -> bool:

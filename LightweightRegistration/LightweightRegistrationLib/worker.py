@@ -91,6 +91,16 @@ def field_facts(answer: Answer, name: str, field: Any) -> dict[str, Any]:
     return {"vectors": answer.save(name, sitk.GetArrayViewFromImage(field)), "to_lps": to_lps.tolist()}
 
 
+def transform_facts(answer: Answer, name: str, transform: Any, fixed: Any, moving: Any) -> dict[str, Any]:
+    """Return {"matrix_lps"} of a linear transform, else write a field that covers its images, as `field_facts`."""
+    from LDRCore import geometry
+
+    matrix = geometry.linear_matrix(transform)
+    if matrix is not None:
+        return {"matrix_lps": matrix.tolist()}
+    return field_facts(answer, name, geometry.covering_field_image(transform, fixed, moving))
+
+
 def register(answer: Answer, request: dict[str, Any]) -> None:
     """Register two images. Events: progress, field (early, coarse), done."""
     import SimpleITK as sitk
@@ -115,6 +125,7 @@ def register(answer: Answer, request: dict[str, Any]) -> None:
     result = LDRCore.register(
         fixed,
         moving,
+        kind=request["kind"],
         model=request["model"],
         cascades=request["cascades"],
         affine=request["affine"],
@@ -133,15 +144,13 @@ def register(answer: Answer, request: dict[str, Any]) -> None:
         facts["warped"] = answer.save("warped.npy", sitk.GetArrayViewFromImage(result.warped))
     if request["transform"]:
         answer.event("progress", fraction=0.75, message="writing the transform")
-        field = geometry.covering_field_image(result.transform, fixed, moving)
-        facts["transform"] = field_facts(answer, "transform.npy", field)
+        facts["transform"] = transform_facts(answer, "transform.npy", result.transform, fixed, moving)
     if request["jacobian"]:
         answer.event("progress", fraction=0.85, message="computing the Jacobian map")
         facts["jacobian"] = answer.save("jacobian.npy", sitk.GetArrayViewFromImage(result.jacobian_determinant))
     if result.inverse_transform is not None:
         answer.event("progress", fraction=0.95, message="writing the inverse")
-        field = geometry.covering_field_image(result.inverse_transform, moving, fixed)
-        facts["inverse"] = field_facts(answer, "inverse.npy", field)
+        facts["inverse"] = transform_facts(answer, "inverse.npy", result.inverse_transform, moving, fixed)
     answer.event("done", report=result.report, **facts)
 
 

@@ -17,6 +17,7 @@ from Testing.slicer_scene import (
     image_of,
     linear,
     local,
+    result_of,
     turned,
 )
 
@@ -56,7 +57,7 @@ def test_a_segmentation_of_another_grid_under_a_parent_becomes_a_mask_on_the_vol
     cube = add_volume("cube", np.ones((21, 21, 21), np.uint8), fine, "LabelMap")  # 21 mm about the centre, world axes
     segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "cube")
     slicer.vtkSlicerSegmentationsModuleLogic.ImportLabelmapToSegmentationNode(cube, segmentation)
-    mask = volume_nodes.mask(segmentation, fixed, image, "fixed mask")
+    mask = result_of(volume_nodes.mask(segmentation, fixed, image, "fixed mask"))
     k, j, i = np.nonzero(mask)
     world = (np.stack([i, j, k, np.ones_like(i)], 1) @ image.to_world.T)[:, :3]
     assert np.abs(world - centre).max() <= 10.5 + 1e-3
@@ -84,7 +85,7 @@ def test_a_mask_segmentation_lies_where_its_own_parent_puts_it(scene, volume_par
     segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "cube")
     slicer.vtkSlicerSegmentationsModuleLogic.ImportLabelmapToSegmentationNode(cube, segmentation)
     segmentation.SetAndObserveTransformNodeID(linear("Q", world_from_cube).GetID())
-    mask = volume_nodes.mask(segmentation, fixed, image, "fixed mask").astype(bool)
+    mask = result_of(volume_nodes.mask(segmentation, fixed, image, "fixed mask")).astype(bool)
     distance = np.abs(points - centre).max(-1)  # the faces lie at 10.5 mm
     assert mask[distance < 10].all()
     assert not mask[distance > 11].any()
@@ -110,11 +111,11 @@ def test_a_segmentation_of_closed_surfaces_alone_is_a_mask(scene):
 
     fixed, _ = blobs()
     segmentation, image = cube_segmentation(scene, fixed)
-    expected = volume_nodes.mask(segmentation, fixed, image, "fixed mask")
+    expected = result_of(volume_nodes.mask(segmentation, fixed, image, "fixed mask"))
     segmentation.CreateClosedSurfaceRepresentation()
     segmentation.GetSegmentation().SetSourceRepresentationName("Closed surface")
     segmentation.GetSegmentation().RemoveRepresentation("Binary labelmap")
-    mask = volume_nodes.mask(segmentation, fixed, image, "fixed mask")
+    mask = result_of(volume_nodes.mask(segmentation, fixed, image, "fixed mask"))
     assert (mask != expected).mean() < 0.01  # the surface is smoothed
     assert mask.sum() == pytest.approx(expected.sum(), rel=0.15)
     assert not segmentation.GetSegmentation().ContainsRepresentation("Binary labelmap")  # the node is as it was
@@ -126,7 +127,7 @@ def test_a_segmentation_under_a_non_linear_transform_is_a_mask_where_it_is_seen(
 
     fixed, _ = blobs()
     segmentation, image = cube_segmentation(scene, fixed)
-    expected = volume_nodes.mask(segmentation, fixed, image, "fixed mask")
+    expected = result_of(volume_nodes.mask(segmentation, fixed, image, "fixed mask"))
     if surfaces:
         segmentation.CreateClosedSurfaceRepresentation()
         segmentation.GetSegmentation().SetSourceRepresentationName("Closed surface")
@@ -138,7 +139,7 @@ def test_a_segmentation_under_a_non_linear_transform_is_a_mask_where_it_is_seen(
     vectors = np.broadcast_to(-step * [-1, -1, 1], (11, 11, 11, 3))  # from parent, LPS
     transform_nodes.write_field(bent, transform_nodes.Field(vectors.copy(), wide))
     segmentation.SetAndObserveTransformNodeID(bent.GetID())
-    mask = volume_nodes.mask(segmentation, fixed, image, "fixed mask")
+    mask = result_of(volume_nodes.mask(segmentation, fixed, image, "fixed mask"))
     moved_mask = np.roll(expected, 4, axis=2)
     assert (mask != moved_mask).sum() < 0.3 * expected.sum()
     assert (mask != expected).sum() > 0.6 * expected.sum()
@@ -155,7 +156,7 @@ def test_a_roi_is_a_mask_where_its_box_is(scene):
     roi.SetSize(30, 24, 18)
     world_from_roi = turned(20, (5, -4, 3))
     roi.SetAndObserveTransformNodeID(linear("P", world_from_roi).GetID())
-    mask = volume_nodes.mask(roi, fixed, image, "fixed mask").astype(bool)
+    mask = result_of(volume_nodes.mask(roi, fixed, image, "fixed mask")).astype(bool)
     index = np.moveaxis(np.indices(mask.shape)[::-1], 0, -1)
     world = index @ image.to_world[:3, :3].T + image.to_world[:3, 3]
     inverse = np.linalg.inv(world_from_roi)

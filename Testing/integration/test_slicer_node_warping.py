@@ -19,6 +19,7 @@ from Testing.slicer_scene import (
     linear,
     local,
     moved,
+    result_of,
     snapshot,
     turned,
 )
@@ -47,7 +48,7 @@ def bent(scene):
 def sitk_transform(node) -> sitk.Transform:
     from LightweightRegistrationLib import transform_nodes
 
-    field = transform_nodes.read_displacement_grid(node)
+    field = result_of(transform_nodes.read_displacement_grid(node))
     spacing = np.linalg.norm(field.to_lps[:3, :3], axis=0)
     image = sitk.GetImageFromArray(np.ascontiguousarray(field.vectors), isVector=True)
     image.SetSpacing(spacing.tolist())

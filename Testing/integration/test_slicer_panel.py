@@ -281,7 +281,7 @@ def test_choices_come_back_from_a_saved_scene(chosen, tmp_path):
 
     ui = chosen.ui
     unfold(ui.advancedCollapsibleButton)
-    choose(ui.prealignmentComboBox, "Affine from where they are")
+    choose(ui.prealignmentComboBox, "From where they are")
     choose(ui.deviceComboBox, "CPU")
     choose(ui.overlayComboBox, "Jacobian map (colours)")
     ui.refinementSpinBox.value = 25

@@ -120,14 +120,14 @@ def test_warnings_stand_in_colour_below_apply(done):
     report |= {"similarity": {**report["similarity"], "affine": 0.9, "after": 0.8}, "warnings": ["a <b> warning"]}
     outputs.write_report(p.transform, report)
     done.panel.updateGUIFromParameterNode()
-    assert ui.warningLabel.isVisible()
-    assert "color:#b45309" in ui.warningLabel.text
-    assert "less similar (0.800) than affine alone (0.900)" in ui.warningLabel.text
-    assert "A &lt;b&gt; warning." in ui.warningLabel.text
+    assert ui.verdictLabel.isVisible()
+    assert "color:#b45309" in ui.verdictLabel.text
+    assert "less similar (0.800) than affine alone (0.900)" in ui.verdictLabel.text
+    assert "A &lt;b&gt; warning." in ui.verdictLabel.text
     assert "warning" not in ui.resultsLabel.text.lower()
     outputs.write_report(p.transform, report | {"similarity": {**report["similarity"], "after": 0.95}, "warnings": []})
     done.panel.updateGUIFromParameterNode()
-    assert not ui.warningLabel.isVisible()
+    assert not ui.verdictLabel.isVisible()
 
 
 def test_the_checkerboard_is_a_hidden_node_that_goes_away(done):

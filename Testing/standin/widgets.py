@@ -147,6 +147,7 @@ class ctkSliderWidget(QtWidgets.QWidget):
     decimals = QtCore.Property(int, lambda self: self._box.decimals(), lambda self, v: self._set("setDecimals", v))
     suffix = QtCore.Property(str, lambda self: self._box.suffix(), lambda self, v: self._box.setSuffix(v))
     name = attribute("objectName", "setObjectName")
+    enabled = attribute("isEnabled", "setEnabled")
 
 
 class qMRMLWidget(QtWidgets.QWidget):
