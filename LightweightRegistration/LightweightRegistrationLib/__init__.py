@@ -14,7 +14,8 @@
 | sequences.py | the job that registers every frame of a sequence |
 | node_warping.py | the job that warps another volume, segmentation, markups or model through a registration |
 | outputs.py | creates and fills output nodes |
-| slice_display.py | slice views: layers, deformation grid, Jacobian colours, folding contours, early view |
+| slice_display.py | slice views: layers, deformation grid, Jacobian colours, early view |
+| overlays.py | what is computed for display: checkerboard, Jacobian map without background, folding outline |
 | parameters.py | the parameter node, which is saved in the scene |
 | panel.py | the panel: buttons, selectors, jobs |
 | job_runner.py | the panel's part that runs jobs and shows errors |

@@ -60,14 +60,25 @@ def new_node(class_name: str, name: str) -> slicer.vtkMRMLNode:
     return slicer.mrmlScene.AddNewNodeByClass(class_name, slicer.mrmlScene.GenerateUniqueName(name))
 
 
+def new_temporary_node(class_name: str, name: str) -> slicer.vtkMRMLNode:
+    """Add a node that is neither listed in selectors nor saved with the scene."""
+    node = slicer.mrmlScene.CreateNodeByClass(class_name)
+    node.UnRegister(None)
+    node.SetName(slicer.mrmlScene.GenerateUniqueName(name))
+    node.SetHideFromEditors(True)
+    node.SetSaveWithScene(False)
+    return slicer.mrmlScene.AddNode(node)
+
+
 def remove_node(node: slicer.vtkMRMLNode | None) -> None:
-    """Remove a node with its display node, if they are still in the scene."""
+    """Remove a node with its display nodes (a legend is one, too), if they are still in the scene."""
     if node is None or not slicer.mrmlScene.IsNodePresent(node):
         return
-    display = node.GetDisplayNode()
+    displays = [node.GetNthDisplayNode(n) for n in range(node.GetNumberOfDisplayNodes())]
     slicer.mrmlScene.RemoveNode(node)
-    if display is not None and slicer.mrmlScene.IsNodePresent(display):
-        slicer.mrmlScene.RemoveNode(display)
+    for display in displays:
+        if display is not None and slicer.mrmlScene.IsNodePresent(display):
+            slicer.mrmlScene.RemoveNode(display)
 
 
 def fill_volume(
@@ -92,6 +103,12 @@ def fill_volume(
     if node.GetDisplayNode() is None:
         node.CreateDefaultDisplayNodes()
     return node
+
+
+def same_size(first: slicer.vtkMRMLVolumeNode, second: slicer.vtkMRMLVolumeNode) -> bool:
+    """Return whether two volumes hold as many voxels along each axis."""
+    images = first.GetImageData(), second.GetImageData()
+    return None not in images and images[0].GetDimensions() == images[1].GetDimensions()
 
 
 def prepare_display(node: slicer.vtkMRMLVolumeNode, window_min: float, window_max: float) -> None:

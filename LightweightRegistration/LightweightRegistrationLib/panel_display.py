@@ -9,7 +9,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from . import outputs, slice_display
+from . import outputs, overlays, slice_display
 from .background import take_turn
 from .parameters import LightweightRegistrationParameterNode, Overlay
 from .transform_nodes import Field
@@ -51,7 +51,7 @@ class PanelDisplay:
     """Behaviour of the widgets under Display.
 
     Attributes:
-        checkerboard: the temporary volume of the checkerboard while it is shown.
+        computed: the temporary volume of the checkerboard, or of the Jacobian's colours, while it is shown.
         earlyView: the preview of a run, or None.
         flickerTimer: alternates the layers while it runs.
     """
@@ -64,7 +64,8 @@ class PanelDisplay:
             showStatus: shows one sentence in the panel.
         """
         self.ui, self.showStatus = ui, showStatus
-        self.checkerboard: slicer.vtkMRMLScalarVolumeNode | None = None
+        self.computed: slicer.vtkMRMLScalarVolumeNode | None = None
+        self._computedFor: tuple[Any, ...] | None = None
         self.earlyView: slice_display.EarlyView | None = None
         self._parameterNode: LightweightRegistrationParameterNode | None = None
         self._drawn: ViewState | None = None
@@ -84,7 +85,7 @@ class PanelDisplay:
         self._stopDrawing()
         if parameterNode is None:
             self.ui.flickerButton.checked = False
-            self.checkerboard = None
+            self.computed = self._computedFor = None
         else:
             self._drawn = ViewState.fromParameterNode(parameterNode)
 
@@ -114,8 +115,8 @@ class PanelDisplay:
             return p.movingVolume
         return {
             Overlay.warped: p.warpedVolume,
-            Overlay.jacobian: p.jacobianMap,
-            Overlay.checkerboard: self.checkerboard or p.warpedVolume,
+            Overlay.jacobian: self.computed or p.jacobianMap,
+            Overlay.checkerboard: self.computed or p.warpedVolume,
         }.get(p.overlay)
 
     def updateSliceViews(self) -> None:
@@ -123,25 +124,43 @@ class PanelDisplay:
         p = self._parameterNode
         self.ui.beforeButton.checked = False
         self._drawn = ViewState.fromParameterNode(p)
-        self._stopDrawing()
-        if p.overlay is Overlay.checkerboard and p.warpedVolume is not None and p.fixedVolume is not None:
-            if self.checkerboard is None:
-                self.checkerboard = slice_display.new_temporary_node("vtkMRMLScalarVolumeNode", "Checkerboard")
-            self._drawing = slice_display.checkerboard(p.fixedVolume, p.warpedVolume, self.checkerboard)
-            self._drawTimer.start()
-            self.onDrawTimer()
-        elif self.checkerboard is not None:
-            outputs.remove_node(self.checkerboard)
-            self.checkerboard = None
-        opacity = 1.0 if self.checkerboard is not None else p.fade
-        slice_display.show_layers(p.fixedVolume, self.overlayVolume(), opacity)
+        self._computeOverlay(p)
+        slice_display.show_layers(p.fixedVolume, self.overlayVolume(), self._opacity())
         slice_display.show_grid(p.transform, p.fixedVolume, p.showGrid, p.gridSpacing)
-        if p.jacobianMap is not None:
-            slice_display.color_jacobian(p.jacobianMap, p.jacobianFactor)
-        slice_display.show_legend(p.jacobianMap, p.overlay is Overlay.jacobian)
-        folding = slice_display.folding_contours(p.jacobianMap, p.showFolding)
+        for volume in (p.jacobianMap, self.computed if p.overlay is Overlay.jacobian else None):
+            if volume is not None:
+                slice_display.color_jacobian(volume, p.jacobianFactor)
+        if p.overlay is Overlay.jacobian:
+            slice_display.show_legend(self.overlayVolume(), True)
+        folding = overlays.folding_contours(p.jacobianMap, p.showFolding)
         if p.showFolding and p.jacobianMap is not None and folding is None:
             self.showStatus(_("Nothing folds: there is no voxel to outline."))
+
+    def _computeOverlay(self, p: LightweightRegistrationParameterNode) -> None:
+        """Begin to compute what the overlay needs, if it needs anything; other display choices compute nothing anew."""
+        source = {Overlay.checkerboard: p.warpedVolume, Overlay.jacobian: p.jacobianMap}.get(p.overlay)
+        if source is not None and (p.fixedVolume is None or not outputs.same_size(source, p.fixedVolume)):
+            source = None
+        wanted = (
+            (p.overlay, *(volume.GetImageData().GetMTime() for volume in (source, p.fixedVolume))) if source else None
+        )
+        if wanted == self._computedFor and self._drawing is None:
+            return
+        self._stopDrawing()
+        outputs.remove_node(self.computed)
+        self.computed, self._computedFor = None, wanted
+        if source is None:
+            return
+        self.computed = outputs.new_temporary_node("vtkMRMLScalarVolumeNode", p.overlay.value)
+        draw = overlays.checkerboard if p.overlay is Overlay.checkerboard else overlays.jacobian_within_content
+        self._drawing = draw(p.fixedVolume, source, self.computed)
+        self._drawTimer.start()
+        self.onDrawTimer()
+
+    def _opacity(self) -> float:
+        """The overlay's opacity: a checkerboard holds the fixed volume itself."""
+        p = self._parameterNode
+        return 1.0 if p.overlay is Overlay.checkerboard and self.computed is not None else p.fade
 
     @property
     def busy(self) -> bool:
@@ -173,7 +192,7 @@ class PanelDisplay:
         if self._parameterNode is not None and self._hasBefore():
             p = self._parameterNode
             shown = p.movingVolume if on else self.overlayVolume()
-            slice_display.show_layers(p.fixedVolume, shown, 1.0 if self.checkerboard and not on else p.fade)
+            slice_display.show_layers(p.fixedVolume, shown, p.fade if on else self._opacity())
 
     def onFlickerToggled(self, on: bool) -> None:
         """Start or stop alternating between the fixed volume and the overlay."""

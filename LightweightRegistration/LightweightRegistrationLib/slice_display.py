@@ -1,26 +1,22 @@
-"""Slice views: layers and opacity, deformation grid, Jacobian colours and legend, folding contours, early view.
+"""Slice views: layers and opacity, deformation grid, Jacobian colours and legend, early view.
 
 Needs only MRML nodes, so that it draws the same with the application and without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 import numpy as np
 import slicer
 import vtk
 
-from .outputs import copy_window_level, fill_volume, new_node, prepare_display, remove_node
+from .outputs import copy_window_level, new_temporary_node, prepare_display, remove_node
 from .transform_nodes import Field, write_field
-from .volume_nodes import matrix_of, new_image, read_volume, voxel_to_local
+from .volume_nodes import matrix_of, read_volume
 
 COLOURS_TAG = "LightweightRegistrationJacobianColours"
 # shrinking blue, unchanged near white, growing red: readable with red-green blindness
 DIVERGING = ((0.02, 0.19, 0.58), (0.26, 0.58, 0.82), (0.97, 0.97, 0.97), (0.95, 0.55, 0.30), (0.65, 0.05, 0.10))
-FOLDING_COLOUR = (1.0, 0.0, 1.0)
 GRID_COLOUR = (1.0, 0.85, 0.2)
-CHECKER_MM = 25.0
 
 
 def slice_composites() -> list[slicer.vtkMRMLSliceCompositeNode]:
@@ -49,11 +45,16 @@ def show_layers(
         fit_views()
 
 
+def slice_logics() -> list[slicer.vtkMRMLSliceLogic]:
+    """Return the logics of the slice views."""
+    logics = slicer.app.applicationLogic().GetSliceLogics()
+    return [logics.GetItemAsObject(n) for n in range(logics.GetNumberOfItems() if logics is not None else 0)]
+
+
 def fit_views() -> None:
     """Fit every slice view to its background."""
-    logics = slicer.app.applicationLogic().GetSliceLogics()
-    for n in range(logics.GetNumberOfItems() if logics is not None else 0):
-        logics.GetItemAsObject(n).FitSliceToBackground()
+    for logic in slice_logics():
+        logic.FitSliceToBackground()
 
 
 def set_opacity(opacity: float) -> None:
@@ -134,7 +135,7 @@ def color_jacobian(volume: slicer.vtkMRMLScalarVolumeNode, factor: float) -> Non
 
 
 def show_legend(volume: slicer.vtkMRMLScalarVolumeNode | None, visible: bool) -> None:
-    """Show or hide the colour legend of a Jacobian map in the slice views that show the map."""
+    """Show or hide the colour legend of a Jacobian map, in one slice view."""
     if volume is None:
         return
     logic = slicer.vtkSlicerColorLogic
@@ -143,120 +144,18 @@ def show_legend(volume: slicer.vtkMRMLScalarVolumeNode | None, visible: bool) ->
         if not visible:
             return
         legend = logic.AddDefaultColorLegendDisplayNode(volume)
-        legend.SetTitleText("Volume change\n(Jacobian)")
-        legend.SetNumberOfLabels(5)
+        legend.SetTitleText("Volume\nchange")
+        legend.SetNumberOfLabels(4)  # 0.5, 1, 1.5, 2
         legend.SetLabelFormat("%.2f")
         legend.GetLabelTextProperty().SetFontSize(14)
         legend.GetTitleTextProperty().SetFontSize(14)
         legend.SetSize(0.14, 0.5)
-        legend.SetPosition(0.96, 0.5)
+        legend.SetPosition(0.98, 0.5)
+        views = [logic.GetSliceNode() for logic in slice_logics()]
+        views.sort(key=lambda view: view.GetOrientation() != "Axial")  # where a head leaves the sides free
+        for view in views[:1]:
+            legend.AddViewNodeID(view.GetID())
     legend.SetVisibility(visible)
-
-
-def folding_contours(
-    jacobian: slicer.vtkMRMLScalarVolumeNode | None, visible: bool
-) -> slicer.vtkMRMLSegmentationNode | None:
-    """Show or hide an outline of the voxels whose Jacobian determinant is 0 or less.
-
-    Returns:
-        The segmentation of these voxels, None where nothing folds or it was never shown.
-    """
-    if jacobian is None:
-        return None
-    node = jacobian.GetNodeReference("LightweightRegistrationFolding")
-    if not visible:
-        if node is not None and node.GetDisplayNode() is not None:
-            node.GetDisplayNode().SetVisibility(False)
-        return node
-    folds = slicer.util.arrayFromVolume(jacobian) <= 0
-    if not folds.any():
-        if node is not None:
-            slicer.mrmlScene.RemoveNode(node)
-        return None
-    if node is None:
-        node = new_node("vtkMRMLSegmentationNode", f"{jacobian.GetName()} folding")
-        node.CreateDefaultDisplayNodes()
-        jacobian.SetNodeReferenceID("LightweightRegistrationFolding", node.GetID())
-    box = tuple(slice(np.flatnonzero(f)[0], np.flatnonzero(f)[-1] + 1) for f in _projections(folds))
-    to_local = voxel_to_local(jacobian)
-    to_local[:3, 3] = (to_local @ [*(part.start for part in box[::-1]), 1])[:3]
-    labels = slicer.vtkMRMLLabelMapVolumeNode()
-    slicer.mrmlScene.AddNode(labels)
-    try:
-        fill_volume(labels, folds[box].astype(np.uint8), jacobian)  # the box alone: importing takes long
-        labels.SetIJKToRASMatrix(matrix_of(to_local))
-        node.GetSegmentation().RemoveAllSegments()
-        slicer.vtkSlicerSegmentationsModuleLogic.ImportLabelmapToSegmentationNode(labels, node)
-    finally:
-        slicer.mrmlScene.RemoveNode(labels)
-    node.SetAndObserveTransformNodeID(jacobian.GetTransformNodeID())
-    segment = node.GetSegmentation().GetNthSegment(0)
-    segment.SetName("Folding")
-    segment.SetColor(*FOLDING_COLOUR)
-    display = node.GetDisplayNode()
-    display.SetVisibility(True)
-    display.SetVisibility2DFill(False)
-    display.SetVisibility2DOutline(True)
-    display.SetSliceIntersectionThickness(2)
-    return node
-
-
-def _projections(mask: np.ndarray) -> list[np.ndarray]:
-    """Return along each axis where anything is set."""
-    return [mask.any(axis=tuple(other for other in range(3) if other != axis)) for axis in range(3)]
-
-
-# Checkerboard
-
-
-def checkerboard(
-    fixed: slicer.vtkMRMLVolumeNode, warped: slicer.vtkMRMLVolumeNode, node: slicer.vtkMRMLScalarVolumeNode
-) -> Generator[None, None, None]:
-    """Fill a node with a checkerboard of two volumes, a slab in each step.
-
-    Cubes of 25 mm alternate, each with its own volume's window and level.
-
-    Args:
-        fixed, warped: volumes on one grid.
-        node: of `new_temporary_node`; it is shown empty first.
-    """
-    sources = [(slicer.util.arrayFromVolume(volume), _displayed_range(volume)) for volume in (fixed, warped)]
-    shape = sources[0][0].shape
-    image, board = new_image(shape, np.dtype(np.uint8))
-    prepare_display(node, 0, 255)
-    spacing = np.array(fixed.GetSpacing())[::-1]
-    k, j, i = (np.floor(np.arange(n) * s / CHECKER_MM).astype(int) for n, s in zip(shape, spacing, strict=True))
-    in_plane = j[:, None] + i[None, :]
-    for slab in range(shape[0]):
-        grey = [_displayed_grey(values[slab], window) for values, window in sources]
-        board[slab] = np.where((in_plane + k[slab]) % 2 == 1, grey[1], grey[0])
-        yield
-    fill_volume(node, image, fixed)
-
-
-def _displayed_range(volume: slicer.vtkMRMLVolumeNode) -> tuple[float, float]:
-    """Return the values that are displayed black and white."""
-    display = volume.GetDisplayNode()
-    if display is not None and display.IsA("vtkMRMLScalarVolumeDisplayNode"):
-        return display.GetWindowLevelMin(), display.GetWindowLevelMax()
-    return volume.GetImageData().GetScalarRange()
-
-
-def _displayed_grey(values: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-    """Scale values to 0..255 as they are displayed."""
-    low, high = window
-    scale = np.float32(255.0 / max(high - low, 1e-6))
-    return np.clip((values.astype(np.float32) - np.float32(low)) * scale, 0, 255).astype(np.uint8)
-
-
-def new_temporary_node(class_name: str, name: str) -> slicer.vtkMRMLNode:
-    """Add a node that is neither listed in selectors nor saved with the scene."""
-    node = slicer.mrmlScene.CreateNodeByClass(class_name)
-    node.UnRegister(None)
-    node.SetName(slicer.mrmlScene.GenerateUniqueName(name))
-    node.SetHideFromEditors(True)
-    node.SetSaveWithScene(False)
-    return slicer.mrmlScene.AddNode(node)
 
 
 # Early view

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from Testing.slicer_scene import add_volume, array, local
+from Testing.slicer_scene import add_volume, array, local, wait_until
 from Testing.slicer_window import check, choose, click, composite, run, settle, unfold
 
 slicer = pytest.importorskip("slicer", reason="needs slicer-core (make test installs it)")
@@ -39,10 +39,20 @@ def test_display_controls_drive_the_slice_views(done):
 def test_the_jacobian_has_colours_and_a_legend(done):
     ui, p = done.ui, done.p
     choose(ui.overlayComboBox, "Jacobian map (colours)")
-    assert composite().GetForegroundVolumeID() == p.jacobianMap.GetID()
+    node = done.panel.display.computed
+    assert composite().GetForegroundVolumeID() == node.GetID()
+    assert node.GetHideFromEditors()
+    wait_until(lambda: settle() or not done.panel.display.busy, lambda: "still drawing")
+    shown, values = array(node), array(p.jacobianMap)
+    inside = np.isfinite(shown)
+    assert np.array_equal(shown[inside], values[inside])
+    assert not inside[0, 0, 0]  # background
+    assert inside[12, 13, 14]
+    assert np.array_equal(inside, array(p.fixedVolume) > 0)  # a blob without holes on 0
     assert ui.jacobianFactorSlider.value == pytest.approx(2.0)
     ui.jacobianFactorSlider.value = 4
-    display = p.jacobianMap.GetDisplayNode()
+    assert done.panel.display.computed is node  # other colours need no other voxels
+    display = node.GetDisplayNode()
     assert (display.GetWindowLevelMin(), display.GetWindowLevelMax()) == pytest.approx((0.25, 4.0))
     function = display.GetColorNode().GetColorTransferFunction()
     low, middle, high = ([0.0] * 3 for _ in range(3))
@@ -51,10 +61,14 @@ def test_the_jacobian_has_colours_and_a_legend(done):
     assert low[2] > low[0] + 0.3  # blue
     assert min(middle) > 0.9  # white
     assert high[0] > high[2] + 0.3  # red
-    legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(p.jacobianMap)
+    legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(node)
     assert legend.GetVisibility()
+    (view,) = (slicer.mrmlScene.GetNodeByID(view_id) for view_id in legend.GetViewNodeIDs())
+    assert view.GetOrientation() == "Axial"
     choose(ui.overlayComboBox, "Warped volume")
-    assert not legend.GetVisibility()
+    for gone in (node, legend):
+        assert not slicer.mrmlScene.IsNodePresent(gone)
+    assert array(p.jacobianMap).min() > 0  # the map itself keeps its background
 
 
 def test_folding_is_outlined_where_there_is_any(chosen):
@@ -133,15 +147,15 @@ def test_warnings_stand_in_colour_below_apply(done):
 def test_the_checkerboard_is_a_hidden_node_that_goes_away(done):
     ui = done.ui
     choose(ui.overlayComboBox, "Checkerboard of fixed and warped")
-    node = done.panel.display.checkerboard
+    node = done.panel.display.computed
     assert composite().GetForegroundVolumeID() == node.GetID()
     assert composite().GetForegroundOpacity() == 1.0
     assert node.GetHideFromEditors()
     assert not node.GetSaveWithScene()
-    from LightweightRegistrationLib import slice_display
+    from LightweightRegistrationLib import overlays
 
     fixed, warped = (
-        slice_display._displayed_grey(slicer.util.arrayFromVolume(v), slice_display._displayed_range(v))
+        overlays._displayed_grey(slicer.util.arrayFromVolume(v), overlays._displayed_range(v))
         for v in (done.p.fixedVolume, done.p.warpedVolume)
     )
     values = slicer.util.arrayFromVolume(node)

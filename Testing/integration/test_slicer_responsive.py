@@ -84,10 +84,10 @@ def test_the_checkerboard_is_drawn_in_steps(done, one_step_a_turn):
     choose(done.ui.overlayComboBox, "Checkerboard of fixed and warped")
     assert done.panel.display.busy
     wait_until(lambda: settle() or not done.panel.display.busy, lambda: "still drawing")
-    assert array(done.panel.display.checkerboard).max() > 100
+    assert array(done.panel.display.computed).max() > 100
     choose(done.ui.overlayComboBox, "Warped volume")
     choose(done.ui.overlayComboBox, "Checkerboard of fixed and warped")
     choose(done.ui.overlayComboBox, "Warped volume")  # in the middle of it
     settle()
     assert not done.panel.display.busy
-    assert done.panel.display.checkerboard is None
+    assert done.panel.display.computed is None

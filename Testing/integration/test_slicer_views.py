@@ -158,17 +158,50 @@ def test_the_jacobian_is_blue_where_it_shrinks_and_red_where_it_grows_with_a_leg
     assert view.picture()[150][50].astype(int).sum() > middle[50].astype(int).sum()
 
 
+def test_outside_the_content_the_jacobian_is_transparent_and_the_legend_is_in_one_view(view, scene):
+    from LightweightRegistrationLib import outputs, overlays, slice_display
+
+    k, j, i = np.ogrid[-1:1:40j, -1:1:40j, -1:1:40j]
+    radius = np.sqrt(k * k + j * j + i * i)
+    fixed = add_volume("ball", np.where((radius < 0.7) & (radius > 0.3), 100, 0).astype(np.int16))
+    slicer.util.arrayFromVolume(fixed)[1, 1, 1] = 100  # noise
+    jacobian = add_volume("Jacobian", np.full((40, 40, 40), 0.5, np.float32))
+    shown = outputs.new_temporary_node("vtkMRMLScalarVolumeNode", "colours")
+    for _ in overlays.jacobian_within_content(fixed, jacobian, shown):
+        pass
+    values = slicer.util.arrayFromVolume(shown)
+    assert np.isnan(values[1, 1, 1])
+    assert (np.isfinite(values) == (radius < 0.7)).mean() > 0.999  # the hole in the middle is content
+    slice_display.color_jacobian(shown, 2.0)
+    slice_display.show_layers(fixed, shown, 1.0)
+    view.fit()
+    picture = view.picture().astype(int)
+    size = len(picture)
+    assert picture[size // 2, size // 2, 2] > picture[size // 2, size // 2, 0] + 60  # blue over the hole
+    assert picture[5, 5].max() < 10  # black as the fixed volume
+    slice_display.show_legend(shown, True)
+    assert difference(view.picture(), picture) > 0
+    for other in ("Yellow", "Green"):
+        another = sliceview.SliceView(other, size, size)
+        another.fit()
+        plain = another.picture().astype(int)
+        slice_display.show_legend(shown, False)
+        assert difference(another.picture(), plain) == 0
+        slice_display.show_legend(shown, True)
+        another.close()
+
+
 def test_folding_is_outlined_where_it_is(view, shifted):
-    from LightweightRegistrationLib import slice_display
+    from LightweightRegistrationLib import overlays, slice_display
 
     fixed, _moving, _transform, _field = shifted
     values = np.ones((12, 60, 60), np.float32)
     jacobian = add_volume("Jacobian", values, local(fixed))
     slice_display.show_layers(fixed, jacobian, 0.0)
-    assert slice_display.folding_contours(jacobian, True) is None
+    assert overlays.folding_contours(jacobian, True) is None
     assert count(view.picture(), FOLDING, 60) == 0
     slicer.util.arrayFromVolume(jacobian)[:, 10:20, 10:20] = -0.1
-    node = slice_display.folding_contours(jacobian, True)
+    node = overlays.folding_contours(jacobian, True)
     picture = view.picture()
     assert count(picture, FOLDING, 60) > 50
     rows, columns = np.nonzero(np.abs(picture.astype(int) - FOLDING).max(-1) < 60)
@@ -176,13 +209,13 @@ def test_folding_is_outlined_where_it_is(view, shifted):
     assert rows.min() > 150  # and at small y, below
     inside = picture[int(rows.mean()), int(columns.mean())]
     assert np.abs(inside.astype(int) - FOLDING).max() > 60  # an outline, not an area
-    slice_display.folding_contours(jacobian, False)
+    overlays.folding_contours(jacobian, False)
     assert count(view.picture(), FOLDING, 60) == 0
     assert not node.GetDisplayNode().GetVisibility()
 
 
 def test_the_checkerboard_shows_both(view, shifted, scene):
-    from LightweightRegistrationLib import slice_display
+    from LightweightRegistrationLib import outputs, overlays, slice_display
 
     fixed, _moving, _transform, _field = shifted
     bright = add_volume("bright", np.full((12, 60, 60), 240, np.float32) + np.eye(60, dtype=np.float32), local(fixed))
@@ -190,8 +223,8 @@ def test_the_checkerboard_shows_both(view, shifted, scene):
     for node in (bright, dark):
         node.GetDisplayNode().SetAutoWindowLevel(False)
         node.GetDisplayNode().SetWindowLevelMinMax(0, 255)
-    board = slice_display.new_temporary_node("vtkMRMLScalarVolumeNode", "board")
-    for _ in slice_display.checkerboard(bright, dark, board):
+    board = outputs.new_temporary_node("vtkMRMLScalarVolumeNode", "board")
+    for _ in overlays.checkerboard(bright, dark, board):
         pass
     slice_display.show_layers(bright, board, 1.0)
     picture = view.picture()[..., 0]
