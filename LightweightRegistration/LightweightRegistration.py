@@ -120,6 +120,7 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
         similarity: str = "auto",
         device: str = "auto",
         threads: int = 0,
+        keepFiles: bool = False,
         warped: bool | slicer.vtkMRMLNode | None = True,
         transform: bool | slicer.vtkMRMLNode | None = True,
         jacobian: bool | slicer.vtkMRMLNode | None = True,
@@ -143,6 +144,7 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
             similarity: what it makes larger: "auto", "local-ncc" or "mind"; see `LDRCore.register`.
             device: "auto", "cpu" or "cuda".
             threads: CPU threads, 0 for all.
+            keepFiles: keep what is exchanged with the worker process; `kept` of the job names the folder.
             warped, transform, jacobian, inverse: True for a new node, a node to fill, or False for none.
             onField: called with a coarse displacement field before the outputs are computed.
             onEnd: called when the job ends in any way, before outputs are created.
@@ -158,6 +160,7 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
             wanted={"warped": warped, "transform": transform, "jacobian": jacobian, "inverse": inverse},
             on_early=onField,
             on_end=onEnd,
+            keep_files=keepFiles,
         )
         job.start(fixedNode, movingNode)
         return job
@@ -226,6 +229,7 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
         *,
         initialTransform: slicer.vtkMRMLTransformNode | None = None,
         refinementSteps: int = 0,
+        keepFiles: bool = False,
         **options: Any,
     ) -> SequenceJob:
         """Start what `registerSequence` does and return the job to poll.
@@ -234,7 +238,7 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
         """
         torch_setup.ensure_torch()
         settings = Settings(cascades=cascades, refine_steps=refinementSteps, **options)
-        job = SequenceJob(self.worker, settings, initial=initialTransform)
+        job = SequenceJob(self.worker, settings, initial=initialTransform, keep_files=keepFiles)
         job.start(fixedNode, sequenceNode)
         return job
 

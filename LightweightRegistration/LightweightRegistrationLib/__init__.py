@@ -21,6 +21,7 @@
 | job_runner.py | the panel's part that runs jobs and shows errors |
 | others_list.py | the panel's list of nodes to bring along |
 | panel_display.py | the panel's section Display |
+| session_log.py | a log that outlives the application |
 | report_text.py | a registration's report and a model's card in words |
 | torch_setup.py | installs torch through the PyTorch extension, after asking |
 | self_test.py | the test that runs inside the application |

@@ -25,6 +25,7 @@ import numpy as np
 WORKER = Path(__file__).with_name("worker.py")
 LOG_LINES = 12
 PREFIX = "LightweightRegistration-"  # of session folders
+KEPT_PREFIX = "LightweightRegistrationFiles-"  # of the folders of runs whose files are kept
 STALE_S = 3600.0
 CHUNK_BYTES = 16_000_000  # written or read at once: some milliseconds
 TURN_S = 0.02  # of the main thread's time in one turn of the event loop
@@ -143,10 +144,28 @@ class Run:
         if not ended:
             self._worker.close()
 
-    def finish(self) -> None:
-        """Remove the arrays."""
+    def finish(self, keep: bool = False) -> Path | None:
+        """Remove the run's files.
+
+        Args:
+            keep: move them out of the session's folder instead, with the process's log.
+
+        Returns:
+            The folder of the files that were kept; None without any.
+        """
         self._ended, self._sending = True, None
+        kept = self._keep() if keep and self.folder.exists() else None
         shutil.rmtree(self.folder, ignore_errors=True)
+        return kept
+
+    def _keep(self) -> Path | None:
+        session = self.folder.parent
+        with contextlib.suppress(OSError):  # a full disk must not spoil the result
+            kept = Path(tempfile.mkdtemp(prefix=time.strftime(f"{KEPT_PREFIX}%Y%m%d-%H%M%S-"), dir=session.parent))
+            for file in [*self.folder.iterdir(), session / "log.txt"]:
+                (shutil.copy if file.parent == session else shutil.move)(file, kept)
+            return kept
+        return None
 
 
 class Worker:
@@ -183,7 +202,9 @@ class Worker:
     def _sending(self, folder: Path, request: dict[str, Any], arrays: dict[str, np.ndarray]) -> Iterator[None]:
         for name, values in arrays.items():
             yield from write_array(folder / name, values)
-        self._send({**request, "folder": str(folder)})
+        request = {**request, "folder": str(folder)}
+        (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        self._send(request)
 
     def warm_up(self, options: dict[str, Any]) -> None:
         """Let the process import torch and load a model; returns at once. A run that is started meanwhile is queued.

@@ -13,7 +13,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from . import report_text
+from . import report_text, session_log
 from .jobs import Job
 from .module_errors import CancelledError, InputError, MemoryNeededError
 
@@ -87,6 +87,9 @@ class JobRunner:
             self._endJob()
             if job.outputs is not None:
                 self._onFinished(job.outputs)
+            if job.kept:
+                text = _("{status} Files are in {folders}.")
+                self.showStatus(text.format(status=self.ui.statusLabel.text, folders=", ".join(map(str, job.kept))))
 
     def cancel(self) -> None:
         """Stop what is under way, if anything is; the scene is as before."""
@@ -107,6 +110,7 @@ class JobRunner:
     def showError(self, error: Exception) -> None:
         """Say what is wrong; offer fewer cascades where memory was too small."""
         if isinstance(error, CancelledError):
+            session_log.write("cancelled")
             self.showStatus(_("Cancelled; nothing was changed."))
             return
         details = "".join(traceback.format_exception(error))
@@ -119,6 +123,7 @@ class JobRunner:
             text = text.format(kind=type(error).__name__, message=error)
         self.showStatus(text)
         logging.error("Lightweight Registration: %s\n%s", text, details)
+        session_log.write(f"error: {text}\n{details}")
         fewer = error.fewer_cascades if isinstance(error, MemoryNeededError) else None
         if fewer is None:
             slicer.util.errorDisplay(text, detailedText=details)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,10 +72,12 @@ class Job:
         message: the current step.
         finished: whether it has succeeded, failed or been cancelled.
         outputs: the nodes that it created, None before it has succeeded.
+        kept: folders with the files of its runs, where it keeps them.
     """
 
-    def __init__(self, worker: Worker):
-        self._worker = worker
+    def __init__(self, worker: Worker, *, keep_files: bool = False):
+        self._worker, self._keep_files = worker, keep_files
+        self.kept: list[Path] = []
         self._run: Run | None = None
         self._inputs: list[slicer.vtkMRMLNode] = []
         self._steps: Generator[None, None, None] | None = None
@@ -154,7 +157,8 @@ class Job:
         """Remove what the run needed: its files, and what is shown during it."""
         self.clean_up()
         if self._run is not None:
-            self._run.finish()
+            kept = self._run.finish(self._keep_files)
+            self.kept += [kept] if kept is not None else []
             self._run = None
 
     def _handle_event(self, event: dict[str, Any]) -> None:

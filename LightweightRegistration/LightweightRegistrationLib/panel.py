@@ -11,7 +11,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from . import outputs, report_text, sample, slice_display, torch_setup
+from . import outputs, report_text, sample, session_log, slice_display, torch_setup
 from .job_runner import JobRunner
 from .library import library_module
 from .machine import memory_bytes, without_torch
@@ -77,6 +77,7 @@ class Panel(JobRunner):
         ui.modelComboBox.currentIndexChanged.connect(self.onModelChanged)
         ui.applyButton.clicked.connect(self._shown(self.onApplyButton))
         ui.tryItButton.clicked.connect(self._shown(self.onTryItButton))
+        ui.logButton.clicked.connect(self._shown(self.onLogButton))
         ui.copyButton.clicked.connect(self._shown(self.onCopyButton))
         ui.otherButton.clicked.connect(self._shown(self.onBringAlongButton))
         ui.sequenceButton.clicked.connect(self._shown(self.onSequenceButton))
@@ -234,6 +235,12 @@ class Panel(JobRunner):
         qt.QApplication.clipboard().setText(report_text.as_text(self._resultRows()))
         self.showStatus(_("The results are on the clipboard."))
 
+    def onLogButton(self, *_clicked: Any) -> None:
+        """Open the log with the program that the system has for text."""
+        log = session_log.path()
+        qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(log)))
+        self.showStatus(_("The log is {path}.").format(path=log))
+
     def onApplyButton(self, *_clicked: Any) -> None:
         """Register, or cancel what is under way."""
         if self.job is not None:
@@ -245,6 +252,7 @@ class Panel(JobRunner):
             self.showStatus(_("Choose other outputs, or “New”."))
             return
         fixed, moving, previous_transform = p.fixedVolume, p.movingVolume, p.transform
+        session_log.write(f"Apply: {self._describeRun(p)}")
         wanted = {
             output: (getattr(p, NODE_PARAMETERS[output]) or True) if getattr(p, parameter) else False
             for output, parameter in WANTED_PARAMETERS.items()
@@ -263,6 +271,17 @@ class Panel(JobRunner):
             ),
             lambda made: self._onRegistered(made, VolumePair(fixed, moving)),
         )
+
+    def _describeRun(self, p: LightweightRegistrationParameterNode) -> str:
+        """Say what is to be registered, without names of volumes, which may be those of patients."""
+        volumes = [
+            f"{node.GetImageData().GetDimensions()} of {[round(mm, 3) for mm in node.GetSpacing()]} mm"
+            for node in (p.fixedVolume, p.movingVolume)
+            if node.GetImageData() is not None
+        ]
+        options = {key: value for key, value in self._registrationOptions().items() if key != "initialTransform"}
+        masks = [name for name in ("fixedMask", "movingMask", "initialTransform") if getattr(p, name) is not None]
+        return f"{slicer.app.applicationVersion}, {', '.join(volumes)}, {options}, with {masks}"
 
     def _confirmReplacing(self, p: LightweightRegistrationParameterNode) -> bool:
         """Ask before outputs replace what the user made or loaded; return whether to go on."""
@@ -320,12 +339,14 @@ class Panel(JobRunner):
             "similarity": p.similarity.name.replace("_", "-"),
             "device": p.device.name,
             "threads": p.threads,
+            "keepFiles": p.keepFiles,
         }
 
     def _onRegistered(self, made: outputs.Outputs, pair: VolumePair) -> None:
         p, seconds = self._parameterNode, time.monotonic() - self._startTime_s
         self.showStatus(_("Done in {seconds:.1f} s.").format(seconds=seconds))
         logging.info("Lightweight Registration: %s", json.dumps(made.report))  # Slicer keeps its log for error reports
+        session_log.write(f"registered in {seconds:.1f} s: {json.dumps(made.report)}")
         if VolumePair(p.fixedVolume, p.movingVolume) != pair:  # others were chosen meanwhile
             return
         with slicer.util.NodeModify(p):

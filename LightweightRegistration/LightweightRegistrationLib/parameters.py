@@ -122,6 +122,7 @@ class LightweightRegistrationParameterNode:
     device: Device = Device.auto
     threads: Annotated[int, WithinRange(0, 256)] = 0
     keepInverse: bool = False
+    keepFiles: bool = False
 
     direction: Direction = Direction.to_fixed
     sequence: vtkMRMLSequenceNode

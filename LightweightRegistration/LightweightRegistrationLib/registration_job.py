@@ -29,6 +29,7 @@ class RegistrationJob(Job):
         wanted: dict[str, bool | slicer.vtkMRMLNode | None],
         on_early: Callable[[Field], None] | None = None,
         on_end: Callable[[], None] | None = None,
+        keep_files: bool = False,
     ):
         """Store the arguments; `start` reads the volumes.
 
@@ -40,8 +41,9 @@ class RegistrationJob(Job):
             wanted: see `outputs.create`.
             on_early: called with a coarse field as soon as the transform is known.
             on_end: called when the job ends in any way, before outputs are created.
+            keep_files: keep the arrays, the request, the events and the log of the run.
         """
-        super().__init__(worker)
+        super().__init__(worker, keep_files=keep_files)
         self.settings, self._wanted = settings, wanted
         self._initial, self._masks = initial, {"fixed": fixed_mask, "moving": moving_mask}
         self._on_early, self._on_end = on_early, on_end

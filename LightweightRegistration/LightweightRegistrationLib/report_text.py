@@ -100,13 +100,13 @@ def warnings(report: dict[str, Any]) -> list[str]:
 
 def verdict_as_html(report: dict[str, Any]) -> str:
     """Say in colour whether to trust a result, and every reason and warning, a line each; empty without any."""
-    verdict, texts = report.get("verdict", {}), warnings(report)
-    texts += [text for text in map(sentence, verdict.get("reasons", [])) if text not in texts]
-    judged = verdict.get("verdict", "look" if texts else "")
-    if judged not in VERDICTS:
-        return ""
-    if judged == "trust" and warnings(report):  # what the panel itself warns of is not trusted
+    verdict, warned = report.get("verdict", {}), warnings(report)
+    texts = list(dict.fromkeys([*map(sentence, verdict.get("reasons", [])), *warned]))
+    judged = verdict.get("verdict", "trust")
+    if judged == "trust" and warned:
         judged = "look"
+    if judged not in VERDICTS or not (verdict or texts):
+        return ""
     heading, colour = VERDICTS[judged]
     lines = [f"<b>{html.escape(_(heading))}</b>", *map(html.escape, texts)]
     return f'<span style="color:{colour}">{"<br>".join(lines)}</span>'

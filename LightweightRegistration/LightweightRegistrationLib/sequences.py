@@ -18,9 +18,16 @@ from .volume_nodes import WorldImage
 class SequenceJob(Job):
     """Registers frame after frame in one process; the output sequences are created after the last one."""
 
-    def __init__(self, worker: Worker, settings: Settings, *, initial: slicer.vtkMRMLTransformNode | None = None):
-        """Store the arguments, which are those of `jobs.RegistrationJob`."""
-        super().__init__(worker)
+    def __init__(
+        self,
+        worker: Worker,
+        settings: Settings,
+        *,
+        initial: slicer.vtkMRMLTransformNode | None = None,
+        keep_files: bool = False,
+    ):
+        """Store the arguments, which are those of `registration_job.RegistrationJob`."""
+        super().__init__(worker, keep_files=keep_files)
         self.settings, self._initial = settings, initial
         self._results: list[tuple[vtk.vtkImageData, vtk.vtkAbstractTransform, dict[str, Any]]] = []
         self._images: dict[str, WorldImage] = {}

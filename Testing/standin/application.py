@@ -28,12 +28,14 @@ class Application:
     """slicer.app. Signals are kept and can be sent by tests with `emit`."""
 
     applicationName = "Slicer stand-in"
+    applicationVersion = "5.12.0-stand-in"
 
     def __init__(self) -> None:
         self.slots: dict[str, list[Any]] = {}
         self.temporaryPath = tempfile.mkdtemp(prefix="slicer-standin-")
         (Path(self.temporaryPath) / "share" / "ColorFiles").mkdir(parents=True)
         (Path(self.temporaryPath) / ".slicer-cache").touch()
+        self.slicerUserSettingsFilePath = str(Path(self.temporaryPath) / "settings" / "Slicer.ini")
         self._cache, self._io = slicer.vtkCacheManager(), slicer.vtkDataIOManager()
         self._cache.SetRemoteCacheDirectory(self.temporaryPath)
         self._io.SetCacheManager(self._cache)

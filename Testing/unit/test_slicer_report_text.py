@@ -55,3 +55,45 @@ def test_a_report_of_an_earlier_version_is_shown(slicer_module):
     assert old["Model"] == "brain-t1-small, 3 cascades, 25 refinement steps"
     assert old["Inverse"] == "exact to 0.002 mm"
     assert old["Folding"] == "1 voxel (0.010 %)"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "heading", "colour"),
+    [
+        ("trust", "The result looks right.", "#15803d"),
+        ("look", "Check the result.", "#b45309"),
+        ("failed", "The registration failed: do not use the result.", "#dc2626"),
+    ],
+)
+def test_a_verdict_is_shown_in_its_colour_with_its_reasons(slicer_module, verdict, heading, colour):
+    from LightweightRegistrationLib import report_text
+
+    reasons = [] if verdict == "trust" else ["the edges lie <apart>", "it folds"]
+    html = report_text.verdict_as_html({**REPORT, "verdict": {"verdict": verdict, "reasons": reasons}})
+    lines = "" if verdict == "trust" else "<br>The edges lie &lt;apart&gt;.<br>It folds."
+    assert html == f'<span style="color:{colour}"><b>{heading}</b>{lines}</span>'
+
+
+def test_what_the_panel_warns_of_is_not_trusted(slicer_module):
+    from LightweightRegistrationLib import report_text
+
+    worse = {**REPORT, "similarity": {"before": 0.5, "initial": 0.6, "affine": 0.9, "after": 0.8}}
+    for report in (worse, {**worse, "verdict": {"verdict": "trust", "reasons": []}}):
+        html = report_text.verdict_as_html(report)
+        assert "Check the result." in html
+        assert "less similar (0.800) than affine alone (0.900)" in html
+    assert report_text.verdict_as_html(REPORT) == ""
+    assert report_text.verdict_as_html({}) == ""
+
+
+def test_a_rigid_map_is_described_by_its_turn_and_an_affine_one_by_its_stretch(slicer_module):
+    turn = [[0.0, -1.0, 0.0, 5.0], [1.0, 0.0, 0.0, 6.0], [0.0, 0.0, 1.0, 7.0], [0.0, 0.0, 0.0, 1.0]]
+    rigid = shown(kind="rigid", affine_matrix_lps=turn, alignment={"local_agreement": 0.66})
+    assert rigid["Transform"] == "rigid, 6 parameters: turned by 90.0°, no volume change"
+    assert rigid["Left over"].startswith("local similarity 0.66 of 1")
+    assert rigid["Similarity after"] == "0.900"
+    assert rigid["Model"] == "brain-t1-small"
+    stretched = [[0.0, -0.9, 0.0, 5.0], [1.2, 0.0, 0.0, 6.0], [0.0, 0.0, 1.0, 7.0], [0.0, 0.0, 0.0, 1.0]]
+    affine = shown(kind="affine", affine_matrix_lps=stretched, jacobian_determinant={"min": 1.08, "max": 1.08})
+    assert affine["Transform"] == "affine: turned by 90.0°, stretched by 0.90 to 1.20, volume times 1.08"
+    assert "Folding" not in affine
