@@ -11,7 +11,7 @@ PINNED_TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCH ?= $(PINNED_TORCH)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-torch lint tables paper peers clean
+.PHONY: demo test test-torch package-check lint tables paper peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ldr demo --out demo-output
@@ -26,6 +26,10 @@ lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What Slicer's extension catalogue asks for, checked from the tree (a part of `make test`).
+package-check: $(VENV)/.installed-test
+	$(BIN)/python -m pytest Testing/unit/test_slicer_catalogue.py
 
 # The core's tests under another version of torch, in a virtual environment of its own: make test-torch TORCH=2.6.0
 # Slicer's module and other registration programs are left to `make test`.

@@ -111,7 +111,7 @@ class WarpNodeJob(Job):
             return
         (image,) = images
         new = new_node(self._node.GetClassName(), self._name())
-        prepare_display(new, *image.GetScalarRange())
+        prepare_display(new, *self._node.GetImageData().GetScalarRange())
         copy_window_level(self._node, new)
         self.outputs = fill_volume(new, image, self._target)
 

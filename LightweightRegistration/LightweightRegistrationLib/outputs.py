@@ -74,7 +74,8 @@ def remove_node(node: slicer.vtkMRMLNode | None) -> None:
     """Remove a node with its display nodes (a legend is one, too), if they are still in the scene."""
     if node is None or not slicer.mrmlScene.IsNodePresent(node):
         return
-    displays = [node.GetNthDisplayNode(n) for n in range(node.GetNumberOfDisplayNodes())]
+    count = node.GetNumberOfDisplayNodes() if node.IsA("vtkMRMLDisplayableNode") else 0
+    displays = [node.GetNthDisplayNode(n) for n in range(count)]
     slicer.mrmlScene.RemoveNode(node)
     for display in displays:
         if display is not None and slicer.mrmlScene.IsNodePresent(display):

@@ -112,14 +112,22 @@ class SequenceJob(Job):
                 outputs.write_report(transform, report)
                 made["transforms"].SetDataNodeAtValue(transform, at)
                 yield
-            browser = outputs.new_node("vtkMRMLSequenceBrowserNode", f"{made['warped'].GetName()} browser")
+            shown = made["shown"] = outputs.new_node("vtkMRMLScalarVolumeNode", made["warped"].GetName())
+            outputs.prepare_display(shown, *fixed.GetImageData().GetScalarRange())  # the browser's own takes long
+            outputs.copy_window_level(fixed, shown)
+            browser = made["browser"] = outputs.new_node("vtkMRMLSequenceBrowserNode", f"{shown.GetName()} browser")
+            yield
+            browser.AddProxyNode(shown, made["warped"], False)
+            yield
             browser.SetAndObserveMasterSequenceNodeID(made["warped"].GetID())
+            yield
             browser.AddSynchronizedSequenceNode(made["transforms"])
         except BaseException:
             for node in made.values():
-                slicer.mrmlScene.RemoveNode(node)
+                outputs.remove_node(node)
             raise
-        return {**made, "browser": browser, "reports": [report for _, _, report in self._results]}
+        del made["shown"]
+        return {**made, "reports": [report for _, _, report in self._results]}
 
     def memory_error(self) -> MemoryNeededError:
         """Return the exception that names the memory that one frame needs."""

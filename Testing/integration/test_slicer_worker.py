@@ -118,6 +118,8 @@ def test_a_run_that_ends_because_another_was_cancelled_says_so(logic, scene, res
     fixed, moving = blobs()
     before = snapshot()
     first, second = (logic.startRegistration(fixed, moving, 1, refinementSteps=ENDLESS) for _ in range(2))
+    for job in (first, second):
+        spin(job, until=lambda job=job: job._run is not None)
     first.cancel()
     if restarted:  # a new process serves the next run, and will never say anything about the second
         logic.warmUp()

@@ -1,9 +1,7 @@
-"""The extension's packaging: lists that equal the tree, descriptions that agree, what may run when Slicer starts."""
+"""The extension's packaging: lists that equal the tree, and what CMake installs. See also test_slicer_catalogue.py."""
 
 from __future__ import annotations
 
-import ast
-import json
 import re
 import shutil
 import subprocess
@@ -14,7 +12,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MODULE = ROOT / "LightweightRegistration"
-SOURCES = sorted([MODULE / "LightweightRegistration.py", *(MODULE / "LightweightRegistrationLib").glob("*.py")])
 CMAKE = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
 
 
@@ -37,136 +34,6 @@ def in_tree(folder: Path, *, scripts: bool) -> list[str]:
 def test_every_file_is_listed_once(folder, prefix):
     for kind, scripts in (("SCRIPTS", True), ("RESOURCES", False)):
         assert sorted(listed(folder / "CMakeLists.txt", f"{prefix}_PYTHON_{kind}")) == in_tree(folder, scripts=scripts)
-
-
-def extension(name: str) -> str:
-    return re.search(rf'set\(EXTENSION_{name} "([^"]*)"\)', CMAKE).group(1)
-
-
-def test_the_catalogue_entry_keeps_to_the_schema():
-    """Version 1.0.2: these keys, these types, line feeds only."""
-    raw = (ROOT / "LightweightRegistration.json").read_bytes()
-    assert b"\r" not in raw
-    entry = json.loads(raw)
-    kinds = {
-        "$schema": str,
-        "category": str,
-        "scm_url": str,
-        "scm_revision": str,
-        "scm_type": str,
-        "build_dependencies": list,
-        "dicom_support_rule": str,
-        "build_subdirectory": str,
-        "enabled": bool,
-        "tier": int,
-    }
-    assert {"$schema", "category", "scm_url"} <= set(entry) <= set(kinds)
-    for key, value in entry.items():
-        assert type(value) is kinds[key]
-    assert entry["$schema"].endswith("slicer-extension-catalog-entry-schema-v1.0.2.json#")
-    assert entry["category"] == "Registration"
-    assert 1 <= entry["tier"] <= 5
-    assert entry["scm_url"].startswith("https://")
-    repository = entry["scm_url"].rpartition("/")[2].removesuffix(".git")
-    assert repository.startswith("Slicer")  # the catalogue asks for it; the extension's own name must not
-    assert all(isinstance(name, str) for name in entry["build_dependencies"])
-
-
-def test_the_three_descriptions_agree():
-    entry = json.loads((ROOT / "LightweightRegistration.json").read_text(encoding="utf-8"))
-    lines = (ROOT / "LightweightRegistration.s4ext").read_text(encoding="utf-8").splitlines()
-    old = dict(line.partition(" ")[::2] for line in lines if not line.startswith("#"))
-    assert re.search(r"^project\((\w+)\)$", CMAKE, re.MULTILINE).group(1) == "LightweightRegistration"
-    assert old["scmurl"] == entry["scm_url"]
-    assert old["scmrevision"] == entry["scm_revision"]
-    assert old["category"] == entry["category"] == extension("CATEGORY")
-    assert old["depends"].split() == entry["build_dependencies"] == extension("DEPENDS").split()
-    for key, name in (
-        ("homepage", "HOMEPAGE"),
-        ("contributors", "CONTRIBUTORS"),
-        ("iconurl", "ICONURL"),
-        ("description", "DESCRIPTION"),
-        ("screenshoturls", "SCREENSHOTURLS"),
-    ):
-        assert old[key] == extension(name)
-    assert entry["scm_url"] == f"{extension('HOMEPAGE')}.git"
-
-
-def test_the_description_says_what_it_is_for_and_names_the_licences():
-    """The catalogue's review asks for an understandable description and for the licences of weights and data."""
-    for words in ("T1-weighted MRI of the head", "CC BY-SA", "IXI", "NiChart"):
-        assert words in extension("DESCRIPTION")
-
-
-def test_no_list_of_the_extension_ends_in_a_blank():
-    """The index's scripts read the lines as they stand: a blank before the bracket becomes part of the last URL."""
-    lines = [line for line in CMAKE.splitlines() if line.startswith("set(EXTENSION_")]
-    assert len(lines) == 7
-    assert not [line for line in lines if line.endswith((" )", ' ")'))]
-
-
-def test_pictures_that_the_catalogue_shows_are_in_the_repository():
-    for url in [extension("ICONURL"), *extension("SCREENSHOTURLS").split()]:
-        assert url.startswith("https://raw.githubusercontent.com/")
-        path = ROOT / url.split("/main/")[1]
-        assert path.read_bytes().startswith(b"\x89PNG")
-        assert path.stat().st_size < 300_000
-    assert (ROOT / "LICENSE").is_file()
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
-def test_files_import_and_run_only_what_slicer_allows_when_it_starts(path):
-    """At file scope: the standard library, slicer, vtk, qt, numpy and the module's own; no call but of decorators."""
-    allowed = {
-        *sys.stdlib_module_names,
-        "slicer",
-        "vtk",
-        "qt",
-        "ctk",
-        "SimpleITK",
-        "numpy",
-        "LightweightRegistrationLib",
-    }
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Import):
-            assert {alias.name.split(".")[0] for alias in node.names} <= allowed
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level or node.module.split(".")[0] in allowed
-        elif isinstance(node, ast.Expr):
-            assert isinstance(node.value, ast.Constant)  # a docstring
-        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
-            calls = [ast.unparse(call.func) for call in ast.walk(node) if isinstance(call, ast.Call)]
-            assert set(calls) <= {
-                "Path",
-                "Path(__file__).with_name",
-                "Path(__file__).resolve",
-                "np.diag",
-                "'.'.join",
-                "map",
-            }
-        else:
-            assert isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.If)), ast.unparse(node)[:80]
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
-def test_the_module_holds_no_tensor_code_and_only_the_worker_imports_the_library(path):
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            names.add(node.module.split(".")[0])
-    if path.stem != "worker":
-        assert not names & {"LDRCore", "torch", "SimpleITK"}
-    assert "light_the_torch" not in names
-    assert "pip_install" not in path.read_text(encoding="utf-8")
-
-
-def test_no_file_of_the_module_has_the_name_of_a_file_of_the_library_or_of_training():
-    """A reader who looks for a file by its name finds one."""
-    theirs = {p.stem for folder in ("LDRCore", "Training") for p in (ROOT / folder).rglob("*.py")} - {"__init__"}
-    assert theirs
-    assert not theirs & {p.stem for p in SOURCES}
 
 
 @pytest.fixture(scope="module")
