@@ -16,9 +16,10 @@ import torch
 from LDRCore.geometry import Grid
 from LDRCore.models.weights import ANY, default_first, model_info
 from LDRCore.pipeline.inputs import Pair
+from LDRCore.pipeline.intensities import FOREGROUND_LEVEL
 from LDRCore.pipeline.model import Model, load_model
 from LDRCore.pipeline.options import Options
-from LDRCore.pipeline.preprocess import FOREGROUND_LEVEL, PreparedImage
+from LDRCore.pipeline.preprocess import PreparedImage
 from LDRCore.refinement import torch_ops
 
 # Share of the squared local correlation that is positive, after the affine map: pairs of T1 heads came to .88 to 1.00,
@@ -26,7 +27,6 @@ from LDRCore.refinement import torch_ops
 # inverted to 0 to .09.
 ALIKE = 0.85  # from here on the contrast is taken for one
 UNLIKE = 0.55  # below, a model for one contrast is not run although it was asked for
-CT_BELOW = -200.0  # Hounsfield units, of the background
 _WINDOW, _EPSILON, _TEXTURE = 3, 3e-4, 1e-3  # voxels; variances of intensities from 0 to 1
 _LEAST = 0.05  # of the moving image, which may show as dark what the fixed one shows as bright
 _MARGIN_MM, _MAX_VOXELS = 8.0, 1_000_000
@@ -94,7 +94,7 @@ def _judge(card: dict[str, Any], pair: Pair, affine_lps: np.ndarray) -> tuple[bo
     """Return (whether something speaks against a model, the reason in words)."""
     fits = card["fits"]
     for side, image in (("fixed", pair.fixed), ("moving", pair.moving)):
-        modality = "ct" if looks_like_ct(image) else "mr"
+        modality = "ct" if image.intensities.hounsfield else "mr"
         if modality != fits["modality"]:
             return True, f"the {side} image looks like {modality.upper()}, not like {fits['modality'].upper()}"
         low, high = fits["extent_mm"]
@@ -111,11 +111,6 @@ def _judge(card: dict[str, Any], pair: Pair, affine_lps: np.ndarray) -> tuple[bo
 
 def _describe(alike: float) -> str:
     return f"{100 * alike:.0f} % of the local correlation is positive"
-
-
-def looks_like_ct(image: PreparedImage) -> bool:
-    """Return whether the background's value is that of air in Hounsfield units."""
-    return image.low < CT_BELOW
 
 
 def contrast_agreement(pair: Pair, affine_lps: np.ndarray) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from Testing.slicer_scene import array, blobs, snapshot, wait_until
+from Testing.slicer_scene import add_volume, array, blobs, frames, local, result_of, snapshot, wait_until
 from Testing.slicer_window import choose, settle
 
 slicer = pytest.importorskip("slicer", reason="needs slicer-core (make test installs it)")
@@ -91,3 +91,69 @@ def test_the_checkerboard_is_drawn_in_steps(done, one_step_a_turn):
     settle()
     assert not done.panel.display.busy
     assert done.panel.display.computed is None
+
+
+def count_steps(steps):
+    """How many steps there are, and what the last one returns."""
+    count = 0
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return count, end.value
+        count += 1
+
+
+def test_a_mask_is_read_a_slab_at_a_time(scene, monkeypatch):
+    from LightweightRegistrationLib import volume_nodes
+
+    fixed, _moving = blobs()
+    labels = add_volume("labels", (array(fixed) > 350).astype(np.uint8), local(fixed), "LabelMap")
+    segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "segments")
+    slicer.vtkSlicerSegmentationsModuleLogic.ImportLabelmapToSegmentationNode(labels, segmentation)
+    image = volume_nodes.read_volume(fixed, "fixed volume")
+    at_once, whole = count_steps(volume_nodes.mask(segmentation, fixed, image, "fixed mask"))
+    assert at_once == 1
+    assert np.array_equal(whole, array(labels))
+    monkeypatch.setattr(volume_nodes, "MASK_VOXELS_A_STEP", 5 * 26 * 28)
+    steps, by_slabs = count_steps(volume_nodes.mask(segmentation, fixed, image, "fixed mask"))
+    assert steps == 5  # 24 slices
+    assert np.array_equal(by_slabs, whole)
+
+
+def test_a_transform_of_any_kind_is_read_some_points_at_a_time(scene, monkeypatch):
+    import vtk
+    from LightweightRegistrationLib import transform_nodes, volume_nodes
+
+    fixed, _moving = blobs()
+    image = volume_nodes.read_volume(fixed, "fixed volume")
+    spline = vtk.vtkThinPlateSplineTransform()
+    spline.SetBasisToR()
+    source, target = vtk.vtkPoints(), vtk.vtkPoints()
+    for n, point in enumerate(((-40, -40, -40), (40, -40, -40), (-40, 40, -40), (-40, -40, 40), (10, 10, 10))):
+        source.InsertNextPoint(*point)
+        target.InsertNextPoint(point[0] + n, point[1] - n, point[2] + 2)
+    spline.SetSourceLandmarks(source)
+    spline.SetTargetLandmarks(target)
+    node = scene.AddNewNodeByClass("vtkMRMLTransformNode", "thin plate")
+    node.SetAndObserveTransformFromParent(spline)
+    monkeypatch.setattr(transform_nodes, "POINTS_A_STEP", 300)
+    steps, field = count_steps(transform_nodes.read_transform(node, image))
+    assert steps == 24 * 3  # 26 x 28 points a slice
+    for k, j, i in ((0, 0, 0), (23, 25, 27), (7, 12, 20)):
+        point = image.to_world[:3] @ (i, j, k, 1)
+        there = spline.TransformPoint(point.tolist())
+        assert field.vectors[k, j, i] == pytest.approx((there - point) * (-1, -1, 1), abs=1e-4)
+    again = scene.AddNewNodeByClass("vtkMRMLTransformNode", "grid")
+    transform_nodes.write_field(again, field)
+    assert np.array_equal(result_of(transform_nodes.read_transform(again, image)).vectors, field.vectors)
+
+
+def test_a_sequence_that_is_cancelled_while_it_is_being_made_leaves_nothing(logic, scene, one_step_a_turn):
+    fixed, sequence = frames(scene, 1)
+    before = snapshot()
+    job = logic.startSequence(fixed, sequence, 1, refine="none")
+    wait_until(lambda: job.poll() or len(snapshot()) > len(before) + 2, lambda: job.message)
+    assert not job.finished  # both sequences and the volume that shows them are there
+    job.cancel()
+    assert snapshot() == before

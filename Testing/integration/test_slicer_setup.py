@@ -130,3 +130,10 @@ def test_the_installed_torch_is_found_without_importing_it(slicer_module):
     from LightweightRegistrationLib import torch_setup
 
     assert torch_setup.torch_version() == tuple(int(n) for n in torch.__version__.split("+")[0].split(".")[:2])
+
+
+def test_the_module_asks_for_the_torch_that_the_library_asks_for(slicer_module):
+    from LightweightRegistrationLib import torch_setup
+
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'"torch{torch_setup.REQUIREMENT}"' in text

@@ -74,10 +74,10 @@ def save(picture: Image.Image, path: Path) -> None:
 
 
 def wait(widget: Any) -> None:
-    """Until the panel's job is done."""
+    """Until the panel's job is done and what is displayed is computed."""
     import qt
 
-    while widget.panel.job is not None:
+    while widget.panel.job is not None or widget.panel.display.busy:
         qt.QApplication.processEvents()
         time.sleep(0.01)
 
@@ -122,6 +122,7 @@ def main() -> None:
     p.fade, p.showGrid = 1.0, True
     save(views_picture(views), target / "slicer-grid.png")
     p.fade, p.showGrid, p.overlay = 0.6, False, Overlay.jacobian
+    wait(widget)
     save(views_picture(views), target / "slicer-jacobian.png")
     p.overlay, p.fade = Overlay.warped, 0.5
     for name, kind in (("Brain B segmentation", "Segmentation"), ("Brain B landmarks", "MarkupsFiducial")):
