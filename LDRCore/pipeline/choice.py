@@ -19,7 +19,6 @@ from LDRCore.pipeline.inputs import Pair
 from LDRCore.pipeline.intensities import FOREGROUND_LEVEL
 from LDRCore.pipeline.model import Model, load_model
 from LDRCore.pipeline.options import Options
-from LDRCore.pipeline.preprocess import PreparedImage
 from LDRCore.refinement import torch_ops
 
 # Share of the squared local correlation that is positive, after the affine map: pairs of T1 heads came to .88 to 1.00,
