@@ -45,6 +45,7 @@ class ModelSettings:
     affine: str | None = option(None, "affine stem trained along with the networks (a name of STEMS)")
     affine_options: tuple[str, ...] = option((), "its options")
     detach: bool = option(False, "no gradient through the images that later cascades see (cheaper)")
+    frozen: int = option(0, "so many networks, the first ones, stay as they were started")
     init: str | None = option(None, "start from a checkpoint's or a model's networks (as many or fewer cascades)")
     similarity: str = option("correlation", '"correlation" (global, Eq. 9-11), "local_ncc" or "none"')
     window: int = option(7, "odd edge of the window of local_ncc, voxels of the loss grid")
@@ -135,6 +136,7 @@ def build(settings: ModelSettings, run: engine.RunSettings, shape: tuple[int, in
     model.precision = getattr(torch, run.precision)
     if settings.init:
         load_networks(model, settings.init)
+    model.networks[: settings.frozen].requires_grad_(False)
     return model
 
 
@@ -196,6 +198,8 @@ def reconstruction(
     if settings.similarity == "local_ncc":
         similarity = partial(similarity, window=settings.window)
     for share, composed, increment in zip(shares, output.composed, output.increments, strict=True):
+        if settings.frozen and not increment.requires_grad:
+            continue
         each = losses.smoothness(increment)
         total = total + settings.smooth_each * each * (share or 1.0)
         if not share:

@@ -22,7 +22,7 @@ from LDRCore.models.affine import SLOPE, AffineLDR, AffineStem
 from LDRCore.models.base import DenseNetwork, check_pair
 from LDRCore.models.cascade import Cascade
 from LDRCore.models.ldr import LDR
-from LDRCore.models.ldr_gradient import LDRGradient, add_force, normalise_gradient
+from LDRCore.models.ldr_gradient import LDRGradient, forms_of
 from LDRCore.refinement.backend import operations
 
 _PARITIES = [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)]
@@ -117,8 +117,9 @@ class LDRGradientOnCPU(LDROnCPU):
     def __init__(self, network: LDRGradient, precision: torch.dtype) -> None:
         """See `LDROnCPU`."""
         super().__init__(network, precision)
-        self._window, self._epsilon = network.window, network.epsilon
+        self._window, self._epsilon, self._sigma = network.window, network.epsilon, network.sigma
         self._gain = network.gain.detach().clone()
+        self._fine_gain = None if network.fine_gain is None else network.fine_gain.detach().clone()
 
     def predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         """See `DenseNetwork.predict`."""
@@ -138,10 +139,10 @@ class LDRGradientOnCPU(LDROnCPU):
             with torch.autocast("cpu", enabled=False):
                 warped = moving[:, 0].float()
                 gradients = [c.gradient(w)[0] for c, w in zip(correlations, warped, strict=True)]
-                fine, coarse = normalise_gradient(torch.stack(gradients) if len(gradients) > 1 else gradients[0][None])
+                given = forms_of(gradients, self._sigma)
             voxels[0] = warped
-            voxels[2:] = fine.transpose(0, 1)
-            return add_force(self._flow_of(pairs_of_planes(planes)).float(), coarse, self._gain)
+            voxels[2:] = given.limited.transpose(0, 1)
+            return given.add_to(self._flow_of(pairs_of_planes(planes)).float(), self._gain, self._fine_gain)
 
         return predict
 

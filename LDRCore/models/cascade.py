@@ -27,8 +27,8 @@ class CascadeOutput:
 
     Attributes:
         displacement: the composition of all stages, (B, 3, d, h, w), on the field grid (`Cascade.field_shape`).
-        composed: the composition up to and including each dense stage, on the field grid.
-        increments: each dense stage's own displacement, on the field grid (smoothness losses take these).
+        composed: the composition up to and including each dense stage, on the finest grid of the stages so far.
+        increments: each dense stage's own displacement, on the same grid (smoothness losses take these).
         affine: the stem's (A, b) on the input grid, or None without a stem.
     """
 
@@ -47,7 +47,7 @@ class Cascade(nn.Module):
 
     Displacements are composed at the resolution that the networks predict, and up-sampled only where an image is
     warped. A stage may take both images averaged to a coarser grid: at half the size it costs an eighth. Composed
-    displacements live on the finest grid that a network predicts on; coarser predictions are resampled to it.
+    displacements live on the finest grid that a network so far predicted on; coarser predictions are resampled to it.
     """
 
     def __init__(
@@ -177,14 +177,15 @@ class Cascade(nn.Module):
             if prepared != (network, stride):
                 prepared, predict = (network, stride), self._predictor(network, target)
             increment = predict(source.detach() if self.detach_images else source)
-            increment = spatial.upsample(increment.float(), self.field_shape(fixed.shape[2:]))
+            shape = increment.shape[2:] if total is None else torch.Size(map(max, increment.shape[2:], total.shape[2:]))
+            increment = spatial.upsample(increment.float(), shape)
             if self.multiplier != 1:
                 increment = increment * self.multiplier
-            total = increment if total is None else spatial.compose(total, increment)
+            total = increment if total is None else spatial.compose(spatial.upsample(total, shape), increment)
             increments.append(increment)
             composed.append(total)
         assert total is not None
-        return CascadeOutput(total, composed, increments)
+        return CascadeOutput(spatial.upsample(total, self.field_shape(fixed.shape[2:])), composed, increments)
 
     def _predictor(self, network: DenseNetwork, fixed: torch.Tensor) -> Predictor:
         """Return what predicts a displacement for a moving image of the fixed one's size.

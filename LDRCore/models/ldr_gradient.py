@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from LDRCore.models.base import DenseNetwork, check_pair, encode_and_decode, initialise_flow
 from LDRCore.refinement.backend import operations
+from LDRCore.transforms import spatial
 
 _SLICES = 16  # whose lengths are computed at once
+FINE_GAIN = 0.25  # at first: the longest vectors are about six typical lengths, so a step is at most 1.5 voxels
 LIMIT = 2.0  # no vector that the first convolution sees is longer, in units of a typical length
 
 
@@ -21,7 +26,9 @@ class LDRGradient(DenseNetwork):
     moving image (`refinement.torch_ops.Correlation`), which the network would otherwise have to find out. It
     is an input, without a derivative of its own. It enters twice: at the images' size, beside them; and at half size,
     averaged and smoothed, in the result, times a learned gain and a gain that the network predicts for every voxel.
-    Applied again to what it warped, the same weights go on improving; a card says how often by "repeat".
+    With `sigma` it enters a third time, smoothed at the images' size, where the displacement then lives as well: what
+    a few steps gain depends on detail that averaging takes away. Applied again to what it warped, the same weights go
+    on improving; a card says how often by "repeat".
 
     Sources: learned gradient descent, Adler & Oktem, Solving ill-posed inverse problems using iterative deep neural
     networks, 2017; recurrent inference machines, Putzky & Welling, 2017; for registration, Qiu et al., Embedding
@@ -35,6 +42,7 @@ class LDRGradient(DenseNetwork):
         hidden: int = 0,
         window: int = 3,
         epsilon: float = 1e-4,
+        sigma: float = 0.0,
     ) -> None:
         """Build the network.
 
@@ -45,10 +53,11 @@ class LDRGradient(DenseNetwork):
             hidden: channels of a 3x3x3 convolution before the last; 0 for none.
             window: odd edge of the window of local correlation, voxels.
             epsilon: variance that is added to that of every window; well below it a window counts as constant.
+            sigma: of the Gaussian on the gradient at the images' size, voxels; 0: the displacement has half that size.
         """
         super().__init__()
-        self.field_stride = 2
-        self.window, self.epsilon = window, epsilon
+        self.field_stride = 1 if sigma else 2
+        self.window, self.epsilon, self.sigma = window, epsilon, sigma
         widths = up or tuple(reversed(channels[:-1]))
         if len(widths) != len(channels) - 1:
             raise ValueError(f"up must be {len(channels) - 1} numbers for channels {channels}, got {widths}")
@@ -59,60 +68,90 @@ class LDRGradient(DenseNetwork):
             self.decoder.append(nn.ConvTranspose3d(below, width, 4, stride=2, padding=1))
             below = width + skip
         self.mix = nn.Conv3d(below, hidden, 3, padding=1) if hidden else None
-        self.flow = nn.Conv3d(hidden or below, 4, 3, padding=1)
+        self.flow = nn.Conv3d(hidden or below, 5 if sigma else 4, 3, padding=1)
         self.gain = nn.Parameter(torch.tensor(0.3))
+        self.fine_gain = nn.Parameter(torch.tensor(FINE_GAIN)) if sigma else None
         initialise_flow(self.flow)
 
     def predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         """See `DenseNetwork.predict`."""
         check_pair(moving, fixed, self.multiple)
-        fine, coarse = forces(moving, fixed, self.window, self.epsilon)
-        features = encode_and_decode(torch.cat((moving, fixed, fine), dim=1), self.encoder, self.decoder)
+        given = forces(moving, fixed, self.window, self.epsilon, self.sigma)
+        features = encode_and_decode(torch.cat((moving, fixed, given.limited), dim=1), self.encoder, self.decoder)
         if self.mix is not None:
             features = torch.relu(self.mix(features))
-        return add_force(self.flow(features).float(), coarse, self.gain)
+        return given.add_to(self.flow(features).float(), self.gain, self.fine_gain)
 
 
-def add_force(flow: torch.Tensor, force: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
-    """Add the force, times a gain everywhere and a gain of every voxel, to a displacement.
-
-    Args:
-        flow: (B, 4, d, h, w), displacement and every voxel's gain.
-        force: (B, 3, d, h, w).
-        gain: everywhere.
-    """
-    return torch.addcmul(flow[:, :3], flow[:, 3:] + gain.float(), force)
-
-
-@torch.no_grad()
-def forces(moving: torch.Tensor, fixed: torch.Tensor, window: int, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute the gradient of local correlation at both sizes, in units of a typical length.
+@dataclass(frozen=True)
+class Forces:
+    """The gradient of local correlation in three forms, each in units of its typical length, float32.
 
     A typical length is the mean length of all vectors, each weighted by its length: regions without any gradient do not
     count. Where both images are constant everything is zero.
 
+    Attributes:
+        limited: (B, 3, D, H, W), no vector longer than `LIMIT`.
+        coarse: (B, 3, D / 2, H / 2, W / 2), averaged and smoothed.
+        smoothed: (B, 3, D, H, W), by a Gaussian; None if it was not asked for.
+    """
+
+    limited: torch.Tensor
+    coarse: torch.Tensor
+    smoothed: torch.Tensor | None
+
+    def add_to(self, flow: torch.Tensor, gain: torch.Tensor, fine_gain: torch.Tensor | None) -> torch.Tensor:
+        """Add the coarse and the smoothed form, times a gain everywhere and a gain of every voxel, to a displacement.
+
+        Args:
+            flow: (B, 4 or 5, d, h, w), at half size: displacement, gain of the coarse and of the smoothed form.
+            gain, fine_gain: everywhere, of the coarse and of the smoothed form.
+
+        Returns:
+            (B, 3, d, h, w), or (B, 3, D, H, W) with the smoothed form.
+        """
+        displacement = torch.addcmul(flow[:, :3], flow[:, 3:4] + gain.float(), self.coarse)
+        if self.smoothed is None or fine_gain is None:
+            return displacement
+        shape = self.smoothed.shape[2:]
+        gains = F.interpolate(flow[:, 4:] + fine_gain.float(), size=shape, mode="trilinear", align_corners=True)
+        return torch.addcmul(spatial.upsample(displacement, shape), gains, self.smoothed)
+
+
+@torch.no_grad()
+def forces(moving: torch.Tensor, fixed: torch.Tensor, window: int, epsilon: float, sigma: float = 0.0) -> Forces:
+    """Compute the gradient of local correlation in the forms that a network is given.
+
     Args:
         moving, fixed: (B, 1, D, H, W), intensities about 0 to 1; the moving image warped so far.
-        window, epsilon: see `LDRGradient`.
-
-    Returns:
-        (B, 3, D, H, W), no vector longer than `LIMIT`, and (B, 3, D / 2, H / 2, W / 2), averaged and smoothed; float32.
+        window, epsilon, sigma: see `LDRGradient`.
     """
     if moving.is_meta:  # sizes alone, see `registry.cost`
-        return moving.expand(-1, 3, -1, -1, -1), moving[..., ::2, ::2, ::2].expand(-1, 3, -1, -1, -1)
+        fine = moving.expand(-1, 3, -1, -1, -1)
+        return Forces(fine, fine[..., ::2, ::2, ::2], fine if sigma else None)
     with torch.autocast(moving.device.type, enabled=False):
         pairs = zip(moving[:, 0].float(), fixed[:, 0].float(), strict=True)
-        each = [operations(f).Correlation(f, window, epsilon).gradient(w)[0] for w, f in pairs]
-        return normalise_gradient(each[0][None] if len(each) == 1 else torch.stack(each))
+        return forms_of([operations(f).Correlation(f, window, epsilon).gradient(w)[0] for w, f in pairs], sigma)
 
 
-def normalise_gradient(gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute what `forces` returns from gradients (B, 3, D, H, W), which are overwritten."""
+def forms_of(gradients: Sequence[torch.Tensor], sigma: float) -> Forces:
+    """Compute the forms of a batch's gradients, (3, D, H, W) each, which are overwritten."""
+    smoothed = None
+    if sigma:
+        smoothed = torch.stack([operations(g[0]).smooth(g, sigma)[0] for g in gradients])
+        smoothed.div_(_typical_length(_all_lengths(smoothed)))
+    gradient = gradients[0][None] if len(gradients) == 1 else torch.stack(list(gradients))
     coarse = _smooth(_halve(gradient))
     coarse.div_(_typical_length(_lengths(coarse)))
-    lengths = torch.cat([_lengths(slab) for slab in gradient.split(_SLICES, dim=2)], dim=2)  # each stays in the cache
+    lengths = _all_lengths(gradient)
     most = LIMIT * _typical_length(lengths)
-    return gradient.mul_(torch.maximum(lengths, most, out=lengths).reciprocal_().mul_(LIMIT)), coarse
+    limited = gradient.mul_(torch.maximum(lengths, most, out=lengths).reciprocal_().mul_(LIMIT))
+    return Forces(limited, coarse, smoothed)
+
+
+def _all_lengths(field: torch.Tensor) -> torch.Tensor:
+    """As `_lengths`, slab by slab, so that each stays in the cache."""
+    return torch.cat([_lengths(slab) for slab in field.split(_SLICES, dim=2)], dim=2)
 
 
 def _halve(field: torch.Tensor) -> torch.Tensor:

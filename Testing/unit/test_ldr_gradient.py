@@ -85,7 +85,8 @@ def test_constant_patches_have_no_gradient_and_train(level):
     moving, fixed = images(seed=3)
     moving[:, :, :, :16] = level
     fixed[:, :, :8] = 1 - level
-    fine, coarse = forces(moving, fixed, 3, 1e-4)
+    given = forces(moving, fixed, 3, 1e-4)
+    fine, coarse = given.limited, given.coarse
     assert torch.equal(fine[:, :, :, :15], torch.zeros_like(fine[:, :, :, :15]))  # the image itself has no slope there
     assert torch.equal(coarse[:, :, :, :6], torch.zeros_like(coarse[:, :, :, :6]))
     assert torch.isfinite(fine).all()
@@ -104,7 +105,8 @@ def test_constant_patches_have_no_gradient_and_train(level):
 def test_constant_images_have_no_gradient(value):
     """Far from the border, where zeros outside are an edge; black images have none anywhere."""
     constant = torch.full((1, 1, *SHAPE), value)
-    fine, coarse = forces(constant, constant, 3, 1e-4)
+    given = forces(constant, constant, 3, 1e-4)
+    fine, coarse = given.limited, given.coarse
     assert torch.equal(fine[..., 3:-3, 3:-3, 3:-3], torch.zeros_like(fine[..., 3:-3, 3:-3, 3:-3]))
     assert torch.isfinite(coarse).all()
     if value == 0:
@@ -114,12 +116,13 @@ def test_constant_images_have_no_gradient(value):
 
 def test_no_vector_is_longer_than_the_limit_and_contrast_does_not_matter():
     moving, fixed = images()
-    fine, coarse = forces(moving, fixed, 3, 1e-8)
+    given = forces(moving, fixed, 3, 1e-8)
+    fine, coarse = given.limited, given.coarse
     assert float(fine.norm(dim=1).max()) == pytest.approx(LIMIT, rel=1e-5)
     for scaled in forces(0.5 * moving, 2 * fixed, 3, 1e-8), forces(moving, 1 - fixed, 3, 1e-8):
         inside = (..., slice(3, -3), slice(3, -3), slice(3, -3))  # zeros outside are not turned round
-        assert torch.allclose(scaled[0][inside], fine[inside], atol=0.05)
-    assert torch.allclose(forces(0.5 * moving, 2 * fixed, 3, 1e-8)[1], coarse, atol=0.01)
+        assert torch.allclose(scaled.limited[inside], fine[inside], atol=0.05)
+    assert torch.allclose(forces(0.5 * moving, 2 * fixed, 3, 1e-8).coarse, coarse, atol=0.01)
 
 
 def test_a_batch_is_its_pairs_one_by_one():
@@ -139,10 +142,13 @@ def test_gradients_reach_every_parameter_and_not_through_the_force():
     network.predict(moving, fixed).square().mean().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
     assert float(network.gain.grad.abs()) > 0
-    assert not any(t.requires_grad for t in forces(moving, fixed, 3, 1e-4))
+    given = forces(moving, fixed, 3, 1e-4, 0.9)
+    assert not any(t.requires_grad for t in (given.limited, given.coarse, given.smoothed))
 
 
-@pytest.mark.parametrize("options", [{}, {"up": (8, 8, 4)}, {"channels": (8, 16, 8)}, {"hidden": 8}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"up": (8, 8, 4)}, {"channels": (8, 16, 8)}, {"hidden": 8}, {"sigma": 0.9}], ids=str
+)
 @pytest.mark.parametrize("batch", [1, 2])
 def test_the_layout_for_a_cpu_is_the_same_network(options, batch):
     network = trained(**options)
@@ -242,8 +248,10 @@ def test_a_coarse_network_of_the_same_kind_predicts_on_a_coarser_grid():
     moving, fixed = images()
     output = cascade.dense(moving, fixed)
     ratio = [(n // 2 - 1) / (n // 4 - 1) for n in SHAPE]
-    assert output.increments[0].shape == output.increments[1].shape == (1, 3, 8, 16, 8)
-    assert output.increments[0][0, :, 2, 3, 2].tolist() == pytest.approx(ratio)
+    assert output.increments[0].shape == output.composed[0].shape == (1, 3, 4, 8, 4)  # resampled when it is needed
+    assert output.increments[1].shape == output.composed[1].shape == (1, 3, 8, 16, 8)
+    assert (output.displacement - output.increments[1])[0, :, 2, 3, 2].tolist() == pytest.approx(ratio)
+    assert cascade.dense(moving, fixed, 1).displacement[0, :, 2, 3, 2].tolist() == pytest.approx(ratio)
 
 
 def test_the_cost_is_counted_without_computing():
