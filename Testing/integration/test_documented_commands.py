@@ -40,7 +40,7 @@ NOT_RUN = {
     (r".*", r"make test-torch"): "installs another torch, several hundred MB",
     (r".*", r"make lint"): "is a step of CI of its own (.ci/run)",
     (r".*", r"make clean"): "removes the environment that runs this test",
-    (r".*", r"make tables$"): "names the target, which needs DATA; with it, it is run",
+    (r".*", r"make (tables|paper)$"): "names the target, which needs DATA; with it, it is run",
     (r"docs/training\.md", r"make paper .*TRIAL"): "trains two steps of 33 rows; some are run by test_paper.py",
     (r"docs/distillation\.md", r"make paper"): "trains for days; its configurations are checked by test_paper.py",
     (r"CONTRIBUTING\.md", r"python -m Testing\.standin\.pictures"): "draws pictures of the Slicer module for minutes",
