@@ -247,7 +247,10 @@ def extract(settings: ExtractSettings) -> Path:
         )
         began = time.monotonic()
         for key, displacement, quality in bar:
-            writer.write(key, displacement, quality)
+            if np.isfinite(displacement).all() and np.isfinite(list(quality.values())).all():
+                writer.write(key, displacement, quality)
+            else:  # one pair of thousands; the next start tries it again
+                bar.write(f"left out: {key}: the teacher's displacement or its quality is not finite")
             if settings.minutes is not None and time.monotonic() - began > 60 * settings.minutes:
                 break
         bar.close()

@@ -219,3 +219,20 @@ def test_time_that_is_over_leaves_a_store_of_what_is_done(tiny_brains, tmp_path)
     every = TeacherStore(extract(settings_for(tiny_brains, tmp_path / "t.h5", n_pairs=4)))
     assert len(every) == 4
     assert every.keys[0] == some.keys[0]
+
+
+def test_a_pair_whose_displacement_is_not_finite_is_left_out(tiny_brains, tmp_path, monkeypatch, capsys):
+    run = extract_teacher.Extraction.run
+    made = []
+
+    def one_is_wild(self, *pair):
+        key, displacement, quality = run(self, *pair)
+        made.append(key)
+        return key, displacement * (np.nan if len(made) == 2 else 1), quality
+
+    monkeypatch.setattr(extract_teacher.Extraction, "run", one_is_wild)
+    store = TeacherStore(extract(settings_for(tiny_brains, tmp_path / "t.h5", n_pairs=3)))
+    assert store.keys == [made[0], made[2]]
+    assert f"left out: {made[1]}: the teacher's displacement or its quality is not finite" in capsys.readouterr().out
+    store.close()
+    assert len(TeacherStore(extract(settings_for(tiny_brains, tmp_path / "t.h5", n_pairs=3)))) == 3
