@@ -51,6 +51,7 @@ class Runner:
             ConfigError: the folder holds a row that was run with other keys.
         """
         self.paper, self.out, self.data, self.trial = paper, out, data, trial
+        self._asked_to_stop = False  # while the last step of a row was made
         self._ends = None if minutes is None else time.monotonic() + 60 * minutes
         self._path = out / "state.json"
         self.state: dict[str, dict[str, Any]] = {}
@@ -102,6 +103,8 @@ class Runner:
             else:
                 facts |= {"status": "done", "message": ""}
             self.record(row, **facts, seconds=spent + time.monotonic() - began)
+            if self._asked_to_stop:
+                raise InterruptedRunError(f"{row.name} is done")
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -163,6 +166,7 @@ class Runner:
         run = train(config.build(KINDS[row.kind], values))
         if run.step < steps:
             raise InterruptedRunError(f"{row.name} stopped after step {run.step} of {steps}")
+        self._asked_to_stop = run.asked_to_stop
         for path in (self.checkpoint(row.name), checkpoints.best_path(self.checkpoint(row.name))):
             drop_optimizers(path)
         return {"best": run.best, "train_s": round(run.seconds, 1)}
@@ -181,7 +185,7 @@ class Runner:
             for path in stale:
                 path.unlink(missing_ok=True)
         recent = list(run.recent_s)
-        if run.step < settings.steps:
+        if run.step < settings.steps or run.asked_to_stop:
             raise InterruptedRunError(f"{row.name} stopped while its steps were timed")
         return max(sum(recent) / len(recent), 1e-6)
 

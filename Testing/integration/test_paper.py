@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 
 from LDRCore.distillation.teacher_store import TeacherStore
 from LDRCore.models import weights
-from Training import checkpoints, config, evaluate, paper, paper_rows, paper_runner, prepare_data, report
+from Training import checkpoints, config, evaluate, objectives, paper, paper_rows, paper_runner, prepare_data, report
 from Training.config import ConfigError
 from Training.data.scan_set import DataError, Scan
 from Training.data.scans import open_scans
@@ -206,6 +207,16 @@ def test_a_run_that_is_interrupted_goes_on_to_the_same_weights(tiny_brains, tmp_
     assert state_of(tmp_path / "parts")["one"]["status"] == "done"
     whole, parts = (checkpoints.read_checkpoint(tmp_path / n / "runs" / "one.pt")["model"] for n in ("whole", "parts"))
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+
+
+def test_a_signal_during_the_last_step_of_a_row_ends_the_run_after_it(tiny_brains, tmp_path, monkeypatch):
+    text = ROWS[: ROWS.index("[[row]]")]
+    text += "".join(f'[[row]]\nname = "{name}"\nkind = "student"\nsteps = 1\n{LIGHT}' for name in ("one", "two"))
+    rows = paper_rows.load(write_config(tmp_path, text, {}))
+    monkeypatch.setattr(objectives, "validate", lambda *_: signal.raise_signal(signal.SIGTERM) or {"Dice, 1": 0.5})
+    with pytest.raises(paper_runner.InterruptedRunError, match="one is done"):
+        paper_runner.Runner(rows, tmp_path / "out", str(tiny_brains)).run()
+    assert {name: row["status"] for name, row in state_of(tmp_path / "out").items()} == {"one": "done"}
 
 
 def test_no_time_at_all_begins_nothing(tiny_brains, tmp_path, capsys):
