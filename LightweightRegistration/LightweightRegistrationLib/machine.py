@@ -37,6 +37,8 @@ def without_torch() -> str:
     """Return why no usable torch can be installed into this Python; empty where one can be.
 
     The last torch for Intel Macs is 2.2, which cannot exchange arrays with the numpy 2 of Slicer 5.10 and newer.
+    Measured on Linux: torch 2.2.2 with numpy 2.4 raises "Numpy is not available"; with numpy 1.26 the registration
+    tests pass.
     """
     if sys.platform == "darwin" and platform.machine() == "x86_64":
         return "Slicer for Intel Macs has no torch that works with its numpy: use another computer"
