@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from LDRCore.errors import RegistrationError
 from LDRCore.io import containers
 
 _HEADER_BYTES = 348  # of NIfTI-1; NIfTI-2 has 540, and no ITK 5 reads it
@@ -110,11 +111,29 @@ def read_header(path: Path, name: str) -> Header | None:
         if containers.is_gzip(path):
             containers.check_gzip(path, name)
         return None
+    return _parse(header_path, data_path, grid, name)
+
+
+def read_plain_header(path: Path, name: str) -> Header | None:
+    """Read the header of a single NIfTI-1 file without SimpleITK, which refuses some placements; None for other files.
+
+    Raises:
+        RegistrationError: it is damaged.
+    """
+    return _parse(path, path, sitk.ImageFileReader(), name)
+
+
+def _parse(header_path: Path, data_path: Path, grid: sitk.ImageFileReader, name: str) -> Header | None:
+    """Parse a header; None where it is not one of NIfTI-1.
+
+    Raises:
+        RegistrationError: it cannot be decompressed.
+    """
     try:
         with _open(header_path) as stream:
             raw = stream.read(_HEADER_BYTES)
     except _READ_ERRORS:
-        raise containers.damaged(path, name) from None
+        raise containers.damaged(header_path, name) from None
     order = next((o for o in "<>" if raw[:4] == struct.pack(o + "i", _HEADER_BYTES)), None)
     if order is None or len(raw) < _HEADER_BYTES:
         return None
@@ -151,12 +170,43 @@ def read_values(header: Header, name: str) -> sitk.Image:
     Raises:
         RegistrationError: the file is cut off or damaged.
     """
-    grid, stored_type = header.grid, header.stored_type
-    if stored_type is None:
+    grid = header.grid
+    if header.stored_type is None:
         raise ValueError(f"the file must be one that `Header.stored_type` names, got datatype {header.datatype}")
     size, components = grid.GetSize(), grid.GetNumberOfComponents()
+    values = read_array(header, math.prod(size) * components, name)
+    values = values.reshape(components, *size[::-1])  # components are the slowest axis of a NIfTI file
+    if components == 1:
+        image = sitk.GetImageFromArray(values[0], isVector=False)
+    else:
+        if header.intent == _INTENT_DISPLACEMENT:
+            values[:2] *= -1
+        image = sitk.GetImageFromArray(np.moveaxis(values, 0, -1), isVector=True)
+    image.SetSpacing(grid.GetSpacing())
+    image.SetOrigin(grid.GetOrigin())
+    image.SetDirection(grid.GetDirection())
+    return image
+
+
+def read_array(header: Header, count: int, name: str) -> np.ndarray:
+    """Read all values of a file of numbers, scaled as its header says, x fastest.
+
+    Args:
+        header: see `read_header`.
+        count: how many there should be.
+        name: what the image is to the user, for messages.
+
+    Returns:
+        (count,), floating-point numbers as they are stored; integers as float32 where they are scaled.
+
+    Raises:
+        RegistrationError: the file is cut off or damaged, or holds colours or complex numbers.
+    """
+    stored_type = _TYPES.get(header.datatype)
+    if stored_type is None:
+        raise RegistrationError(f"{name} must hold real numbers, got NIfTI's type {header.datatype} in {header.path}")
     length = header.path.stat().st_size * (_MOST_INFLATED if containers.is_gzip(header.path) else 1)
-    if math.prod(size) * components * stored_type.itemsize != header.data_bytes or header.data_bytes > length:
+    if count * stored_type.itemsize != header.data_bytes or header.data_bytes > length:
         raise containers.damaged(header.path, name)
     values = np.empty(header.data_bytes // stored_type.itemsize, stored_type)
     complete = False
@@ -175,17 +225,7 @@ def read_values(header: Header, name: str) -> sitk.Image:
     if header.scaled:
         scaled = values.astype(np.float64) * header.slope + header.intercept
         values = scaled.astype(stored_type if stored_type.kind == "f" else np.float32)
-    values = values.reshape(components, *size[::-1])  # components are the slowest axis of a NIfTI file
-    if components == 1:
-        image = sitk.GetImageFromArray(values[0], isVector=False)
-    else:
-        if header.intent == _INTENT_DISPLACEMENT:
-            values[:2] *= -1
-        image = sitk.GetImageFromArray(np.moveaxis(values, 0, -1), isVector=True)
-    image.SetSpacing(grid.GetSpacing())
-    image.SetOrigin(grid.GetOrigin())
-    image.SetDirection(grid.GetDirection())
-    return image
+    return values
 
 
 def check_complete(header: Header, name: str, *, every_byte: bool = False) -> None:

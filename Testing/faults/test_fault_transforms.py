@@ -46,7 +46,9 @@ def set_nan(group) -> None:
     group["0/TransformParameters"][4] = np.nan
 
 
-def field_file(folder: Path, name: str, *, intent: int = 1007, intent_name: bytes = b"", key: str = "") -> Path:
+def field_file(
+    folder: Path, name: str, *, intent: int = 1007, intent_name: bytes = b"", parameter: float = 0, key: str = ""
+) -> Path:
     values = np.full((6, 7, 8, 3), 2.0)
     field = sitk.GetImageFromArray(values.astype(np.float32), isVector=True)
     if key:
@@ -55,6 +57,7 @@ def field_file(folder: Path, name: str, *, intent: int = 1007, intent_name: byte
     if name.endswith(".nii"):
         header = bytearray((folder / name).read_bytes())
         header[68:70] = np.array([intent], "<i2").tobytes()
+        header[56:60] = np.array([parameter], "<f4").tobytes()
         header[328:344] = intent_name.ljust(16, b"\0")
         (folder / name).write_bytes(header)
     return folder / name
@@ -80,12 +83,11 @@ BAD = {
     ),
     "nearly singular": (lambda f: text_file(f, affine("1 0 0 0 1 0 0 0 1e-7 0 0 0")), "must be invertible"),
     "empty": (lambda f: text_file(f), "SimpleITK can read"),
-    "SPM": (
-        lambda f: field_file(f, "y.nii", intent_name=b"Mapping"),
-        "must be in mm LPS, got SPM's map of coordinates",
+    "NiftyReg": (
+        lambda f: field_file(f, "y.nii", intent_name=b"NREG_TRANS", parameter=5),
+        "got a stationary velocity spline in .*y.nii: write its field by reg_transform -def",
     ),
-    "NiftyReg": (lambda f: field_file(f, "y.nii", intent_name=b"NREG_TRANS"), "got NiftyReg's transformation"),
-    "FSL": (lambda f: field_file(f, "y.nii", intent=2006), "got FSL's warp"),
+    "FSL": (lambda f: field_file(f, "y.nii", intent=2006), "grid of the (fixed|moving) image|must have the size of"),
     "modeling": (
         lambda f: field_file(f, "y.nrrd", key="displacement field type=modeling"),
         "must be fixed -> moving, got a modeling transform",

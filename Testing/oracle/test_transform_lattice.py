@@ -198,7 +198,7 @@ def elastix_parameters(tmp_path) -> str:
         (lambda folder: broken_field(folder, ".mha"), r"must hold only finite values, got 2 others in .*nan\.mha"),
         (lambda folder: broken_field(folder, ".nii.gz"), r"only finite values, got 2 others in .*nan\.nii\.gz"),
         (broken_transform, r"must hold only finite values, got 1 others in memory"),
-        (elastix_parameters, r"file that SimpleITK can read, got .*TransformParameters\.0\.txt"),
+        (elastix_parameters, r"must have 3 numbers GridSize in .*TransformParameters\.0\.txt, got 0 words"),
     ],
 )
 def test_what_is_no_transform(tmp_path, source, message):

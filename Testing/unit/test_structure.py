@@ -61,7 +61,7 @@ OTHERS: dict[str, set[str]] = {
     "torch_context": {"torch"},
     "sampling": {"numpy", "torch", "numba"},
     "geometry": {"numpy", "SimpleITK"},
-    "io": {"numpy", "SimpleITK"},
+    "io": {"numpy", "SimpleITK", "h5py", "pydicom"},
     "transforms": {"numpy", "torch", "SimpleITK"},
     "refinement": {"numpy", "torch"},
     "alignment": {"numpy", "torch"},

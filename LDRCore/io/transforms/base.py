@@ -1,0 +1,245 @@
+"""What every transform format shares: the contract of a format, the grids of the two images, the head of a file."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from LDRCore import geometry
+from LDRCore.errors import RegistrationError
+
+HEAD_BYTES = 1 << 16  # of a file, by which its format is recognised
+
+
+@dataclass(frozen=True)
+class Context:
+    """What files do not say of themselves: the grids of the two images, for formats that count in their voxels.
+
+    Attributes:
+        fixed: image whose points a transform maps, None where it is not known; only its grid matters.
+        moving: image that they are mapped to, likewise.
+        modeling: accept a field that says that it goes from moving to fixed; the caller inverts it.
+        fixed_source, moving_source: files or folders of the images, for DICOM, which names their frames of reference.
+    """
+
+    fixed: sitk.Image | None = None
+    moving: sitk.Image | None = None
+    modeling: bool = False
+    fixed_source: Path | None = None
+    moving_source: Path | None = None
+
+    def fixed_for(self, what: str) -> sitk.Image:
+        """Return the fixed image.
+
+        Raises:
+            RegistrationError: it is not known; `what` begins the sentence.
+        """
+        return self._needed(self.fixed, "fixed image (the reference)", what)
+
+    def moving_for(self, what: str) -> sitk.Image:
+        """Return the moving image.
+
+        Raises:
+            RegistrationError: it is not known; `what` begins the sentence.
+        """
+        return self._needed(self.moving, "moving image", what)
+
+    @staticmethod
+    def _needed(image: sitk.Image | None, which: str, what: str) -> sitk.Image:
+        if image is None:
+            raise RegistrationError(f"{what} must come with the grid of the {which}, got none: name that image")
+        return image
+
+
+@dataclass(frozen=True)
+class NiftiHead:
+    """What a NIfTI-1 header says of a transform.
+
+    Attributes:
+        order: "<" or ">".
+        shape: sizes along the axes of the array, x first.
+        spacing: of the header's pixdim, as many.
+        intent: NIfTI's code.
+        intent_name: in words.
+        parameters: intent_p1, intent_p2, intent_p3.
+        sform: 4x4 as stored.
+        offsets: qoffset_x, qoffset_y, qoffset_z.
+        extensions: whether extensions follow the header (AFNI writes one).
+        raw: the header's 348 bytes.
+    """
+
+    order: str
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    intent: int
+    intent_name: str
+    parameters: tuple[float, float, float]
+    sform: np.ndarray
+    offsets: tuple[float, float, float]
+    extensions: bytes
+    raw: bytes
+
+    @classmethod
+    def of(cls, head: bytes) -> NiftiHead | None:
+        """Parse the beginning of an uncompressed file; None where it is no NIfTI-1 file."""
+        if len(head) < 352 or head[344:348] not in (b"n+1\0", b"ni1\0"):
+            return None
+        order = "<" if head[:4] == struct.pack("<i", 348) else ">"
+        dimensions, *sizes = struct.unpack_from(order + "8h", head, 40)
+        dimensions = min(max(dimensions, 0), 7)
+        spacing = struct.unpack_from(order + "8f", head, 76)[1:]
+        offset = int(np.nan_to_num(struct.unpack_from(order + "f", head, 108)[0]))
+        sform = np.eye(4)
+        sform[:3] = np.array(struct.unpack_from(order + "12f", head, 280)).reshape(3, 4)
+        first, second, third = struct.unpack_from(order + "3f", head, 56)
+        x, y, z = struct.unpack_from(order + "3f", head, 268)
+        return cls(
+            order,
+            tuple(sizes[:dimensions]),
+            tuple(spacing[:dimensions]),
+            struct.unpack_from(order + "h", head, 68)[0],
+            head[328:344].split(b"\0")[0].decode("latin-1"),
+            (first, second, third),
+            sform,
+            (x, y, z),
+            head[352 : max(352, offset)] if head[348] else b"",
+            head[:348],
+        )
+
+    @property
+    def vector_shape(self) -> bool:
+        """Whether the array is one of 3-vectors: (x, y, z, 3) or (x, y, z, 1, 3)."""
+        return self.shape[3:] in ((3,), (1, 3))
+
+
+@dataclass(frozen=True)
+class FileHead:
+    """The beginning of a file, by which formats recognise their own.
+
+    Attributes:
+        path: of the file.
+        first: its first `HEAD_BYTES`, decompressed.
+    """
+
+    path: Path
+    first: bytes
+
+    @classmethod
+    def of(cls, path: Path) -> FileHead:
+        """Read the beginning of an existing file."""
+        with path.open("rb") as stream:
+            first = stream.read(HEAD_BYTES)
+        if first[:2] == b"\x1f\x8b":
+            try:
+                first = zlib.decompressobj(31).decompress(first, HEAD_BYTES)
+            except zlib.error:
+                first = b""
+        return cls(path, first)
+
+    @cached_property
+    def nifti(self) -> NiftiHead | None:
+        """The header of a NIfTI-1 file, None for others."""
+        return NiftiHead.of(self.first)
+
+    @cached_property
+    def text(self) -> str:
+        """The beginning of a text file, "" for others."""
+        if b"\0" in self.first:
+            return ""
+        return self.first.decode("utf-8", "replace")
+
+    def named(self, *suffixes: str) -> bool:
+        """Return whether the file's name ends in one of these."""
+        return self.path.name.lower().endswith(suffixes)
+
+
+class TransformFormat:
+    """A format of transforms: a point map fixed -> moving in LPS mm, read from and written to the files of a program.
+
+    Attributes:
+        name: what users call it by.
+        title: of the program, for sentences.
+        linear_suffixes: of the files to which `write` writes linear transforms, () for none.
+        dense_suffixes: of those to which it writes any transform, as a field on the fixed image's grid or whole.
+    """
+
+    name = ""
+    title = ""
+    linear_suffixes: tuple[str, ...] = ()
+    dense_suffixes: tuple[str, ...] = ()
+
+    def recognises(self, head: FileHead) -> bool:
+        """Return whether the content of a file is certainly of this format."""
+        return False
+
+    def read(self, path: Path, context: Context, name: str) -> sitk.Transform:
+        """Read a file that exists.
+
+        Args:
+            path: of the file.
+            context: the grids of the two images, where known.
+            name: what it is to the user, for messages.
+
+        Raises:
+            RegistrationError: it is of another kind, damaged, or needs a grid that is not known.
+        """
+        raise RegistrationError(f"{name} cannot be read in the format of {self.title}, got {path}")
+
+    def write(self, transform: sitk.Transform, path: Path, context: Context) -> None:
+        """Write a file.
+
+        Args:
+            transform: fixed -> moving, LPS mm.
+            path: its suffix is one of `suffixes`.
+            context: the grids of the two images, where known.
+
+        Raises:
+            RegistrationError: the format cannot hold this transform, or needs a grid that is not known.
+            OSError: the disk is full.
+        """
+        raise RegistrationError(f"a transform cannot be written in the format of {self.title}")
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Of the files that are written."""
+        return (*self.linear_suffixes, *self.dense_suffixes)
+
+    def writes_matrix(self, path: Path) -> bool:
+        """Return whether the name is one of a file that holds a linear transform only."""
+        return path.name.lower().endswith(self.linear_suffixes) and not path.name.lower().endswith(self.dense_suffixes)
+
+
+def matrix_of(transform: sitk.Transform, title: str) -> np.ndarray:
+    """Return the 4x4 in LPS mm of a linear transform that is about to be written.
+
+    Raises:
+        RegistrationError: it is not linear.
+    """
+    matrix = geometry.linear_matrix(transform)
+    if matrix is None:
+        raise RegistrationError(
+            f"a matrix file of {title} must hold a linear transform, got a deformable one: write a field"
+        )
+    return matrix
+
+
+def ras_matrix(matrix: np.ndarray) -> np.ndarray:
+    """Turn a 4x4 from LPS to LPS into one from RAS to RAS, or back."""
+    return geometry.RAS_TO_LPS @ matrix @ geometry.RAS_TO_LPS
+
+
+def lps_from_ijk(image: sitk.Image) -> np.ndarray:
+    """Return the 4x4 from voxel (i, j, k), first axis first, to LPS mm."""
+    return geometry.index_to_lps(image)[:, [2, 1, 0, 3]]
+
+
+def chain(*transforms: sitk.Transform | np.ndarray) -> sitk.Transform:
+    """Compose transforms and 4x4 matrices in LPS mm: a point goes through the last one first."""
+    parts = [geometry.affine_transform(one) if isinstance(one, np.ndarray) else one for one in transforms]
+    return parts[0] if len(parts) == 1 else geometry.compose_transforms(*parts)

@@ -1,0 +1,327 @@
+"""Dense fields: NIfTI arrays of vectors <-> displacement field transforms in mm LPS, some slices at a time."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from LDRCore import geometry
+from LDRCore.errors import RegistrationError
+from LDRCore.io import images, nifti
+from LDRCore.io.quiet import silent_libraries
+from LDRCore.io.transforms.base import FileHead, NiftiHead, lps_from_ijk
+
+SLAB_VOXELS = 1_000_000  # that are computed at once
+SAME_GRID_VOX = 1e-3  # two grids are one where their corners are closer
+INTENT_VECTOR, INTENT_DISPLACEMENT = 1007, 1006  # NIfTI's codes
+_GZIP_LEVEL = 4
+_FLOAT32 = (16, 32)  # NIfTI's code and bits
+
+Convert = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(points, vectors), both (slices, H, W, 3) in float64: points in mm LPS; returns other vectors for the same voxels."""
+
+
+def grid_from_ras(ras_from_ijk: np.ndarray, size: tuple[int, ...], name: str) -> sitk.Image:
+    """Return an empty image of a size at the place that a 4x4 from voxel to RAS mm says.
+
+    Raises:
+        RegistrationError: the matrix is singular, or its axes are not at right angles.
+    """
+    lps_from_index = geometry.RAS_TO_LPS @ ras_from_ijk
+    spacing = np.linalg.norm(lps_from_index[:3, :3], axis=0)
+    axes = lps_from_index[:3, :3] / np.where(spacing > 0, spacing, 1)
+    if not (np.isfinite(lps_from_index).all() and np.abs(axes.T @ axes - np.eye(3)).max() < images.SHEAR):
+        raise RegistrationError(f"{name} must lie on a grid with axes at right angles, got {ras_from_ijk.tolist()}")
+    image = sitk.Image([int(n) for n in size], sitk.sitkUInt8)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection(axes.ravel().tolist())
+    image.SetOrigin(lps_from_index[:3, 3].tolist())
+    return image
+
+
+def grid_of(path: Path, name: str) -> sitk.Image:
+    """Return an empty image on the grid of an image file (its first three axes), of which only the header is read.
+
+    Raises:
+        RegistrationError: SimpleITK cannot read it.
+    """
+    if path.is_dir():
+        return images.read(path, name)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    with silent_libraries():
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError:
+            return images.three_dimensional(images.read(path, name), name)
+    return _empty(reader, name)
+
+
+def _empty(source: sitk.ImageFileReader | sitk.Image, name: str) -> sitk.Image:
+    """Return an empty image on the first three axes of a grid."""
+    dimension = source.GetDimension()
+    if dimension < 3 or min(source.GetSize()[:3]) < 1:
+        raise RegistrationError(f"{name} must be 3D, got size {tuple(source.GetSize())}")
+    image = sitk.Image([int(n) for n in source.GetSize()[:3]], sitk.sitkUInt8)
+    image.SetOrigin(source.GetOrigin()[:3])
+    image.SetSpacing(source.GetSpacing()[:3])
+    image.SetDirection(np.array(source.GetDirection()).reshape(dimension, dimension)[:3, :3].ravel().tolist())
+    return image
+
+
+def read_vectors(path: Path, name: str, convert: Convert, reference: sitk.Image | None = None) -> sitk.Transform:
+    """Read a NIfTI file of 3-vectors, (x, y, z, 3) or (x, y, z, 1, 3), as a displacement field.
+
+    Args:
+        path: of the file.
+        name: what it is to the user, for messages.
+        convert: turns stored vectors into displacements in mm LPS.
+        reference: image whose grid the field has; None: the file's own.
+
+    Raises:
+        RegistrationError: another shape, cut off or damaged, or not on the grid of the reference.
+    """
+    values, grid = read_components(path, name)
+    if reference is not None:
+        check_same_size(grid, reference, name, path)
+        grid = reference
+    return field_transform(values, grid, convert)
+
+
+def read_components(path: Path, name: str, count: int = 3) -> tuple[np.ndarray, sitk.Image]:
+    """Read a NIfTI file whose axes behind x, y and z hold so many values.
+
+    Returns:
+        (values, grid): (count, D, H, W) as stored, and an empty image.
+
+    Raises:
+        RegistrationError: another shape, cut off or damaged.
+    """
+    with silent_libraries():
+        header = nifti.read_header(path, name)
+    head = NiftiHead.of(header.raw + bytes(4)) if header is not None else None
+    if header is None or head is None:
+        raise RegistrationError(f"{name} must be a NIfTI-1 file, got {path}")
+    if math.prod(head.shape[3:]) != count or len(head.shape) < 4:
+        raise RegistrationError(f"{name} must be 3D with {count} values a voxel, got the shape {head.shape} in {path}")
+    x, y, z = head.shape[:3]
+    values = nifti.read_array(header, math.prod(head.shape), name).reshape(count, z, y, x)
+    return values, _empty(header.grid, name)
+
+
+def read_array(path: Path, name: str) -> tuple[np.ndarray, NiftiHead]:
+    """Read a NIfTI-1 file of any shape whatever its placement says: (array indexed x, y, z ..., header).
+
+    Raises:
+        RegistrationError: another file, cut off or damaged.
+    """
+    header = nifti.read_plain_header(path, name)
+    head = FileHead.of(path).nifti
+    if header is None or head is None:
+        raise RegistrationError(f"{name} must be a NIfTI-1 file, got {path}")
+    return nifti.read_array(header, math.prod(head.shape), name).reshape(head.shape[::-1]).T, head
+
+
+def check_same_size(grid: sitk.Image, reference: sitk.Image, name: str, path: Path) -> None:
+    """Refuse a field that does not have the voxels of its image.
+
+    Raises:
+        RegistrationError: see above.
+    """
+    if grid.GetSize() != reference.GetSize():
+        raise RegistrationError(
+            f"{name} must have the size of the fixed image, {reference.GetSize()}, got {grid.GetSize()} in {path}"
+        )
+
+
+def field_transform(values: np.ndarray, grid: sitk.Image, convert: Convert | None = None) -> sitk.Transform:
+    """Make a displacement field transform.
+
+    Args:
+        values: (3, D, H, W); overwritten where it is of float32.
+        grid: image of the field's placement.
+        convert: turns `values` into displacements in mm LPS; None where they are.
+    """
+    values = values.astype(np.float32, copy=False)
+    if convert is not None:
+        for start, stop in _slab_limits(values.shape[1:]):
+            vectors = np.moveaxis(values[:, start:stop], 0, -1).astype(np.float64)
+            values[:, start:stop] = np.moveaxis(convert(slab_points(grid, start, stop), vectors), -1, 0)
+    components = [sitk.GetImageFromArray(values[axis], isVector=False) for axis in range(3)]
+    del values
+    field = sitk.Compose(components)
+    del components
+    field = sitk.Cast(field, sitk.sitkVectorFloat64)
+    field.CopyInformation(grid)
+    return sitk.DisplacementFieldTransform(field)
+
+
+def _slab_limits(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    slices = max(1, SLAB_VOXELS // max(1, shape[1] * shape[2]))
+    for start in range(0, shape[0], slices):
+        yield start, min(start + slices, shape[0])
+
+
+def slab_points(grid: sitk.Image, start: int, stop: int) -> np.ndarray:
+    """Return the voxels of some slices of a grid, (slices, H, W, 3) in mm LPS."""
+    w, h, _ = grid.GetSize()
+    index = np.stack(np.meshgrid(np.arange(start, stop), np.arange(h), np.arange(w), indexing="ij"), -1)
+    return apply_matrix(geometry.index_to_lps(grid), index)
+
+
+def apply_matrix(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Map points (..., 3) by a 4x4."""
+    mapped: np.ndarray = points @ matrix[:3, :3].T + matrix[:3, 3]
+    return mapped
+
+
+def same_grid(first: sitk.Image, second: sitk.Image) -> bool:
+    """Return whether two images have the same voxels."""
+    if first.GetSize() != second.GetSize():
+        return False
+    apart_mm = np.abs(geometry.corners_lps(first) - geometry.corners_lps(second)).max()
+    return bool(apart_mm < SAME_GRID_VOX * min(first.GetSpacing()))
+
+
+def sampled(transform: sitk.Transform, reference: sitk.Image) -> sitk.Image:
+    """Return ``T(x) - x`` on a grid, mm LPS: the transform's own field where it is one on this grid."""
+    if transform.GetName() == "DisplacementFieldTransform":
+        field = sitk.DisplacementFieldTransform(transform).GetDisplacementField()
+        if same_grid(field, reference):
+            return field
+    return geometry.displacement_field_image(transform, reference)
+
+
+def vectors_on(transform: sitk.Transform, reference: sitk.Image, convert: Convert) -> np.ndarray:
+    """Sample a transform on a grid and convert it for a file.
+
+    Args:
+        transform: fixed -> moving, LPS mm.
+        reference: image of the grid.
+        convert: turns (points, displacements) in mm LPS into what is stored.
+
+    Returns:
+        (3, D, H, W) float32.
+
+    Raises:
+        RegistrationError: values that are not finite.
+    """
+    field = sampled(transform, reference)
+    view = sitk.GetArrayViewFromImage(field)
+    stored = np.empty((3, *view.shape[:3]), np.float32)
+    for start, stop in _slab_limits(view.shape[:3]):
+        displacement = np.asarray(view[start:stop], dtype=np.float64)
+        stored[:, start:stop] = np.moveaxis(convert(slab_points(reference, start, stop), displacement), -1, 0)
+    if images.count_non_finite(stored):
+        raise RegistrationError("the transform must be finite on the grid of the fixed image, got values that are not")
+    return stored
+
+
+def write_nifti(
+    path: Path,
+    values: np.ndarray,
+    grid: sitk.Image,
+    tail: tuple[int, ...],
+    *,
+    intent: int = 0,
+    intent_name: str = "",
+    parameters: tuple[float, float, float] = (0, 0, 0),
+    affine: np.ndarray | None = None,
+) -> None:
+    """Write an array of float32 as a NIfTI-1 file, with the placement that SimpleITK gives an image.
+
+    Args:
+        path: compressed where it ends in .gz.
+        values: (components, D, H, W).
+        grid: image of its placement.
+        tail: sizes of the axes behind x, y and z.
+        intent, intent_name, parameters: see `NiftiHead`.
+        affine: 4x4 to write as sform instead, where a program stores another.
+    """
+    shape = (*grid.GetSize(), *tail)
+    if math.prod(tail) != len(values):
+        raise ValueError(f"tail must hold {len(values)} values a voxel, got {tail}")
+    header = bytearray(_placed_header(grid))
+    struct.pack_into("<8h", header, 40, len(shape), *shape, *[1] * (7 - len(shape)))
+    struct.pack_into("<3f", header, 56, *parameters)
+    struct.pack_into("<3h", header, 68, intent, *_FLOAT32)
+    struct.pack_into("<4f", header, 92, 1, 1, 1, 1)
+    struct.pack_into("<3f", header, 108, 352, 1, 0)
+    header[123] = 2  # mm
+    header[328:344] = intent_name.encode("ascii")[:15].ljust(16, b"\0")
+    header[344:348] = b"n+1\0"
+    if affine is not None:
+        struct.pack_into("<2h", header, 252, 0, 2)
+        struct.pack_into("<12f", header, 280, *affine[:3].ravel())
+    with open_for_writing(path) as stream:
+        stream.write(bytes(header) + bytes(4))
+        for component in values:
+            stream.write(np.ascontiguousarray(component, dtype="<f4").data)
+
+
+def open_for_writing(path: Path) -> Any:
+    """Open a file of bytes, compressed where its name says so."""
+    if path.name.lower().endswith((".gz", ".mgz")):
+        return gzip.open(path, "wb", compresslevel=_GZIP_LEVEL)
+    return path.open("wb")
+
+
+def _placed_header(grid: sitk.Image) -> bytes:
+    """Return the header that SimpleITK writes for an image at this place."""
+    tiny = sitk.Image([2, 2, 2], sitk.sitkFloat32)
+    tiny.SetOrigin(grid.GetOrigin())
+    tiny.SetSpacing(grid.GetSpacing())
+    tiny.SetDirection(grid.GetDirection())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tiny.nii"
+        with silent_libraries():
+            sitk.WriteImage(tiny, str(path))
+        return path.read_bytes()[:348]
+
+
+def to_ras(points: np.ndarray, displacement: np.ndarray) -> np.ndarray:
+    """Turn displacements from LPS into RAS, or back."""
+    return displacement * (-1, -1, 1)
+
+
+def to_absolute_ras(points: np.ndarray, displacement: np.ndarray) -> np.ndarray:
+    """Turn displacements in mm LPS into coordinates of the mapped points in mm RAS."""
+    coordinates: np.ndarray = (points + displacement) * (-1, -1, 1)
+    return coordinates
+
+
+def from_absolute_ras(points: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
+    """Turn coordinates of the mapped points in mm RAS into displacements in mm LPS."""
+    return coordinates * (-1, -1, 1) - points
+
+
+def unchanged(points: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Return vectors as they are."""
+    return vectors
+
+
+def between_voxels(moving_lps_from_ijk: np.ndarray, fixed: sitk.Image) -> tuple[Convert, Convert]:
+    """Return (read, write) for fields of displacements in voxels: index in the moving image minus that in the fixed.
+
+    Args:
+        moving_lps_from_ijk: 4x4.
+        fixed: image.
+    """
+    ijk_from_lps = np.linalg.inv(lps_from_ijk(fixed))
+    moving_ijk_from_lps = np.linalg.inv(moving_lps_from_ijk)
+
+    def read(points: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        return apply_matrix(moving_lps_from_ijk, apply_matrix(ijk_from_lps, points) + vectors) - points
+
+    def write(points: np.ndarray, displacement: np.ndarray) -> np.ndarray:
+        return apply_matrix(moving_ijk_from_lps, points + displacement) - apply_matrix(ijk_from_lps, points)
+
+    return read, write

@@ -1,0 +1,166 @@
+"""ITK's transform files and displacement field images: LPS mm, fixed -> moving. What ANTs and SimpleITK write, too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import SimpleITK as sitk
+
+from LDRCore import geometry
+from LDRCore.errors import RegistrationError
+from LDRCore.io import containers, images, nifti, writing
+from LDRCore.io.quiet import collected_warnings, silent_libraries
+from LDRCore.io.transforms import fields
+from LDRCore.io.transforms.base import Context, FileHead, TransformFormat, matrix_of
+
+_SUFFIXES = (".h5", ".hdf5", ".tfm", ".txt", ".mat", ".xfm")  # of transform files; others are field images
+_TEXT_SUFFIXES = (".tfm", ".txt")
+_IMAGE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
+_MATLAB_NAMES = (b"_double_3_3\0", b"_float_3_3\0")  # of the first matrix of a .mat file
+_HDF5 = b"\x89HDF"
+
+
+class ItkFormat(TransformFormat):
+    """Transform files (.h5, .tfm, .txt, .mat, .xfm) and displacement field images (.nii.gz, .nrrd, .mha).
+
+    Fields hold vectors in mm LPS; those of NIfTI's displacement intent (1006) in RAS, which ITK turns. Outside its grid
+    a field moves nothing.
+    """
+
+    name = "itk"
+    title = "ITK"
+    linear_suffixes: tuple[str, ...] = (".mat", ".xfm")
+    dense_suffixes: tuple[str, ...] = (".h5", ".hdf5", ".tfm", ".txt", *_IMAGE_SUFFIXES)
+
+    def recognises(self, head: FileHead) -> bool:
+        """Return whether the content is one of ITK's."""
+        if head.text.startswith(("#Insight Transform File", "MNI Transform File")):
+            return True
+        if any(name in head.first[:200] for name in _MATLAB_NAMES):
+            return True
+        if head.nifti is not None:
+            known = head.nifti.intent in (fields.INTENT_VECTOR, fields.INTENT_DISPLACEMENT)
+            return known and head.nifti.vector_shape and not head.nifti.intent_name
+        return head.first.startswith((b"NRRD000", b"ObjectType", b"NDims"))
+
+    def read(self, path: Path, context: Context, name: str) -> sitk.Transform:
+        """Read a file by SimpleITK; also composites of every depth."""
+        if not path.name.lower().endswith(_SUFFIXES):
+            return _read_field(path, name, context.modeling)
+        with collected_warnings() as warnings, silent_libraries():
+            try:
+                transform = sitk.ReadTransform(str(path))
+            except (RuntimeError, UnicodeError):
+                raise RegistrationError(f"{name} must be a file that SimpleITK can read, got {path}") from None
+        if any("more than one transform" in text for text in warnings):
+            raise RegistrationError(f"{name} must be one transform or a composite of several, got {path} with several")
+        if path.suffix.lower() in _TEXT_SUFFIXES:
+            _check_counts(path, transform, name)
+        return transform
+
+    def write(self, transform: sitk.Transform, path: Path, context: Context) -> None:
+        """Write a transform file whole, or a field on the grid of the fixed image."""
+        if path.name.lower().endswith(_IMAGE_SUFFIXES):
+            fixed = context.fixed_for(f"a displacement field of {self.title}")
+            writing.write_image(sitk.Cast(fields.sampled(transform, fixed), sitk.sitkVectorFloat32), path)
+            return
+        if path.name.lower().endswith(self.linear_suffixes):
+            transform = geometry.affine_transform(matrix_of(transform, self.title))
+        writing.write_transform(transform, path)
+
+
+class AntsFormat(ItkFormat):
+    """ANTs' files are ITK's: `0GenericAffine.mat`, `1Warp.nii.gz`, composite .h5.
+
+    Of ANTs' pair a point goes through the warp first and the affine last.
+    """
+
+    name = "ants"
+    title = "ANTs"
+    linear_suffixes = (".mat",)
+    dense_suffixes = (".nii.gz", ".nii", ".h5")
+
+    def recognises(self, head: FileHead) -> bool:
+        """ITK's class recognises them."""
+        return False
+
+
+class SlicerFormat(ItkFormat):
+    """3D Slicer's files: ITK's .h5 and .tfm; grids as .nrrd in LPS, and as .nii.gz with intent 1006 in RAS.
+
+    A grid transform that is inverted in Slicer is written with its forward field and the mark "modeling": the caller
+    must invert it.
+    """
+
+    name = "slicer"
+    title = "3D Slicer"
+    linear_suffixes = (".mat",)
+    dense_suffixes = (".h5", ".tfm", ".nrrd", ".nii.gz", ".nii")
+
+    def recognises(self, head: FileHead) -> bool:
+        """ITK's class recognises them."""
+        return False
+
+    def write(self, transform: sitk.Transform, path: Path, context: Context) -> None:
+        """Write as ITK does, but a NIfTI field with the intent by which Slicer knows a grid transform."""
+        if not path.name.lower().endswith((".nii", ".nii.gz")):
+            super().write(transform, path, context)
+            return
+        fixed = context.fixed_for(f"a displacement field of {self.title}")
+        values = fields.vectors_on(transform, fixed, fields.to_ras)
+        fields.write_nifti(path, values, fixed, (1, 3), intent=fields.INTENT_DISPLACEMENT)
+
+
+def holds_modeling_field(path: Path) -> bool:
+    """Return whether an image file says that its field goes from moving to fixed."""
+    with path.open("rb") as stream:
+        header = stream.read(4096).partition(b"\n\n")[0].lower()
+    return header.startswith(b"nrrd000") and b"displacement field type:=modeling" in header.replace(b" :=", b":=")
+
+
+def _check_counts(path: Path, transform: sitk.Transform, name: str) -> None:
+    """Refuse a text file with more or fewer parameters than its transforms have; ITK passes over some of these.
+
+    Raises:
+        RegistrationError: see above.
+    """
+    counts: list[dict[str, int]] = []
+    for line in path.read_text(encoding="latin-1").splitlines():
+        key, _, rest = line.partition(":")
+        if key == "Transform" and not rest.strip().startswith("CompositeTransform"):
+            counts.append({})
+        elif counts and key in ("Parameters", "FixedParameters"):
+            counts[-1][key] = len(rest.split())
+    for count, part in zip(counts, geometry.transform_parts(transform), strict=False):
+        expected = {"Parameters": part.GetNumberOfParameters(), "FixedParameters": len(part.GetFixedParameters())}
+        for key, number in expected.items():
+            if count.get(key, 0) != number:
+                raise RegistrationError(f"{name} must have {number} {key} in {path}, got {count.get(key, 0)}")
+
+
+def _read_field(path: Path, name: str, modeling: bool) -> sitk.Transform:
+    """Read a displacement field image: vectors in mm, LPS (NIfTI's displacement intent: RAS, converted)."""
+    with silent_libraries():
+        with containers.named_by_content(path) as file:
+            header = nifti.read_header(file, "the displacement field")
+        if header is not None and header.grid.GetNumberOfComponents() == 3:
+            turned = fields.to_ras if header.intent == fields.INTENT_DISPLACEMENT else None
+            values, grid = fields.read_components(path, name)
+            return fields.field_transform(values, grid, turned)
+        field = images.read_file(path, "the displacement field")
+    if field.GetDimension() != 3 or field.GetNumberOfComponentsPerPixel() != 3:
+        raise RegistrationError(
+            "a displacement field must be 3D with 3 components a voxel, "
+            f"got {field.GetDimension()}D with {field.GetNumberOfComponentsPerPixel()}"
+        )
+    kinds = [field.GetMetaData(key) for key in field.GetMetaDataKeys() if "displacement field type" in key.lower()]
+    if any("modeling" in kind.lower() for kind in kinds) and not modeling:
+        raise RegistrationError(
+            f"a displacement field must be fixed -> moving, got a modeling transform, its inverse, in {path}"
+        )
+    return sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64))
+
+
+def is_hdf5_of_itk(head: FileHead) -> bool:
+    """Return whether a file is HDF5 with ITK's group of transforms, and not X5, which has a group of that name too."""
+    return head.first.startswith(_HDF5) and b"TransformGroup" in head.first and b"X5" not in head.first

@@ -1,0 +1,169 @@
+"""All formats: which one a file has, by its content where that is certain; reading and writing by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import SimpleITK as sitk
+
+from LDRCore.errors import RegistrationError
+from LDRCore.io import images
+from LDRCore.io.images import ImageLike
+from LDRCore.io.transforms import fields, matrices
+from LDRCore.io.transforms.afni import AfniFormat
+from LDRCore.io.transforms.arrays import ConvexAdamFormat, VoxelMorphFormat
+from LDRCore.io.transforms.base import Context, FileHead, TransformFormat
+from LDRCore.io.transforms.dicom import DicomFormat
+from LDRCore.io.transforms.dipy import DipyFormat
+from LDRCore.io.transforms.elastix import ElastixFormat
+from LDRCore.io.transforms.freesurfer import FreeSurferFormat
+from LDRCore.io.transforms.fsl import FslFormat
+from LDRCore.io.transforms.greedy import GreedyFormat
+from LDRCore.io.transforms.itk import AntsFormat, ItkFormat, SlicerFormat
+from LDRCore.io.transforms.niftyreg import NiftyRegFormat
+from LDRCore.io.transforms.spm import SpmFormat
+from LDRCore.io.transforms.x5 import X5Format
+from LDRCore.io.writing import write_file
+
+_ALL: tuple[TransformFormat, ...] = (
+    *(DicomFormat(), X5Format(), FreeSurferFormat(), ElastixFormat(), SpmFormat(), NiftyRegFormat(), FslFormat()),
+    *(DipyFormat(), AfniFormat(), ItkFormat(), AntsFormat(), SlicerFormat(), GreedyFormat()),
+    *(ConvexAdamFormat(), VoxelMorphFormat()),
+)
+FORMATS: dict[str, TransformFormat] = {one.name: one for one in _ALL}
+"""Every format by the name that users call it by; the earlier ones are asked first what they recognise."""
+
+_ITK_SUFFIXES = (".h5", ".hdf5", ".tfm", ".txt", ".mat", ".xfm")
+_BY_SUFFIX: dict[tuple[str, ...], str] = {  # where a name is enough
+    (".lta", ".mgz", ".mgh", ".m3z"): "freesurfer",
+    (".x5",): "x5",
+    (".dcm",): "dicom",
+    (".1d",): "afni",
+    (*_ITK_SUFFIXES, ".nrrd", ".mha", ".mhd", ".nhdr"): "itk",
+}
+_DEFAULT_TARGETS = {".h5", ".hdf5", ".tfm", ".nrrd", ".mha", ".x5", ".lta", ".dcm", ".mgz", ".mgh", ".1d", ".xfm"}
+
+
+def format_named(name: str) -> TransformFormat:
+    """Return a format by its name.
+
+    Raises:
+        RegistrationError: there is none of this name.
+    """
+    if name not in FORMATS:
+        raise RegistrationError(f"the format of a transform must be one of {', '.join(sorted(FORMATS))}, got {name!r}")
+    return FORMATS[name]
+
+
+def identify(path: Path, name: str) -> TransformFormat:
+    """Return the format of a file by its content, or by its name where that is enough.
+
+    Args:
+        path: of an existing file.
+        name: what it is to the user, for messages.
+
+    Raises:
+        RegistrationError: several formats look like this, so that the user must say which it is.
+    """
+    head = FileHead.of(path)
+    for one in _ALL:
+        if one.recognises(head):
+            return one
+    if matrices.is_square(head.text):
+        raise _ask(name, path, "a 4x4 matrix", "greedy", "niftyreg", "fsl")
+    if path.name.lower().endswith((".npy", ".npz")):
+        raise _ask(name, path, "an array", "voxelmorph", "convexadam")
+    if head.nifti is not None and len(head.nifti.shape) > 3 and 3 in (head.nifti.shape[0], *head.nifti.shape[3:]):
+        raise _ask(name, path, "vectors of no stated kind", "fsl", "itk", "afni", "convexadam", "voxelmorph")
+    for suffixes, format_name in _BY_SUFFIX.items():
+        if head.named(*suffixes):
+            return FORMATS[format_name]
+    return FORMATS["itk"]
+
+
+def _ask(name: str, path: Path, what: str, *candidates: str) -> RegistrationError:
+    return RegistrationError(
+        f"{name} must say its format where its content does not, got {what} in {path}: name one of "
+        f"{', '.join(candidates)}"
+    )
+
+
+def make_context(fixed: ImageLike | None = None, moving: ImageLike | None = None, *, modeling: bool = False) -> Context:
+    """Read the grids of the two images; of files only the headers.
+
+    Args:
+        fixed, moving: see `ImageLike`; None where not known.
+        modeling: see `Context`.
+
+    Raises:
+        RegistrationError: they cannot be read.
+    """
+    grids = [_grid(image, side) for image, side in ((fixed, "fixed image"), (moving, "moving image"))]
+    sources = [Path(image) if isinstance(image, (str, os.PathLike)) else None for image in (fixed, moving)]
+    return Context(grids[0], grids[1], modeling, sources[0], sources[1])
+
+
+def _grid(image: ImageLike | None, name: str) -> sitk.Image | None:
+    if image is None or isinstance(image, sitk.Image):
+        return image
+    if isinstance(image, (str, os.PathLike)) and Path(image).is_file():
+        return fields.grid_of(Path(image), name)
+    return images.read(image, name)
+
+
+def check_target(path: Path, format_name: str) -> TransformFormat:
+    """Return the format in which a file of this name is written.
+
+    Args:
+        path: of the file.
+        format_name: see `FORMATS`; "auto" by the name, where one format alone has it.
+
+    Raises:
+        RegistrationError: an unknown format, or a suffix that it does not have.
+    """
+    if format_name == "auto":
+        if path.suffix.lower() not in _DEFAULT_TARGETS:
+            raise RegistrationError(
+                f"the format to write must be named where the file's name does not tell, got {path.name}: "
+                f"one of {', '.join(sorted(FORMATS))}"
+            )
+        by_suffix = (name for suffixes, name in _BY_SUFFIX.items() if path.name.lower().endswith(suffixes))
+        format_name = next(by_suffix)
+    chosen = format_named(format_name)
+    if not path.name.lower().endswith(chosen.suffixes):
+        raise RegistrationError(f"{chosen.title} has {' '.join(chosen.suffixes)}, got the name {path.name}")
+    return chosen
+
+
+def write(
+    transform: sitk.Transform,
+    path: str | os.PathLike[str],
+    format_name: str = "auto",
+    *,
+    fixed: ImageLike | None = None,
+    moving: ImageLike | None = None,
+) -> None:
+    """Write a transform in the format of a program; the file appears complete or not at all.
+
+    >>> write(sitk.TranslationTransform(3, (1, 2, 3)), "shift.mat", "greedy")  # doctest: +SKIP
+
+    Args:
+        transform: fixed -> moving, LPS mm.
+        path: of the file; its suffix chooses between matrix and field where a format has both.
+        format_name: see `FORMATS`; "auto" by the file's name.
+        fixed, moving: the two images, or their paths, for formats that need their grids (or DICOM's identifiers).
+
+    Raises:
+        RegistrationError: the format cannot hold the transform, needs an image, or the file cannot be written.
+    """
+    target = Path(path)
+    chosen = check_target(target, format_name)
+    context = make_context(fixed, moving)
+    write_file(target, writer(chosen, transform, context))
+
+
+def writer(chosen: TransformFormat, transform: sitk.Transform, context: Context) -> Callable[[Path], None]:
+    """Return what writes a transform to the path that it is given."""
+    return lambda path: chosen.write(transform, path, context)
