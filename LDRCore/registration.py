@@ -14,13 +14,13 @@ from LDRCore import geometry
 from LDRCore.errors import RegistrationError
 from LDRCore.io import images
 from LDRCore.io.images import ImageLike
-from LDRCore.io.transforms import TransformLike, read_transform
+from LDRCore.io.transforms import Context, TransformLike, read_transform
 from LDRCore.result import RegistrationResult
 
 if TYPE_CHECKING:
     from LDRCore.report import Progress
 
-INTERPOLATIONS = ("linear", "nearest", "auto")
+INTERPOLATIONS = (*geometry.INTERPOLATIONS, "auto")
 
 
 def register(
@@ -163,35 +163,31 @@ def warp_image(
     """Warp another image of the moving patient (a second sequence, a segmentation) onto the fixed image's grid.
 
     Args:
-        image: what to warp, in the moving image's space.
+        image: what to warp, in the moving image's space; a series or a vector image volume by volume (vectors are not
+            turned).
         transform: fixed -> moving, as `RegistrationResult.transform`: a path, a SimpleITK transform, or several in the
             order in which a fixed point goes through them. (With `inverse_transform` and a reference in moving space,
             images of the fixed patient are brought to the moving one.)
         reference: image whose grid the result shall have.
-        interpolation: "linear", "nearest" for labels, or "auto": nearest for what looks like labels.
+        interpolation: see `geometry.warp_volume`, or "auto": nearest for what looks like labels, otherwise linear.
 
     Returns:
-        An image of the input's pixel type, integers rounded; outside the input its smallest value (0 for "nearest").
+        An image of the input's pixel type, integers rounded; outside the input its smallest value (0 for labels).
 
     Raises:
-        RegistrationError: unreadable input, not 3D, or another interpolation.
+        RegistrationError: unreadable input, neither 3D nor 4D, or another interpolation.
     """
     if interpolation not in INTERPOLATIONS:
         raise RegistrationError(f"interpolation must be one of {INTERPOLATIONS}, got {interpolation!r}")
-    source = images.three_dimensional(images.read(image, "image"), "image")
+    source = images.read(image, "image")
+    volumes = geometry.volumes_of(source)
+    for volume in volumes:
+        images.three_dimensional(volume, "image")
     target = images.three_dimensional(images.read(reference, "reference"), "reference")
-    checked = read_transform(transform)
-    if interpolation == "nearest" or (interpolation == "auto" and images.looks_like_labels(source)):
-        return sitk.Resample(source, target, checked, sitk.sitkNearestNeighbor, 0.0)
-    values = sitk.GetArrayViewFromImage(source)
-    if not np.issubdtype(values.dtype, np.integer):
-        known = values[np.isfinite(values)]
-        return sitk.Resample(source, target, checked, sitk.sitkLinear, float(known.min()) if known.size else 0.0)
-    precise = sitk.sitkFloat32 if values.dtype.itemsize <= 2 else sitk.sitkFloat64
-    warped = sitk.Resample(source, target, checked, sitk.sitkLinear, float(values.min()), precise)
-    rounded = sitk.GetImageFromArray(np.rint(sitk.GetArrayViewFromImage(warped)).astype(values.dtype))
-    rounded.CopyInformation(warped)
-    return rounded
+    checked = read_transform(transform, context=Context(target, volumes[0]))
+    if interpolation == "auto":
+        interpolation = "nearest" if images.looks_like_labels(volumes[0]) else "linear"
+    return geometry.warp_volumes(source, lambda one: geometry.warp_volume(one, target, checked, interpolation))
 
 
 def transform_points(points_lps: Any, transform: TransformLike) -> np.ndarray:

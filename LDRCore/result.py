@@ -18,6 +18,7 @@ from LDRCore import geometry
 from LDRCore.errors import RegistrationError
 from LDRCore.io import files, writing
 from LDRCore.io.quiet import silent_libraries
+from LDRCore.io.transforms import RESULT_NAMES
 
 RESULT_FILES = (
     "warped.nii.gz",
@@ -27,7 +28,7 @@ RESULT_FILES = (
     "report.json",
 )
 FILE_SUFFIXES = (".nii", ".gz", ".nrrd", ".mha", ".mhd", ".h5", ".tfm", ".png", ".csv", ".json")  # of no folder
-EXTRA_FILES = ("inverse_transform.h5", "overview.png")  # of some results
+EXTRA_FILES = ("inverse_transform.h5", "overview.png", *RESULT_NAMES)  # of some results
 
 
 @dataclasses.dataclass

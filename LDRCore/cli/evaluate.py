@@ -8,11 +8,12 @@ from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
+from LDRCore.cli import chain
 from LDRCore.cli.files import check_output_file
 from LDRCore.cli.output import CommandOutput, progress_bar
 from LDRCore.cli.register import model_keywords
 from LDRCore.errors import RegistrationError
-from LDRCore.evaluation.pairs import NUMBERS, EvaluationOptions, PairFiles, evaluate_pairs, read_pairs
+from LDRCore.evaluation.pairs import NUMBERS, SEPARATOR, EvaluationOptions, PairFiles, evaluate_pairs, read_pairs
 from LDRCore.io.files import check_not_input, check_writable
 from LDRCore.io.writing import write_file
 from LDRCore.pipeline.options import Options
@@ -31,6 +32,7 @@ def run(options: argparse.Namespace) -> CommandOutput:
             surface=not options.no_surface,
             learn2reg_folder=options.learn2reg,
             overwrite=options.overwrite,
+            read=lambda text, fixed, moving: chain.read_chain(text.split(SEPARATOR), fixed, moving),
         ),
         keep_going=options.pairs is not None,
         progress=progress_bar(options),
@@ -49,6 +51,7 @@ def choose_pairs(options: argparse.Namespace) -> list[PairFiles]:
     if (options.pairs is None) == (options.fixed is None) or (options.fixed is None) != (options.moving is None):
         raise RegistrationError("evaluate takes either a fixed and a moving image or --pairs CSV, got neither or both")
     given = {field.name: getattr(options, field.name) or "" for field in fields(PairFiles)}
+    given["transform"] = SEPARATOR.join(options.transform or ())
     if options.pairs is None:
         return [PairFiles(**given)]
     extra = [name.replace("_", "-") for name, path in given.items() if path]
@@ -64,6 +67,7 @@ def check_options(options: argparse.Namespace, pairs: list[PairFiles]) -> None:
         RegistrationError: an output that cannot be written, or an option that cannot be.
     """
     inputs = [options.pairs, *(path for files in pairs for path in astuple(files))]
+    inputs += [path for files in pairs for path in chain.paths(files.transform.split(SEPARATOR))]
     if options.out is not None:
         check_output_file(options.out, options.overwrite, inputs)
     if options.learn2reg is not None:

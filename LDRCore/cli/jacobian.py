@@ -7,19 +7,19 @@ import argparse
 import SimpleITK as sitk
 
 from LDRCore import geometry
+from LDRCore.cli import chain
 from LDRCore.cli.files import check_output_file
 from LDRCore.cli.output import CommandOutput
 from LDRCore.evaluation import metrics
 from LDRCore.io import images
-from LDRCore.io.transforms import read_transform
 from LDRCore.io.writing import write_file, write_image
 
 
 def run(options: argparse.Namespace) -> CommandOutput:
     """Map and summarise the Jacobian determinant."""
     if options.out is not None:
-        check_output_file(options.out, options.overwrite, [options.transform, options.reference])
-    transform = read_transform(options.transform)
+        check_output_file(options.out, options.overwrite, [*chain.paths(options.transform), options.reference])
+    transform = chain.read_chain(options.transform, options.reference, options.moving)
     reference = images.three_dimensional(images.read(options.reference, "reference"), "reference")
     determinant = geometry.jacobian_determinant_image(geometry.displacement_field_image(transform, reference))
     values = sitk.GetArrayViewFromImage(determinant)

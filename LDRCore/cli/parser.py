@@ -9,6 +9,15 @@ from typing import Any, NoReturn
 
 from LDRCore import __version__
 
+TRANSFORM_HELP = (
+    "a transform file of any program, PATH[,FORMAT][,inverse]: transform.h5, or one of ANTs, elastix, SPM ...; FORMAT "
+    "only where the content does not tell"
+)
+FORMAT_HELP = (
+    "ants, elastix, fsl, afni, spm, niftyreg, greedy, slicer, dipy, x5, itk, freesurfer, convexadam, voxelmorph or "
+    "dicom (default: by the content)"
+)
+
 
 class UsageError(Exception):
     """Arguments that cannot be used."""
@@ -60,13 +69,19 @@ def _add_register(command: argparse.ArgumentParser) -> None:
     command.add_argument("--no-affine", action="store_true", help="skip the affine stage (images are aligned already)")
     command.add_argument(
         "--initial",
-        default="center",
-        help="center: bring the contents together; none: trust the scanner coordinates; or a transform file "
-        "fixed -> moving (default center)",
+        action="append",
+        help="center: bring the contents together; none: trust the scanner coordinates; or transform files "
+        "fixed -> moving, PATH[,FORMAT][,inverse], the option given again for each of a chain (default center)",
     )
     command.add_argument("--fixed-mask", help="image > 0 where the fixed image may drive the result")
     command.add_argument("--moving-mask", help="the same for the moving image")
     command.add_argument("--inverse", action="store_true", help="also write inverse_transform.h5")
+    command.add_argument(
+        "--write",
+        default="",
+        metavar="FORMATS",
+        help="also write the transform for these programs, e.g. ants,fsl,spm,x5,dicom (transform_ants.nii.gz ...)",
+    )
 
 
 def _add_warp(command: argparse.ArgumentParser) -> None:
@@ -76,11 +91,18 @@ def _add_warp(command: argparse.ArgumentParser) -> None:
     _add_output_file(command, "image file to write")
     command.add_argument(
         "--interpolation",
-        choices=("linear", "nearest", "auto"),
+        choices=("linear", "nearest", "cubic", "label-gaussian", "label-majority", "auto"),
         default="linear",
-        help="nearest keeps the values of segmentations; auto: nearest for what looks like one (default linear)",
+        help="nearest keeps the values of segmentations, the label kinds do so with smoother borders (by Gaussian or "
+        "linear weights of each label); auto: nearest for what looks like a segmentation (default linear)",
     )
-    command.add_argument("--nearest", action="store_true", help="the same as --interpolation nearest")
+    command.add_argument(
+        "--nearest",
+        nargs="?",
+        const="nearest",
+        choices=("nearest", "auto"),
+        help="the same as --interpolation nearest; --nearest auto: as --interpolation auto",
+    )
 
 
 def _add_points(command: argparse.ArgumentParser) -> None:
@@ -90,19 +112,33 @@ def _add_points(command: argparse.ArgumentParser) -> None:
         help="CSV with three columns in mm, or with named columns x,y,z and others; .fcsv, .mrk.json",
     )
     _add_transforms(command)
+    command.add_argument("--reference", help="the fixed image, for transforms that count in its voxels (FSL ...)")
+    _add_moving(command)
     _add_output_file(command, "CSV to write")
     command.add_argument("--ras", action="store_true", help="coordinates are RAS (3D Slicer's display) instead of LPS")
+
+
+def _add_convert(command: argparse.ArgumentParser) -> None:
+    command.add_argument("transforms", nargs="+", metavar="IN", help=TRANSFORM_HELP)
+    command.add_argument("out", type=output_path, metavar="OUT", help="file to write")
+    command.add_argument("--reference", help="the fixed image: the grid of fields that are written")
+    command.add_argument("--moving", help="the moving image, for formats that count in its voxels")
+    command.add_argument("--from", dest="from_format", default="auto", metavar="FORMAT", help=FORMAT_HELP)
+    command.add_argument("--to", default="auto", metavar="FORMAT", help="of OUT, likewise (default: by its name)")
+    _add_overwrite(command, "replace an existing file")
 
 
 def _add_invert(command: argparse.ArgumentParser) -> None:
     _add_transform(command, "transform")
     _add_reference(command, "the fixed image, where the transform is defined")
+    _add_moving(command)
     _add_output_file(command, "transform file to write (.h5)")
 
 
 def _add_jacobian(command: argparse.ArgumentParser) -> None:
     _add_transform(command, "transform")
     _add_reference(command, "image whose grid the map shall have (the fixed image)")
+    _add_moving(command)
     _add_output_file(command, "image file to write", required=False)
 
 
@@ -122,7 +158,12 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--frame", default="lps", help="of landmarks: lps, ras (mm), or voxel (index x,y,z; default lps)"
     )
-    command.add_argument("--transform", help="measure this transform or displacement field instead of registering")
+    command.add_argument(
+        "--transform",
+        "-t",
+        action="append",
+        help=f"measure this instead of registering: {TRANSFORM_HELP}; may be given several times (in a CSV: A;B)",
+    )
     command.add_argument(
         "--protocol",
         default="nearest",
@@ -179,17 +220,22 @@ def _add_model_options(command: argparse.ArgumentParser) -> None:
 
 
 def _add_transform(command: argparse.ArgumentParser, name: str, **extra: Any) -> None:
-    command.add_argument(name, help="transform.h5 or inverse_transform.h5, or a displacement field image", **extra)
+    command.add_argument(name, nargs="+", help=TRANSFORM_HELP, **extra)
 
 
 def _add_transforms(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--transform",
+        "-t",
         action="append",
         required=True,
-        help="transform.h5 or inverse_transform.h5, or a displacement field image; may be given several times, in the "
-        "order in which a point goes through them (as in ANTs)",
+        help=f"{TRANSFORM_HELP}; may be given several times, in the order in which a point goes through them (as in "
+        "ANTs)",
     )
+
+
+def _add_moving(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--moving", help="the moving image, for transforms that count in its voxels (FSL ...)")
 
 
 def _add_reference(command: argparse.ArgumentParser, text: str) -> None:
@@ -217,6 +263,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
         "map landmarks: transform.h5 takes fixed points to moving points, inverse_transform.h5 the other way",
         _add_points,
     ),
+    "convert": ("write transforms of one program as the file of another, or a chain of them as one file", _add_convert),
     "invert": ("invert a transform: moving -> fixed, with the residual it leaves", _add_invert),
     "jacobian": ("map the local volume change of a transform and count folding voxels", _add_jacobian),
     "evaluate": (

@@ -7,17 +7,17 @@ import argparse
 import numpy as np
 
 from LDRCore import geometry
+from LDRCore.cli import chain
 from LDRCore.cli.files import check_output_file
 from LDRCore.cli.output import CommandOutput
 from LDRCore.errors import RegistrationError
 from LDRCore.io.points import read_point_table, write_points
-from LDRCore.io.transforms import read_transform
 from LDRCore.io.writing import write_file
 
 
 def run(options: argparse.Namespace) -> CommandOutput:
     """Map landmarks; other columns are kept."""
-    check_output_file(options.out, options.overwrite, [options.points, *options.transform])
+    check_output_file(options.out, options.overwrite, [options.points, *chain.paths(options.transform)])
     if options.out.suffix.lower() in (".json", ".fcsv"):
         raise RegistrationError(f"points are written as .csv, got {options.out.name}")
     table = read_point_table(options.points)
@@ -26,7 +26,8 @@ def run(options: argparse.Namespace) -> CommandOutput:
         raise RegistrationError(f"--ras is for files in RAS, got {options.points}, which says {frame.upper()}")
     lps_from_points = geometry.RAS_TO_LPS[:3, :3] if frame == "ras" else np.eye(3)  # its own inverse
     points_lps = table.points @ lps_from_points
-    mapped = table.moved(geometry.transform_points(points_lps, read_transform(options.transform)) @ lps_from_points)
+    transform = chain.read_chain(options.transform, options.reference, options.moving)
+    mapped = table.moved(geometry.transform_points(points_lps, transform) @ lps_from_points)
     write_file(options.out, lambda path: write_points(path, mapped))
     return CommandOutput(
         {"file": str(options.out), "points": len(mapped.rows), "frame": frame.upper()},

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import SimpleITK as sitk
 
 from LDRCore import registration
+from LDRCore.cli import chain
 from LDRCore.cli.output import CommandOutput, progress_bar
 from LDRCore.errors import RegistrationError
-from LDRCore.io import images
-from LDRCore.io.transforms import read_transform
+from LDRCore.io import images, transforms
 from LDRCore.pipeline.options import INITIALS, Options, every_cascade, resolve_refine
 from LDRCore.result import RegistrationResult, check_output_folder
 
@@ -22,14 +23,17 @@ SIDES = ("fixed", "moving")
 
 def run(options: argparse.Namespace) -> CommandOutput:
     """Register two scans and write a result folder."""
-    initial: str | sitk.Transform = options.initial
-    if options.initial not in INITIALS:
-        initial = read_transform(options.initial)
+    given = options.initial or ["center"]
+    initial: str | sitk.Transform = given[0]
+    if len(given) > 1 or given[0] not in INITIALS:
+        initial = chain.read_chain(given, options.fixed, options.moving)
+    formats = [transforms.format_named(word.strip()) for word in options.write.split(",") if word.strip()]
     result, files = register_and_save(
         options,
         options.fixed,
         options.moving,
         f"{Path(options.moving).name} onto {Path(options.fixed).name}",
+        formats=formats,
         overwrite=options.overwrite,
         affine=not options.no_affine,
         initial=initial,
@@ -41,7 +45,14 @@ def run(options: argparse.Namespace) -> CommandOutput:
 
 
 def register_and_save(
-    options: argparse.Namespace, fixed: str, moving: str, title: str, *, overwrite: bool, **extra: Any
+    options: argparse.Namespace,
+    fixed: str,
+    moving: str,
+    title: str,
+    *,
+    overwrite: bool,
+    formats: Sequence[transforms.TransformFormat] = (),
+    **extra: Any,
 ) -> tuple[RegistrationResult, list[str]]:
     """Register two images and write the result folder.
 
@@ -50,18 +61,29 @@ def register_and_save(
         fixed, moving: paths.
         title: of the overview picture.
         overwrite: replace an earlier result.
+        formats: of other programs, in which the transform is written as well.
         extra: further keywords of `LDRCore.register`.
 
     Returns:
         The result, and the paths of the files.
     """
-    check_output_folder(options.out, overwrite=overwrite, inputs=vars(options).values())
+    initials = chain.paths(getattr(options, "initial", None) or [])
+    check_output_folder(options.out, overwrite=overwrite, inputs=[*vars(options).values(), *initials])
     _check_overview(options)
     Options(affine=True, initial="center", inverse=False, **model_keywords(options))  # before anything is read
+    context = transforms.Context(fixed, moving)
+    for chosen in formats:
+        chosen.check_context(context)
     fixed_image, moving_image = images.load(fixed, "fixed image"), images.load(moving, "moving image")
     result = registration.register(
         fixed_image, moving_image, **model_keywords(options), progress=progress_bar(options), **extra
     )
+
+    def write_extras(folder: Path) -> None:
+        for chosen in formats:
+            chosen.write(result.transform, folder / chosen.result_name(result.transform.IsLinear()), context)
+        if not options.no_overview:
+            draw(folder)
 
     def draw(folder: Path) -> None:
         from LDRCore.cli.overview import write_overview
@@ -73,7 +95,7 @@ def register_and_save(
             (folder / "overview.png").unlink(missing_ok=True)
             result.report["warnings"].append(f"overview.png could not be drawn ({type(error).__name__}: {error})")
 
-    files = result.save(options.out, overwrite=overwrite, extra=None if options.no_overview else draw)
+    files = result.save(options.out, overwrite=overwrite, extra=write_extras)
     return result, [str(file) for file in files]
 
 

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import argparse
 
-from LDRCore import registration
+from LDRCore import geometry, registration
+from LDRCore.cli import chain
 from LDRCore.cli.files import check_output_file
 from LDRCore.cli.output import CommandOutput
 from LDRCore.io import images
-from LDRCore.io.transforms import read_transform
 from LDRCore.io.writing import write_file, write_image
 
 
 def run(options: argparse.Namespace) -> CommandOutput:
     """Warp one image."""
-    check_output_file(options.out, options.overwrite, [options.image, options.reference, *options.transform])
-    transform = read_transform(options.transform)
-    image = images.three_dimensional(images.read(options.image, "image"), "image")
-    is_labels = images.looks_like_labels(image)
-    interpolation = "nearest" if options.nearest else options.interpolation
+    files = chain.paths(options.transform)
+    check_output_file(options.out, options.overwrite, [options.image, options.reference, *files])
+    transform = chain.read_chain(options.transform, options.reference, options.image)
+    image = images.read(options.image, "image")
+    volumes = geometry.volumes_of(image)
+    is_labels = len(volumes) == 1 and images.looks_like_labels(images.three_dimensional(volumes[0], "image"))
+    interpolation = options.nearest or options.interpolation
     if interpolation == "auto":
         interpolation = "nearest" if is_labels else "linear"
     warnings = []
-    if is_labels and interpolation == "linear":
-        warnings = ["the image looks like labels, whose values linear interpolation mixes: --nearest keeps them"]
+    if is_labels and interpolation in ("linear", "cubic"):
+        warnings = [
+            f"the image looks like labels, whose values {interpolation} interpolation mixes: --nearest keeps them"
+        ]
     warped = registration.warp_image(image, transform, options.reference, interpolation)
     write_file(options.out, lambda path: write_image(warped, path))
     return CommandOutput(

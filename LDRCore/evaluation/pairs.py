@@ -19,15 +19,19 @@ from LDRCore.evaluation.scoring import Truth
 from LDRCore.io import images
 from LDRCore.io.files import read_text
 from LDRCore.io.points import read_points
-from LDRCore.io.transforms import read_transform
+from LDRCore.io.transforms import Context, read_transform
 
 NUMBERS = (*scoring.NUMBERS, "seconds")  # of a pair, in the order of columns
 _EARLIER_MEASURES = ("overlap", "landmarks")  # also measured before registration and with the affine part alone
 
 
+SEPARATOR = ";"
+ReadTransform = Callable[[str, sitk.Image, sitk.Image], sitk.Transform]
+
+
 @dataclass(frozen=True)
 class PairFiles:
-    """Paths of one pair; empty where there is none."""
+    """Paths of one pair; empty where there is none. Several transforms are separated by `SEPARATOR`, in ANTs' order."""
 
     fixed: str
     moving: str
@@ -49,6 +53,7 @@ class EvaluationOptions:
         surface: also measure surface distances.
         learn2reg_folder: where to write displacement fields in the challenge's form, or None.
         overwrite: replace such fields.
+        read: reads what `PairFiles.transform` names, for the fixed and the moving image; None: as `read_transform`.
 
     Raises:
         RegistrationError: a frame or protocol that does not exist.
@@ -60,6 +65,7 @@ class EvaluationOptions:
     surface: bool = True
     learn2reg_folder: Path | None = None
     overwrite: bool = False
+    read: ReadTransform | None = None
 
     def __post_init__(self) -> None:
         scoring.check_choice("the frame of landmarks", self.frame, scoring.FRAMES)
@@ -90,7 +96,12 @@ def read_pairs(path: Path) -> list[PairFiles]:
         raise RegistrationError(
             f"{path} must name a fixed and a moving image in every line, got one without or no line"
         )
-    return [PairFiles(**{name: str(path.parent / cell) if cell else "" for name, cell in row.items()}) for row in rows]
+    placed = [{name: _placed(path.parent, cell) for name, cell in row.items()} for row in rows]
+    return [PairFiles(**row) for row in placed]
+
+
+def _placed(folder: Path, cell: str) -> str:
+    return SEPARATOR.join(str(folder / part) for part in cell.split(SEPARATOR)) if cell else ""
 
 
 def evaluate_pairs(
@@ -168,7 +179,7 @@ def evaluate_pair(files: PairFiles, options: EvaluationOptions) -> dict[str, Any
     result: dict[str, Any] = {"fixed": files.fixed, "moving": files.moving}
     result["before"] = score_early(sitk.Transform(3, sitk.sitkIdentity))
     if files.transform:
-        transform, seconds = read_transform(files.transform), None
+        transform, seconds = (options.read or _read_transforms)(files.transform, fixed, moving), None
     else:
         from LDRCore.registration import register
 
@@ -184,6 +195,10 @@ def evaluate_pair(files: PairFiles, options: EvaluationOptions) -> dict[str, Any
         learn2reg.write_submission(submission, learn2reg.displacement_in_voxels(transform, fixed, moving), fixed)
         result["learn2reg"] = str(submission)
     return result
+
+
+def _read_transforms(text: str, fixed: sitk.Image, moving: sitk.Image) -> sitk.Transform:
+    return read_transform(text.split(SEPARATOR), context=Context(fixed, moving))
 
 
 def _choose_submission(files: PairFiles, options: EvaluationOptions) -> Path | None:

@@ -31,8 +31,10 @@ from LDRCore.geometry.fields import (
 from LDRCore.geometry.grids import Grid, corners_lps, index_to_lps, points_lps
 from LDRCore.geometry.jacobian import jacobian_determinant_image, summarise_jacobian
 from LDRCore.geometry.points import transform_points
+from LDRCore.geometry.warping import INTERPOLATIONS, volumes_of, warp_volume, warp_volumes
 
 __all__ = [
+    "INTERPOLATIONS",
     "RAS_TO_LPS",
     "Grid",
     "affine_then_dense",
@@ -57,4 +59,7 @@ __all__ = [
     "tensor_affine_to_lps",
     "transform_parts",
     "transform_points",
+    "volumes_of",
+    "warp_volume",
+    "warp_volumes",
 ]

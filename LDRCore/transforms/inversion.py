@@ -84,6 +84,36 @@ def invert_transform(transform: sitk.Transform, reference: sitk.Image) -> tuple[
     return inverse, inverse_consistency(transform, inverse, points)
 
 
+@own_torch_context()
+def invert_by_parts(transform: sitk.Transform) -> sitk.Transform:
+    """Invert a transform without an image: its parts in reverse order, each over its own grid.
+
+    Linear parts are inverted exactly; displacement fields and B-splines by fixed point over their grids.
+
+    Raises:
+        RegistrationError: a part that is not linear and has no grid, or that cannot be inverted.
+    """
+    field = _own_field(transform)
+    if field is not None:
+        _check_invertible(field.affine_lps)
+        return inverted(field)
+    inverses = [_invert_part(part) for part in geometry.transform_parts(transform)]
+    return inverses[0] if len(inverses) == 1 else geometry.compose_transforms(*reversed(inverses))
+
+
+def _invert_part(part: sitk.Transform) -> sitk.Transform:
+    matrix = geometry.linear_matrix(part)
+    if matrix is not None:
+        _check_invertible(matrix)
+        return geometry.affine_transform(np.linalg.inv(matrix))
+    if part.GetName() == "BSplineTransform":
+        return inverse_of(part, sitk.BSplineTransform(part).GetCoefficientImages()[0])
+    fields = _displacement_fields(part)
+    if not fields:
+        raise RegistrationError(f"a transform must be linear, a field or a spline to be inverted, got {part.GetName()}")
+    return inverse_of(part, fields[0])
+
+
 def inverse_of(transform: sitk.Transform, reference: sitk.Image) -> sitk.Transform:
     """Invert a transform that is not linear, as `invert_transform`, without measuring it."""
     field = _own_field(transform)

@@ -8,17 +8,17 @@ from __future__ import annotations
 from LDRCore.io.transforms.base import Context, TransformFormat
 from LDRCore.io.transforms.itk import holds_modeling_field
 from LDRCore.io.transforms.reading import TransformLike, read_transform, transform_lattice
-from LDRCore.io.transforms.registry import FORMATS, check_target, format_named, make_context, write, writer
+from LDRCore.io.transforms.registry import FORMATS, RESULT_NAMES, check_target, format_named, write, writer
 
 __all__ = [
     "FORMATS",
+    "RESULT_NAMES",
     "Context",
     "TransformFormat",
     "TransformLike",
     "check_target",
     "format_named",
     "holds_modeling_field",
-    "make_context",
     "read_transform",
     "transform_lattice",
     "write",

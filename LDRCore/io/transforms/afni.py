@@ -44,10 +44,14 @@ class AfniFormat(TransformFormat):
         _check_not_oblique(grid, name)
         return fields.field_transform(values, grid)
 
-    def write(self, transform: sitk.Transform, path: Path, context: Context) -> None:
-        """Write a matrix, or displacements on the grid of the fixed image."""
+    def check_context(self, context: Context) -> None:
+        """Refuse oblique images."""
         for image in (context.fixed, context.moving):
             _check_not_oblique(image, "a transform of AFNI")
+
+    def write(self, transform: sitk.Transform, path: Path, context: Context) -> None:
+        """Write a matrix, or displacements on the grid of the fixed image."""
+        self.check_context(context)
         if self.writes_matrix(path):
             matrix = matrix_of(transform, self.title)
             numbers = " ".join(f"{value:.10g}" for value in matrix[:3].ravel())

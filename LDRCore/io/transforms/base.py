@@ -13,29 +13,46 @@ import SimpleITK as sitk
 
 from LDRCore import geometry
 from LDRCore.errors import RegistrationError
+from LDRCore.io.images import ImageLike
+from LDRCore.io.transforms.grids import read_grid
 
 HEAD_BYTES = 1 << 16  # of a file, by which its format is recognised
 
 
 @dataclass(frozen=True)
 class Context:
-    """What files do not say of themselves: the grids of the two images, for formats that count in their voxels.
+    """What files do not say of themselves: the two images, for formats that count in their voxels.
 
     Attributes:
-        fixed: image whose points a transform maps, None where it is not known; only its grid matters.
-        moving: image that they are mapped to, likewise.
+        fixed_source: image whose points a transform maps, see `ImageLike`; None where it is not known.
+        moving_source: image that they are mapped to, likewise.
         modeling: accept a field that says that it goes from moving to fixed; the caller inverts it.
-        fixed_source, moving_source: files or folders of the images, for DICOM, which names their frames of reference.
     """
 
-    fixed: sitk.Image | None = None
-    moving: sitk.Image | None = None
+    fixed_source: ImageLike | None = None
+    moving_source: ImageLike | None = None
     modeling: bool = False
-    fixed_source: Path | None = None
-    moving_source: Path | None = None
+
+    def swapped(self) -> Context:
+        """Return the context of the way back."""
+        return Context(self.moving_source, self.fixed_source, self.modeling)
+
+    def accepting_modeling(self) -> Context:
+        """Return the context with `modeling` set."""
+        return Context(self.fixed_source, self.moving_source, True)
+
+    @cached_property
+    def fixed(self) -> sitk.Image | None:
+        """An image on the grid of the fixed image; of a file only the header is read."""
+        return None if self.fixed_source is None else read_grid(self.fixed_source, "fixed image")
+
+    @cached_property
+    def moving(self) -> sitk.Image | None:
+        """An image on the grid of the moving image."""
+        return None if self.moving_source is None else read_grid(self.moving_source, "moving image")
 
     def fixed_for(self, what: str) -> sitk.Image:
-        """Return the fixed image.
+        """Return the grid of the fixed image.
 
         Raises:
             RegistrationError: it is not known; `what` begins the sentence.
@@ -43,7 +60,7 @@ class Context:
         return self._needed(self.fixed, "fixed image (the reference)", what)
 
     def moving_for(self, what: str) -> sitk.Image:
-        """Return the moving image.
+        """Return the grid of the moving image.
 
         Raises:
             RegistrationError: it is not known; `what` begins the sentence.
@@ -204,6 +221,18 @@ class TransformFormat:
             OSError: the disk is full.
         """
         raise RegistrationError(f"a transform cannot be written in the format of {self.title}")
+
+    def check_context(self, context: Context) -> None:
+        """Refuse to write for two images before any work is done.
+
+        Raises:
+            RegistrationError: the format cannot be written for them.
+        """
+
+    def result_name(self, linear: bool) -> str:
+        """Return the name of a transform's file in a folder of results."""
+        suffix = self.linear_suffixes[0] if linear and self.linear_suffixes else self.dense_suffixes[0]
+        return f"transform_{self.name}{suffix}"
 
     @property
     def suffixes(self) -> tuple[str, ...]:

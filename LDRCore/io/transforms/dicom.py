@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import SimpleITK as sitk
 
 from LDRCore import geometry
 from LDRCore.errors import RegistrationError
+from LDRCore.io.images import ImageLike
 from LDRCore.io.transforms import fields
 from LDRCore.io.transforms.base import Context, FileHead, TransformFormat, chain
+from LDRCore.io.transforms.grids import grid_from_ras
 
 _DEFORMABLE, _SPATIAL = "1.2.840.10008.5.1.4.1.1.66.3", "1.2.840.10008.5.1.4.1.1.66.1"
 _COPIED = (  # of the fixed series: patient, study, frame of reference
@@ -54,6 +57,12 @@ class DicomFormat(TransformFormat):
         before, after = (_deformation_matrix(items[0], when, path, name) for when in ("Pre", "Post"))
         field = _read_grid(_sequence(items[0], "Grid"), before, path, name)
         return field if np.array_equal(after, np.eye(4)) else chain(after, field)
+
+    def check_context(self, context: Context) -> None:
+        """Refuse images that are not DICOM."""
+        _pydicom()
+        _series(context.fixed_source, "fixed")
+        _series(context.moving_source, "moving")
 
     def write(self, transform: sitk.Transform, path: Path, context: Context) -> None:
         """Write an object in the study of the fixed series; both images must be DICOM."""
@@ -173,7 +182,7 @@ def _read_grid(item: Any, before: np.ndarray, path: Path, name: str) -> sitk.Tra
         raise RegistrationError(
             f"{name} must have 3 values a voxel of {size.tolist()}, got {len(stored) // 4} in {path}"
         )
-    grid = fields.grid_from_ras(geometry.RAS_TO_LPS @ lps_from_ijk, tuple(size.tolist()), name)
+    grid = grid_from_ras(geometry.RAS_TO_LPS @ lps_from_ijk, tuple(size.tolist()), name)
     x, y, z = size.tolist()
     values = np.ascontiguousarray(np.moveaxis(np.frombuffer(stored, "<f4").reshape(z, y, x, 3), -1, 0))
     if np.array_equal(before, np.eye(4)):
@@ -193,13 +202,14 @@ def _right_handed(image: sitk.Image) -> sitk.Image:
     return grid
 
 
-def _series(source: Path | None, side: str) -> list[Any]:
+def _series(given: ImageLike | None, side: str) -> list[Any]:
     """Read what the files of a series say of themselves.
 
     Raises:
         RegistrationError: it is not DICOM, or has no frame of reference.
     """
     what = f"a DICOM registration must name the {side} image's frame of reference"
+    source = Path(given) if isinstance(given, (str, os.PathLike)) else None
     if source is None or not source.exists():
         raise RegistrationError(f"{what}, got no DICOM series: give the folder or file of the {side} image")
     files = [source]

@@ -11,6 +11,7 @@ from LDRCore import geometry
 from LDRCore.errors import RegistrationError
 from LDRCore.io.transforms import fields
 from LDRCore.io.transforms.base import Context, FileHead, TransformFormat, lps_from_ijk
+from LDRCore.io.transforms.grids import grid_from_ras
 
 _ITERATIONS = 30  # of the fixed point that inverts a field
 
@@ -37,7 +38,7 @@ class DipyFormat(TransformFormat):
             raise RegistrationError(f"{name} must be a mapping of DIPY, (x, y, z, 3, 2), got {head.shape} in {path}")
         if geometry.is_singular(head.sform):
             raise RegistrationError(f"{name} must have an invertible affine, got {head.sform.tolist()} in {path}")
-        grid = fields.grid_from_ras(np.linalg.inv(head.sform), head.shape[:3], name)
+        grid = grid_from_ras(np.linalg.inv(head.sform), head.shape[:3], name)
         pull = np.ascontiguousarray(array[..., 1].transpose(3, 2, 1, 0), dtype=np.float32)
         return fields.field_transform(pull, grid, fields.to_ras)
 

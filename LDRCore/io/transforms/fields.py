@@ -18,6 +18,7 @@ from LDRCore.errors import RegistrationError
 from LDRCore.io import images, nifti
 from LDRCore.io.quiet import silent_libraries
 from LDRCore.io.transforms.base import FileHead, NiftiHead, lps_from_ijk
+from LDRCore.io.transforms.grids import first_axes
 
 SLAB_VOXELS = 1_000_000  # that are computed at once
 SAME_GRID_VOX = 1e-3  # two grids are one where their corners are closer
@@ -27,54 +28,6 @@ _FLOAT32 = (16, 32)  # NIfTI's code and bits
 
 Convert = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(points, vectors), both (slices, H, W, 3) in float64: points in mm LPS; returns other vectors for the same voxels."""
-
-
-def grid_from_ras(ras_from_ijk: np.ndarray, size: tuple[int, ...], name: str) -> sitk.Image:
-    """Return an empty image of a size at the place that a 4x4 from voxel to RAS mm says.
-
-    Raises:
-        RegistrationError: the matrix is singular, or its axes are not at right angles.
-    """
-    lps_from_index = geometry.RAS_TO_LPS @ ras_from_ijk
-    spacing = np.linalg.norm(lps_from_index[:3, :3], axis=0)
-    axes = lps_from_index[:3, :3] / np.where(spacing > 0, spacing, 1)
-    if not (np.isfinite(lps_from_index).all() and np.abs(axes.T @ axes - np.eye(3)).max() < images.SHEAR):
-        raise RegistrationError(f"{name} must lie on a grid with axes at right angles, got {ras_from_ijk.tolist()}")
-    image = sitk.Image([int(n) for n in size], sitk.sitkUInt8)
-    image.SetSpacing(spacing.tolist())
-    image.SetDirection(axes.ravel().tolist())
-    image.SetOrigin(lps_from_index[:3, 3].tolist())
-    return image
-
-
-def grid_of(path: Path, name: str) -> sitk.Image:
-    """Return an empty image on the grid of an image file (its first three axes), of which only the header is read.
-
-    Raises:
-        RegistrationError: SimpleITK cannot read it.
-    """
-    if path.is_dir():
-        return images.read(path, name)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    with silent_libraries():
-        try:
-            reader.ReadImageInformation()
-        except RuntimeError:
-            return images.three_dimensional(images.read(path, name), name)
-    return _empty(reader, name)
-
-
-def _empty(source: sitk.ImageFileReader | sitk.Image, name: str) -> sitk.Image:
-    """Return an empty image on the first three axes of a grid."""
-    dimension = source.GetDimension()
-    if dimension < 3 or min(source.GetSize()[:3]) < 1:
-        raise RegistrationError(f"{name} must be 3D, got size {tuple(source.GetSize())}")
-    image = sitk.Image([int(n) for n in source.GetSize()[:3]], sitk.sitkUInt8)
-    image.SetOrigin(source.GetOrigin()[:3])
-    image.SetSpacing(source.GetSpacing()[:3])
-    image.SetDirection(np.array(source.GetDirection()).reshape(dimension, dimension)[:3, :3].ravel().tolist())
-    return image
 
 
 def read_vectors(path: Path, name: str, convert: Convert, reference: sitk.Image | None = None) -> sitk.Transform:
@@ -114,7 +67,7 @@ def read_components(path: Path, name: str, count: int = 3) -> tuple[np.ndarray, 
         raise RegistrationError(f"{name} must be 3D with {count} values a voxel, got the shape {head.shape} in {path}")
     x, y, z = head.shape[:3]
     values = nifti.read_array(header, math.prod(head.shape), name).reshape(count, z, y, x)
-    return values, _empty(header.grid, name)
+    return values, first_axes(header.grid, name)
 
 
 def read_array(path: Path, name: str) -> tuple[np.ndarray, NiftiHead]:

@@ -17,6 +17,7 @@ from LDRCore.io import containers
 from LDRCore.io.files import read_text
 from LDRCore.io.transforms import fields
 from LDRCore.io.transforms.base import Context, FileHead, TransformFormat, lps_from_ijk, matrix_of, ras_matrix
+from LDRCore.io.transforms.grids import grid_from_ras
 
 _VOXELS, _RAS = 0, 1  # types of .lta
 _WARP_INTENT = 3  # in a .mgz file's version
@@ -163,7 +164,7 @@ def _read_warp(path: Path, name: str) -> sitk.Transform:
             raise
         raise containers.damaged(path, name) from None
     fixed_ras = _ras_from_ijk(np.array([x, y, z]), numbers[:3], numbers[3:12].reshape(3, 3).T, numbers[12:])
-    grid = fields.grid_from_ras(fixed_ras, (x, y, z), name)
+    grid = grid_from_ras(fixed_ras, (x, y, z), name)
     format_of_values, moving_ras = _warp_tags(rest, path, name)
     if format_of_values == _COORDINATE_RAS:
         return fields.field_transform(values, grid, fields.from_absolute_ras)

@@ -113,7 +113,9 @@ def _read_coefficients(path: Path, fixed_fsl: np.ndarray, moving_lps: np.ndarray
     spacing = np.array(known.spacing[:3]) * pixel
     if not (np.isfinite(known.sform).all() and (spacing > 0).all() and not geometry.is_singular(known.sform)):
         raise RegistrationError(f"{name} must name its knots' spacing and an invertible matrix, got others in {path}")
+    # fnirtfileutils adds displacements after the matrix, A^-1 x + d, which is A^-1 (x + A d)
+    turned = np.einsum("ac,ijkc->akji", known.sform[:3, :3], array.astype(np.float64))
     spline = splines.spline_transform(
-        array.transpose(3, 2, 1, 0), (-spacing).tolist(), spacing.tolist(), order=_ORDERS[known.intent], padding=2
+        turned, (-spacing).tolist(), spacing.tolist(), order=_ORDERS[known.intent], padding=2
     )
     return chain(moving_lps @ np.linalg.inv(known.sform), spline, fixed_fsl)

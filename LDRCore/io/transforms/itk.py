@@ -156,7 +156,8 @@ def _read_field(path: Path, name: str, modeling: bool) -> sitk.Transform:
     kinds = [field.GetMetaData(key) for key in field.GetMetaDataKeys() if "displacement field type" in key.lower()]
     if any("modeling" in kind.lower() for kind in kinds) and not modeling:
         raise RegistrationError(
-            f"a displacement field must be fixed -> moving, got a modeling transform, its inverse, in {path}"
+            f"a displacement field must be fixed -> moving, got a modeling transform, its inverse, in {path}: "
+            "add ,inverse for the way from moving to fixed"
         )
     return sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64))
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from LDRCore.errors import RegistrationError
-from LDRCore.io import images
 from LDRCore.io.images import ImageLike
-from LDRCore.io.transforms import fields, matrices
+from LDRCore.io.transforms import matrices
 from LDRCore.io.transforms.afni import AfniFormat
 from LDRCore.io.transforms.arrays import ConvexAdamFormat, VoxelMorphFormat
 from LDRCore.io.transforms.base import Context, FileHead, TransformFormat
@@ -44,6 +43,10 @@ _BY_SUFFIX: dict[tuple[str, ...], str] = {  # where a name is enough
     (*_ITK_SUFFIXES, ".nrrd", ".mha", ".mhd", ".nhdr"): "itk",
 }
 _DEFAULT_TARGETS = {".h5", ".hdf5", ".tfm", ".nrrd", ".mha", ".x5", ".lta", ".dcm", ".mgz", ".mgh", ".1d", ".xfm"}
+
+
+RESULT_NAMES = tuple(one.result_name(linear) for one in _ALL for linear in (False, True))
+"""Names of files that a folder of results may hold."""
 
 
 def format_named(name: str) -> TransformFormat:
@@ -88,29 +91,6 @@ def _ask(name: str, path: Path, what: str, *candidates: str) -> RegistrationErro
         f"{name} must say its format where its content does not, got {what} in {path}: name one of "
         f"{', '.join(candidates)}"
     )
-
-
-def make_context(fixed: ImageLike | None = None, moving: ImageLike | None = None, *, modeling: bool = False) -> Context:
-    """Read the grids of the two images; of files only the headers.
-
-    Args:
-        fixed, moving: see `ImageLike`; None where not known.
-        modeling: see `Context`.
-
-    Raises:
-        RegistrationError: they cannot be read.
-    """
-    grids = [_grid(image, side) for image, side in ((fixed, "fixed image"), (moving, "moving image"))]
-    sources = [Path(image) if isinstance(image, (str, os.PathLike)) else None for image in (fixed, moving)]
-    return Context(grids[0], grids[1], modeling, sources[0], sources[1])
-
-
-def _grid(image: ImageLike | None, name: str) -> sitk.Image | None:
-    if image is None or isinstance(image, sitk.Image):
-        return image
-    if isinstance(image, (str, os.PathLike)) and Path(image).is_file():
-        return fields.grid_of(Path(image), name)
-    return images.read(image, name)
 
 
 def check_target(path: Path, format_name: str) -> TransformFormat:
@@ -160,7 +140,7 @@ def write(
     """
     target = Path(path)
     chosen = check_target(target, format_name)
-    context = make_context(fixed, moving)
+    context = Context(fixed, moving)
     write_file(target, writer(chosen, transform, context))
 
 

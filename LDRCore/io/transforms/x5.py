@@ -12,6 +12,7 @@ from LDRCore import geometry
 from LDRCore.errors import RegistrationError
 from LDRCore.io.transforms import fields
 from LDRCore.io.transforms.base import Context, FileHead, TransformFormat, chain, lps_from_ijk, ras_matrix
+from LDRCore.io.transforms.grids import grid_from_ras
 
 _HDF5 = b"\x89HDF"
 
@@ -48,6 +49,10 @@ class X5Format(TransformFormat):
             raise RegistrationError(f"{name} must hold a transform, got none in {path}")
         return chain(*reversed(parts))
 
+    def check_context(self, context: Context) -> None:
+        """Refuse where h5py is not installed."""
+        _h5py()
+
     def write(self, transform: sitk.Transform, path: Path, context: Context) -> None:
         """Write a matrix, or displacements on the grid of the fixed image."""
         matrix = geometry.linear_matrix(transform)
@@ -60,7 +65,7 @@ class X5Format(TransformFormat):
             node.create_dataset("DimensionKinds", data=np.array(["space"] * 3 + ["vector"], dtype="S"))
             if matrix is not None:
                 node.attrs["SubType"], node.attrs["Representation"] = "affine", "matrix"
-                node.create_dataset("Transform", data=ras_matrix(matrix)[None])
+                node.create_dataset("Transform", data=ras_matrix(matrix))
             else:
                 node.attrs["SubType"], node.attrs["Representation"] = "densefield", "displacements"
                 fixed = context.fixed_for("a field of X5")
@@ -77,11 +82,11 @@ class X5Format(TransformFormat):
                 domain.create_dataset("Mapping", data=geometry.RAS_TO_LPS @ lps_from_ijk(context.fixed))
 
 
-def _opened(path: Path, mode: str, name: str) -> Any:
-    """Open an HDF5 file.
+def _h5py() -> Any:
+    """Import h5py.
 
     Raises:
-        RegistrationError: h5py is missing, or it is none.
+        RegistrationError: it is not installed.
     """
     try:
         import h5py
@@ -89,8 +94,17 @@ def _opened(path: Path, mode: str, name: str) -> Any:
         raise RegistrationError(
             'X5 files need the package h5py, which is not installed: pip install "LDRCore[transforms]"'
         ) from None
+    return h5py
+
+
+def _opened(path: Path, mode: str, name: str) -> Any:
+    """Open an HDF5 file.
+
+    Raises:
+        RegistrationError: h5py is missing, or it is none.
+    """
     try:
-        return h5py.File(path, mode)
+        return _h5py().File(path, mode)
     except OSError:
         if mode == "w":
             raise
@@ -117,7 +131,7 @@ def _read_node(node: Any, path: Path, name: str) -> sitk.Transform:
     shape = node["Transform"].shape
     if "Domain" not in node or len(shape) != 4 or shape[3] != 3:
         raise RegistrationError(f"{name} must be a field of 3-vectors with its domain, got shape {shape} in {path}")
-    grid = fields.grid_from_ras(np.asarray(node["Domain/Mapping"], dtype=float), shape[:3], name)
+    grid = grid_from_ras(np.asarray(node["Domain/Mapping"], dtype=float), shape[:3], name)
     values = np.asarray(node["Transform"], dtype=np.float32).transpose(3, 2, 1, 0)
     convert = fields.to_ras if representation == "displacements" else fields.from_absolute_ras
     return fields.field_transform(np.ascontiguousarray(values), grid, convert)

@@ -1,0 +1,98 @@
+"""The transforms of a command: several files, each of any program's format and optionally inverted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import SimpleITK as sitk
+
+from LDRCore import geometry
+from LDRCore.io import transforms
+from LDRCore.io.images import ImageLike
+from LDRCore.transforms import inversion
+
+INVERSE = "inverse"  # the word after a path
+
+
+class TransformArgument(NamedTuple):
+    """One transform as it was typed, ``PATH[,FORMAT][,inverse]``.
+
+    Attributes:
+        path: of the file.
+        format_name: see `io.transforms.FORMATS`; "auto" by the content.
+        inverse: whether points go through it backwards.
+    """
+
+    path: str
+    format_name: str
+    inverse: bool
+
+
+def parse(text: str, format_name: str = "auto") -> TransformArgument:
+    """Split what was typed; a file may have commas in its name.
+
+    Args:
+        text: see `TransformArgument`.
+        format_name: of a file that names none itself.
+    """
+    inverse = False
+    while not os.path.exists(text):
+        path, comma, word = text.rpartition(",")
+        if not comma or (word != INVERSE and word not in transforms.FORMATS):
+            break
+        text = path
+        if word == INVERSE:
+            inverse = not inverse
+        else:
+            format_name = word
+    return TransformArgument(text, format_name, inverse)
+
+
+def paths(arguments: Sequence[str]) -> list[str]:
+    """Return the files of what was typed."""
+    return [parse(text).path for text in arguments]
+
+
+def read_chain(
+    arguments: Sequence[str],
+    fixed: ImageLike | None = None,
+    moving: ImageLike | None = None,
+    *,
+    format_name: str = "auto",
+    name: str = "the transform",
+) -> sitk.Transform:
+    """Read transforms that a fixed point goes through in order, as in ANTs.
+
+    Args:
+        arguments: see `TransformArgument`.
+        fixed, moving: the images at the ends of the chain, for formats that count in their voxels; None where not
+            known. Of one that is inverted they change places.
+        format_name: of files that name none themselves.
+        name: what a transform is to the user, for messages.
+
+    Raises:
+        RegistrationError: see `read_transform` and `invert_by_parts`.
+    """
+    context = transforms.Context(fixed, moving)
+    parts = [_read(parse(text, format_name), context, name) for text in arguments]
+    if len(parts) == 1:
+        return parts[0]
+    return geometry.compose_transforms(*reversed(parts))
+
+
+def _read(argument: TransformArgument, context: transforms.Context, name: str) -> sitk.Transform:
+    """Read one transform, backwards where that was asked for.
+
+    A field that says that it goes from moving to fixed ("modeling", as 3D Slicer writes inverted grid transforms) is
+    already the inverse of what its file stands for.
+    """
+    path, format_name, inverse = argument
+    ends = context.swapped() if inverse else context
+    stored_backwards = Path(path).is_file() and transforms.holds_modeling_field(Path(path))
+    if stored_backwards and inverse:
+        return transforms.read_transform(path, name, format_name=format_name, context=ends.accepting_modeling())
+    transform = transforms.read_transform(path, name, format_name=format_name, context=ends)
+    return inversion.invert_by_parts(transform) if inverse else transform

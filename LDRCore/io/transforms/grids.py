@@ -1,0 +1,68 @@
+"""Grids of images as empty images: read from headers alone, or made of a matrix."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from LDRCore import geometry
+from LDRCore.errors import RegistrationError
+from LDRCore.io import images
+from LDRCore.io.images import ImageLike
+from LDRCore.io.quiet import silent_libraries
+
+
+def read_grid(source: ImageLike, name: str) -> sitk.Image:
+    """Return an image on the grid of another (its first three axes); of a file only the header is read.
+
+    Raises:
+        RegistrationError: it cannot be read, or is not 3D.
+    """
+    if isinstance(source, (str, os.PathLike)) and Path(source).is_file():
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(os.fspath(source))
+        with silent_libraries():
+            try:
+                reader.ReadImageInformation()
+            except RuntimeError:
+                return first_axes(images.read(source, name), name)
+        return first_axes(reader, name)
+    image = images.read(source, name)
+    return image if image.GetDimension() == 3 else first_axes(image, name)
+
+
+def first_axes(source: sitk.ImageFileReader | sitk.Image, name: str) -> sitk.Image:
+    """Return an empty image on the first three axes of a grid.
+
+    Raises:
+        RegistrationError: it has fewer.
+    """
+    dimension = source.GetDimension()
+    if dimension < 3 or min(source.GetSize()[:3]) < 1:
+        raise RegistrationError(f"{name} must be 3D, got size {tuple(source.GetSize())}")
+    image = sitk.Image([int(n) for n in source.GetSize()[:3]], sitk.sitkUInt8)
+    image.SetOrigin(source.GetOrigin()[:3])
+    image.SetSpacing(source.GetSpacing()[:3])
+    image.SetDirection(np.array(source.GetDirection()).reshape(dimension, dimension)[:3, :3].ravel().tolist())
+    return image
+
+
+def grid_from_ras(ras_from_ijk: np.ndarray, size: tuple[int, ...], name: str) -> sitk.Image:
+    """Return an empty image of a size at the place that a 4x4 from voxel to RAS mm says.
+
+    Raises:
+        RegistrationError: the matrix is singular, or its axes are not at right angles.
+    """
+    lps_from_index = geometry.RAS_TO_LPS @ ras_from_ijk
+    spacing = np.linalg.norm(lps_from_index[:3, :3], axis=0)
+    axes = lps_from_index[:3, :3] / np.where(spacing > 0, spacing, 1)
+    if not (np.isfinite(lps_from_index).all() and np.abs(axes.T @ axes - np.eye(3)).max() < images.SHEAR):
+        raise RegistrationError(f"{name} must lie on a grid with axes at right angles, got {ras_from_ijk.tolist()}")
+    image = sitk.Image([int(n) for n in size], sitk.sitkUInt8)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection(axes.ravel().tolist())
+    image.SetOrigin(lps_from_index[:3, 3].tolist())
+    return image
