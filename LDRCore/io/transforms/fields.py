@@ -20,10 +20,10 @@ from LDRCore.io.quiet import silent_libraries
 from LDRCore.io.transforms.base import FileHead, NiftiHead, lps_from_ijk
 from LDRCore.io.transforms.grids import first_axes
 
-SLAB_VOXELS = 1_000_000  # that are computed at once
+SLAB_VOXELS = 200_000  # that are computed at once
 SAME_GRID_VOX = 1e-3  # two grids are one where their corners are closer
 INTENT_VECTOR, INTENT_DISPLACEMENT = 1007, 1006  # NIfTI's codes
-_GZIP_LEVEL = 4
+_GZIP_LEVEL = 1  # the last digits of floating-point numbers do not compress, at any level
 _FLOAT32 = (16, 32)  # NIfTI's code and bits
 
 Convert = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -126,8 +126,12 @@ def _slab_limits(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
 def slab_points(grid: sitk.Image, start: int, stop: int) -> np.ndarray:
     """Return the voxels of some slices of a grid, (slices, H, W, 3) in mm LPS."""
     w, h, _ = grid.GetSize()
-    index = np.stack(np.meshgrid(np.arange(start, stop), np.arange(h), np.arange(w), indexing="ij"), -1)
-    return apply_matrix(geometry.index_to_lps(grid), index)
+    lps_from_index = geometry.index_to_lps(grid)
+    along = [
+        np.arange(*limits)[:, None] * lps_from_index[:3, axis]
+        for axis, limits in enumerate(((start, stop), (h,), (w,)))
+    ]
+    return along[0][:, None, None] + (along[1][:, None] + (along[2] + lps_from_index[:3, 3]))
 
 
 def apply_matrix(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:

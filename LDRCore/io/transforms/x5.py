@@ -71,7 +71,7 @@ class X5Format(TransformFormat):
                 fixed = context.fixed_for("a field of X5")
                 values = fields.vectors_on(transform, fixed, fields.to_ras)
                 w, h, d = fixed.GetSize()
-                data = node.create_dataset("Transform", (w, h, d, 3), "f4", compression=4, chunks=(w, h, 1, 3))
+                data = node.create_dataset("Transform", (w, h, d, 3), "f4", compression=1, chunks=(w, h, 1, 3))
                 for k in range(d):
                     data[:, :, k] = values[:, k].T
             if context.fixed is not None:
