@@ -288,3 +288,90 @@ def assert_transformix_agrees(folder: Path, parameters: str, transform: sitk.Tra
     assert apart_mm(ours[1:-1, 1:-1, 1:-1], theirs[1:-1, 1:-1, 1:-1]) < SAME_MM
     assert apart_mm(mapped_by(read(file), voxel_points(FIXED)), mapped_by(transform, voxel_points(FIXED))) < SAME_MM
     file.unlink()
+
+
+def dicom_series(folder: Path, image: sitk.Image, frame: str) -> None:
+    """Write an image as a series of CT slices with the identifiers that a registration needs."""
+    folder.mkdir()
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    axes = np.array(image.GetDirection()).reshape(3, 3)
+    orientation = "\\".join(f"{v:.12g}" for v in (*axes[:, 0], *axes[:, 1]))
+    for k in range(image.GetSize()[2]):
+        part = sitk.Cast(image[:, :, k], sitk.sitkInt16)
+        position = image.TransformIndexToPhysicalPoint((0, 0, k))
+        for tag, value in {
+            **{"0008|0060": "CT", "0020|000d": "1.2.3.4", "0020|000e": f"1.2.3.{frame}", "0020|0052": f"1.2.9.{frame}"},
+            **{"0008|0016": "1.2.840.10008.5.1.4.1.1.2", "0008|0018": f"1.2.3.{frame}.{k + 1}", "0020|0013": str(k)},
+            **{"0020|0032": "\\".join(f"{v:.12g}" for v in position), "0020|0037": orientation, "0010|0020": "P1"},
+            **{"0018|0050": f"{image.GetSpacing()[2]:.12g}", "0010|0010": "Doe^Jane"},
+        }.items():
+            part.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{k:03}.dcm"))
+        writer.Execute(part)
+
+
+@pytest.fixture
+def scanned(folder) -> Path:
+    """The same as DICOM series; their direction is right-handed, as DICOM's always is."""
+    right = sitk.Image(FIXED)
+    right.SetDirection(TURN.ravel().tolist())
+    dicom_series(folder / "fixed_dicom", right, "1")
+    dicom_series(folder / "moving_dicom", MOVING, "2")
+    return folder
+
+
+def test_a_dicom_registration_as_pydicomrt_parses_it(scanned):
+    pydicom = pytest.importorskip("pydicom")
+    transforms.write(
+        whole(), scanned / "registration.dcm", fixed=scanned / "fixed_dicom", moving=scanned / "moving_dicom"
+    )
+    run("dicom-parses", scanned)
+    made = np.load(scanned / "parsed.npz")
+    assert (str(made["registered"]), str(made["source"])) == ("1.2.9.1", "1.2.9.2")
+    assert np.array_equal(made["before"], np.eye(4).ravel())
+    assert np.array_equal(made["after"], np.eye(4).ravel())
+    assert "'result': True" in str(made["checked"]), str(made["checked"])
+    d, h, w, _ = made["vectors"].shape
+    k, j, i = np.meshgrid(np.arange(d), np.arange(h), np.arange(w), indexing="ij")
+    along, across = made["orientation"].reshape(2, 3)
+    a, b, c = made["resolution"]
+    places = i[..., None] * a * along + j[..., None] * b * across + k[..., None] * c * np.cross(along, across)
+    places = (places + made["position"]).reshape(-1, 3)
+    mapped = (places + made["vectors"].reshape(-1, 3))[::7]
+    assert apart_mm(mapped, mapped_by(whole(), places[::7])) < SAME_MM
+    again = transforms.read_transform(scanned / "registration.dcm")
+    assert apart_mm(mapped_by(again, places[::7]), mapped) < SAME_MM
+    dataset = pydicom.dcmread(scanned / "registration.dcm")
+    assert (str(dataset.PatientName), dataset.StudyInstanceUID, dataset.Modality) == ("Doe^Jane", "1.2.3.4", "REG")
+
+
+def test_a_dicom_registration_by_plastimatch(scanned):
+    pytest.importorskip("pydicom")
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(scanned / "fixed_dicom")))
+    fixed = reader.Execute()
+    sitk.WriteImage(geometry.displacement_field_image(whole(), fixed), str(scanned / "field.mha"))
+    run("plastimatch-writes", scanned)
+    (made,) = (scanned / "out_dicom").rglob("*.dcm")
+    read_back = transforms.read_transform(made)
+    points = voxel_points(fixed)
+    assert apart_mm(mapped_by(read_back, points), mapped_by(whole(), points)) < SAME_MM
+
+
+def test_matrices_around_a_dicom_field(scanned):
+    """PS3.3 C.20.3.1.1: after (before x + d(x))."""
+    pydicom = pytest.importorskip("pydicom")
+    right = transforms.Context(scanned / "fixed_dicom").fixed
+    transforms.write(
+        field_transform(right), scanned / "r.dcm", fixed=scanned / "fixed_dicom", moving=scanned / "moving_dicom"
+    )
+    dataset = pydicom.dcmread(scanned / "r.dcm")
+    item = dataset.DeformableRegistrationSequence[0]
+    before = np.array([[0, -1, 0, 1], [1, 0, 0, 2], [0, 0, 1, 3], [0, 0, 0, 1]], float)
+    item.PreDeformationMatrixRegistrationSequence[0].FrameOfReferenceTransformationMatrix = before.ravel().tolist()
+    item.PostDeformationMatrixRegistrationSequence[0].FrameOfReferenceTransformationMatrix = AFFINE.ravel().tolist()
+    dataset.save_as(scanned / "r.dcm")
+    points = voxel_points(right)
+    expected = (points @ before[:3, :3].T + before[:3, 3] + displacement(points)) @ AFFINE[:3, :3].T + AFFINE[:3, 3]
+    assert apart_mm(mapped_by(transforms.read_transform(scanned / "r.dcm"), points), expected) < SAME_MM
