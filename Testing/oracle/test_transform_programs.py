@@ -238,6 +238,41 @@ def test_a_registration_by_dipy(folder):
     assert_same_image(folder / "warped.nii.gz", made, 2e-3)
 
 
+def test_voxelmorph_warps_by_our_field_as_we_do(folder):
+    """Arrays of one size; the field is drawn in voxels, so the moving image is seen on the fixed image's size."""
+    moving = sitk.Resample(MOVING, FIXED)
+    transform = field_transform(FIXED)
+    transforms.write(transform, folder / "field.npy", "voxelmorph", fixed=FIXED, moving=moving)
+    np.save(folder / "moving.npy", sitk.GetArrayFromImage(moving).T[None])
+    run("voxelmorph-warps", folder)
+    ours = sitk.GetArrayFromImage(sitk.Resample(moving, FIXED, transform, sitk.sitkLinear)).T
+    theirs = np.load(folder / "warped.npy").reshape(ours.shape)
+    inner = (slice(4, -4),) * 3
+    assert ours[inner].std() > 5
+    assert np.abs(ours - theirs)[inner].max() < 2e-3
+
+
+def test_a_shift_that_convexadam_finds(folder):
+    """Its field is short by 1 - 1/(N // 2): two shifted arrays tell, once the loss has settled."""
+    fixed = sitk.Image((48, 40, 32), sitk.sitkFloat32)
+    sitk.WriteImage(fixed, str(folder / "fixed.nii.gz"))
+    rng = np.random.default_rng(0)
+    noise = sitk.GetImageFromArray(rng.normal(0, 1, (52, 60, 68)).astype(np.float32))
+    texture = sitk.GetArrayFromImage(sitk.DiscreteGaussian(noise, 2.0)).T * 100
+    first, shift = texture[10:58, 10:50, 10:42], np.array([6, 4, 0])
+    second = texture[10 - 6 : 58 - 6, 10 - 4 : 50 - 4, 10:42]  # second[i + 6, j + 4] = first[i, j]
+    np.save(folder / "blocks.npy", np.stack([first, second]).astype(np.float32))
+    run("convexadam-registers", folder)
+    context = transforms.Context(fixed, fixed)
+    made = transforms.read_transform(folder / "disp.nii.gz", format_name="convexadam", context=context)
+    raw = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "disp.nii.gz")))  # (3, z, y, x)
+    places = [(i, j, k) for i in range(14, 34, 4) for j in range(14, 26, 4) for k in range(12, 20, 4)]
+    stored = np.median([raw[:, k, j, i] for i, j, k in places], axis=0)
+    moved = np.median([np.subtract(made.TransformPoint(tuple(map(float, p))), p) for p in places], axis=0)
+    assert np.abs(moved - shift).max() < 0.1
+    assert np.abs(moved - shift).max() < np.abs(stored - shift).max() / 2
+
+
 ELASTIX = """(FixedImageDimension 3)(MovingImageDimension 3)(Registration "MultiResolutionRegistration")
 (FixedInternalImagePixelType "float")(MovingInternalImagePixelType "float")(UseDirectionCosines "true")
 (Interpolator "LinearInterpolator")(ResampleInterpolator "FinalBSplineInterpolator")(Resampler "DefaultResampler")

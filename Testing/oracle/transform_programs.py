@@ -237,6 +237,32 @@ def plastimatch_writes(folder: Path) -> None:
     )  # fmt: skip
 
 
+def convexadam_registers(folder: Path) -> None:
+    """Register blocks.npy's two arrays, which differ by a shift, and write disp.nii.gz as the program does."""
+    import nibabel
+    import torch
+    from convexAdam.convex_adam_MIND import convex_adam_pt
+
+    fixed, moving = np.load(folder / "blocks.npy")
+    shifts = convex_adam_pt(
+        torch.from_numpy(fixed), torch.from_numpy(moving), dtype=torch.float32, device=torch.device("cpu"),
+        grid_sp=4, disp_hw=3, selected_niter=80, lambda_weight=0.2,
+    )  # fmt: skip
+    nibabel.save(nibabel.Nifti1Image(shifts, nibabel.load(folder / "fixed.nii.gz").affine), folder / "disp.nii.gz")
+
+
+def voxelmorph_warps(folder: Path) -> None:
+    """Warp the moving array by our field.npy, as voxelmorph pulls."""
+    import torch
+    import voxelmorph
+    from voxelmorph.nn.functional import spatial_transform
+
+    assert voxelmorph.__version__
+    moving = torch.from_numpy(np.load(folder / "moving.npy"))[None]
+    warped = spatial_transform(moving, torch.from_numpy(np.load(folder / "field.npy")))
+    np.save(folder / "warped.npy", warped[0].numpy())
+
+
 TASKS = {
     "ants-affine-warp": lambda folder: ants_maps(folder, ["warp.nii.gz", "affine.mat"]),
     "ants-composite": lambda folder: ants_maps(folder, ["transform.h5"]),
@@ -254,6 +280,8 @@ TASKS = {
     "dipy-registers": dipy_registers,
     "dicom-parses": dicom_parses,
     "plastimatch-writes": plastimatch_writes,
+    "convexadam-registers": convexadam_registers,
+    "voxelmorph-warps": voxelmorph_warps,
 }
 
 if __name__ == "__main__":
