@@ -70,7 +70,8 @@ paper: $(VENV)/.installed-evaluate
 	$(BIN)/python -m Training.paper --config "$(PAPER)" --data "$(DATA)" --out "$(OUT)$(if $(TRIAL),-trial)" \
 		--workers $(WORKERS) --peer-python "$(PEER_PYTHON)" $(if $(TRIAL),--trial) $(if $(PAIRS),--pairs $(PAIRS))
 
-# Other registration programs in a Python of their own (their packages conflict): ANTs, greedy, convexAdam, voxelmorph.
+# Other registration programs in a Python of their own (their packages conflict): ANTs, greedy, convexAdam, voxelmorph,
+# and packages that read and write transform files (nitransforms, fslpy, surfa, pydicomrt, DIPY, plastimatch).
 # elastix is the program of that name, from the system's packages. Then: LDR_PEER_PYTHON=$(PEERS)/bin/python make test
 PEERS := .venv-peers
 
@@ -104,7 +105,8 @@ $(VENV)/.installed-lint: $(VENV)/.installed
 $(PEERS)/.installed: constraints.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(subst $(BIN),$(PEERS)/bin,$(if $(HAS_GPU),$(PIP) torch,$(PIP) "torch==$(PINNED_TORCH)+cpu" 2>/dev/null || $(PIP) torch))
-	$(subst $(BIN),$(PEERS)/bin,$(PIP)) antspyx picsl_greedy convexAdam voxelmorph SimpleITK
+	$(subst $(BIN),$(PEERS)/bin,$(PIP)) antspyx picsl_greedy convexAdam voxelmorph SimpleITK \
+		nitransforms fslpy surfa pydicomrt dipy plastimatch
 	touch $@
 
 # The pins but for torch's; of torch the CPU build where the index has one.
