@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,10 +75,14 @@ def register_and_save(
     context = transforms.Context(fixed, moving)
     for chosen in formats:
         chosen.check_context(context)
+    began_s = time.perf_counter()
     fixed_image, moving_image = images.load(fixed, "fixed image"), images.load(moving, "moving image")
+    read_s = time.perf_counter() - began_s
     result = registration.register(
         fixed_image, moving_image, **model_keywords(options), progress=progress_bar(options), **extra
     )
+    for name in ("read", "total"):
+        result.facts["times_s"][name] = round(result.facts["times_s"][name] + read_s, 4)
 
     def write_extras(folder: Path) -> None:
         for chosen in formats:

@@ -18,6 +18,7 @@ _BOUNDS = {  # of `working_grid`
 }
 _STEM_SIZES = (8, 256)  # voxels along a side
 _WHOLE_KEYS = ("stem_passes",)
+_GRID_KEYS, _STEM_KEYS = ("spacing_mm", "margin_mm", "stem_spacing_mm"), ("stem_shape", "stem_passes")
 
 
 def check_card(card: Any, path: Path) -> None:
@@ -42,6 +43,9 @@ def check_card(card: Any, path: Path) -> None:
     _check_fits(card.get("fits"), path)
     _check_number("cascades", card["architecture"]["cascades"], (1, MOST_CASCADES), True, path)
     grid = card["working_grid"]
+    _require(grid, _GRID_KEYS, path)
+    if card["architecture"].get("stem"):
+        _require(grid, _STEM_KEYS, path)
     for key, bounds in _BOUNDS.items():
         if key in grid:
             _check_number(key, grid[key], bounds, key in _WHOLE_KEYS, path)

@@ -15,6 +15,7 @@ from LDRCore import RegistrationError, model_info
 from LDRCore.cli import doctor
 from LDRCore.distillation import teacher_store
 from LDRCore.models import weights
+from Training.evaluation import config
 
 h5py = pytest.importorskip("h5py")
 SMALL = weights.BUNDLED / "brain-t1-small.json"
@@ -96,6 +97,16 @@ def test_cards_have_bounds(model, keys, value):
     assert len(str(caught.value)) < 600
 
 
+@pytest.mark.parametrize("key", ["spacing_mm", "margin_mm", "stem_spacing_mm", "stem_shape", "stem_passes"])
+def test_cards_hold_all_of_the_working_grid(model, key):
+    """A card without stem_spacing_mm ended in a KeyError in the middle of a registration."""
+    content = json.loads(model.read_text(encoding="utf-8"))
+    del content["working_grid"][key]
+    model.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(RegistrationError, match=f"a model card must hold '{key}'"):
+        model_info(model)
+
+
 @pytest.mark.parametrize("text", ["[]", "null", '"card"', "{", "\xff", "[" * 100_000])
 def test_cards_that_are_none(model, text):
     model.write_bytes(text.encode("latin-1"))
@@ -116,6 +127,13 @@ def test_weights_that_are_not_finite(model):
 def test_what_ships_keeps_within_the_bounds():
     for name in weights.list_models():
         assert weights.load_cascade(name) is not None
+
+
+@pytest.mark.parametrize("content", [b"name = 'B\xe4r'", b"\xff\xfe", b"[[", b""])
+def test_configurations_that_are_none_end_in_a_sentence(tmp_path, content):
+    (tmp_path / "c.toml").write_bytes(content)
+    with pytest.raises(RegistrationError, match=r"c\.toml|must"):
+        config.load(tmp_path / "c.toml", {})
 
 
 def test_doctor_tells_numba_that_is_off_from_numba_that_is_missing(monkeypatch):

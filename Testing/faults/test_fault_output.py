@@ -297,6 +297,21 @@ def test_headers_without_their_values_are_not_written(inputs, capsys):
     assert names(inputs) == before
 
 
+def test_the_seconds_count_what_is_written_and_drawn(tmp_path, monkeypatch):
+    result, clock = make_result(1), [100.0]
+    result.facts["times_s"] = {"warp": 1.0, "total": 3.0}
+    monkeypatch.setattr("LDRCore.result.time.perf_counter", lambda: clock[0])
+
+    def draw(_: Path) -> None:
+        clock[0] += 20
+
+    for _ in range(2):  # a second time does not add to the first
+        result.save(tmp_path / "out", overwrite=True, extra=draw)
+        stored = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+        assert stored["times_s"] == {"warp": 1.0, "write": 20.0, "total": 23.0}
+        assert result.report["times_s"] == stored["times_s"]
+
+
 def test_a_failing_picture_does_not_cost_the_result(inputs, capsys, monkeypatch):
     def fail(*_: object) -> None:
         raise ValueError("no ink")

@@ -192,7 +192,7 @@ def test_a_card_with_repeats_round_trips(tmp_path):
     cascade = registry.build_cascade(ARCHITECTURE)
     assert (len(cascade), len(cascade.networks), cascade.repeats, cascade.image_strides) == (5, 2, (1, 4), (2, 1))
     assert (cascade.field_stride, cascade.multiple) == (2, 16)
-    grid = {"spacing_mm": 2.0, "margin_mm": 8.0}
+    grid = {"spacing_mm": 2.0, "margin_mm": 8.0, "stem_spacing_mm": 4.0}
     card = {"name": "mine", "version": "0", "architecture": ARCHITECTURE, "working_grid": grid}
     path = weights.save_model(tmp_path, card, cascade.state_dict())
     loaded = weights.load_cascade(path)

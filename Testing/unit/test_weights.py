@@ -18,7 +18,8 @@ from LDRCore.pipeline import model as model_file
 from LDRCore.pipeline.model import load_model
 
 ARCHITECTURE = {"network": {"name": "ldr", "head": "half"}, "cascades": 1, "multiplier": 1.0}
-CARD = {"name": "tiny", "architecture": ARCHITECTURE, "working_grid": {"spacing_mm": 2.0}}
+GRID = {"spacing_mm": 2.0, "margin_mm": 8.0, "stem_spacing_mm": 4.0, "stem_shape": [64, 64, 64], "stem_passes": 3}
+CARD = {"name": "tiny", "architecture": ARCHITECTURE, "working_grid": GRID}
 
 
 def test_what_ships_is_whole_small_and_documented():
