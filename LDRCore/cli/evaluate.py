@@ -8,12 +8,15 @@ from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
+import SimpleITK as sitk
+
 from LDRCore.cli import chain
 from LDRCore.cli.files import check_output_file
 from LDRCore.cli.output import CommandOutput, progress_bar
 from LDRCore.cli.register import model_keywords
 from LDRCore.errors import RegistrationError
 from LDRCore.evaluation.pairs import NUMBERS, SEPARATOR, EvaluationOptions, PairFiles, evaluate_pairs, read_pairs
+from LDRCore.evaluation.process import PairProcess
 from LDRCore.io.files import check_not_input, check_writable
 from LDRCore.io.writing import write_file
 from LDRCore.pipeline.options import Options
@@ -23,23 +26,29 @@ def run(options: argparse.Namespace) -> CommandOutput:
     """Measure one pair or a list of pairs."""
     pairs = choose_pairs(options)
     check_options(options, pairs)
-    evaluation = evaluate_pairs(
-        pairs,
-        EvaluationOptions(
-            model=model_keywords(options),
-            frame=options.frame,
-            protocol=options.protocol,
-            surface=not options.no_surface,
-            learn2reg_folder=options.learn2reg,
-            overwrite=options.overwrite,
-            read=lambda text, fixed, moving: chain.read_chain(text.split(SEPARATOR), fixed, moving),
-        ),
-        keep_going=options.pairs is not None,
-        progress=progress_bar(options),
+    settings = EvaluationOptions(
+        model=model_keywords(options),
+        frame=options.frame,
+        protocol=options.protocol,
+        surface=not options.no_surface,
+        learn2reg_folder=options.learn2reg,
+        overwrite=options.overwrite,
+        read=_read_chain,
     )
+    progress = progress_bar(options)
+    if options.pairs is None:
+        evaluation = evaluate_pairs(pairs, settings, keep_going=False, progress=progress)
+    else:
+        with PairProcess() as process:
+            evaluation = evaluate_pairs(pairs, settings, progress=progress, evaluate=process)
     if options.out is not None:
         write_file(options.out, lambda path: write_table(path, evaluation))
     return CommandOutput(evaluation, describe_evaluation(evaluation))
+
+
+def _read_chain(text: str, fixed: sitk.Image, moving: sitk.Image) -> sitk.Transform:
+    """Read the transforms of one cell."""
+    return chain.read_chain(text.split(SEPARATOR), fixed, moving)
 
 
 def choose_pairs(options: argparse.Namespace) -> list[PairFiles]:

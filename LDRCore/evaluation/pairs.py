@@ -110,6 +110,7 @@ def evaluate_pairs(
     *,
     keep_going: bool = True,
     progress: Callable[[float, str], None] | None = None,
+    evaluate: Callable[[PairFiles, EvaluationOptions], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Register and measure pairs.
 
@@ -118,6 +119,7 @@ def evaluate_pairs(
         options: how.
         keep_going: a pair that cannot be measured becomes an entry of `problems` instead of an error.
         progress: called with the fraction of pairs done and what is being done.
+        evaluate: does one pair instead of `evaluate_pair`, as a `process.PairProcess`.
 
     Returns:
         pairs: one dict each, with fixed, moving, before and affine (Dice and landmark errors where the scanner put the
@@ -135,7 +137,7 @@ def evaluate_pairs(
         if progress is not None:
             progress(number / len(pairs), Path(files.moving).name)
         try:
-            evaluated.append(evaluate_pair(files, options))
+            evaluated.append((evaluate or evaluate_pair)(files, options))
         except RegistrationError as error:
             if not keep_going:
                 raise

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,9 @@ import SimpleITK as sitk
 
 import LDRCore
 from LDRCore import RegistrationError, cli
+from LDRCore.evaluation import pairs, process
 from LDRCore.io import points as point_files
+from LDRCore.io import trial
 from LDRCore.io.transforms import read_transform
 
 h5py = pytest.importorskip("h5py")
@@ -352,23 +356,66 @@ def test_evaluate_checks_the_model_also_where_transforms_are_given(data, capsys)
 
 
 def test_an_interruption_keeps_the_rows_that_are_finished(data, capsys, monkeypatch):
-    from LDRCore.evaluation import pairs
-
     text_file(data, SHIFT)
     (data / "pairs.csv").write_text("fixed,moving,transform\n" + "a.nii.gz,a.nii.gz,t.tfm\n" * 3)
-    evaluate_pair, count = pairs.evaluate_pair, iter(range(9))
+    evaluate_pair, count = process.PairProcess.__call__, iter(range(9))
 
     def interrupted(*arguments):
         if next(count) == 2:
             raise KeyboardInterrupt
         return evaluate_pair(*arguments)
 
-    monkeypatch.setattr(pairs, "evaluate_pair", interrupted)
+    monkeypatch.setattr(process.PairProcess, "__call__", interrupted)
     assert ldr("evaluate", "--pairs", "pairs.csv", "--out", "rows.csv") == 130
     assert len((data / "rows.csv").read_text(encoding="utf-8").splitlines()) == 1 + 2
+
+
+class Poisoned(str):
+    """A path at which the process that receives it ends, as at a crash."""
+
+    def __reduce__(self) -> tuple:
+        return os._exit, (9,)
+
+
+def test_a_process_that_dies_costs_one_row(data):
+    text_file(data, SHIFT)
+    good = pairs.PairFiles("a.nii.gz", "a.nii.gz", transform="t.tfm")
+    poisoned = pairs.PairFiles("a.nii.gz", Poisoned("a.nii.gz"), transform="t.tfm")
+    with process.PairProcess() as evaluate:
+        found = pairs.evaluate_pairs([good, poisoned, good], pairs.EvaluationOptions({}), evaluate=evaluate)
+    assert ["after" in row for row in found["pairs"]] == [True, False, True]
+    assert "the process that evaluated the pair ended (exit code 9)" in found["pairs"][1]["error"]
+    assert len(found["problems"]) == 1
 
 
 def test_lists_of_pairs_that_cannot_be_read(data, capsys):
     (data / "pairs.csv").write_bytes("fixed,moving\nb\xe4r.nii,a.nii.gz\n".encode("latin-1"))
     assert ldr("evaluate", "--pairs", "pairs.csv") == 2
     assert "must be a CSV file in UTF-8" in capsys.readouterr().err
+
+
+def test_what_crashes_or_never_returns_is_tried_in_a_process_of_its_own():
+    """On some damaged files HDF5 ends the process, or works for ever."""
+
+    def spin() -> None:
+        while True:
+            pass
+
+    assert trial.survives(lambda: 1)
+    assert trial.survives(lambda: 1 / 0)  # an exception: the caller meets it again
+    assert not trial.survives(lambda: os.kill(os.getpid(), signal.SIGSEGV))
+    assert not trial.survives(spin, limit_s=1)
+
+
+def test_a_transform_on_which_hdf5_crashes_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "t.h5"
+    sitk.WriteTransform(sitk.TranslationTransform(3, (1.0, 2.0, 3.0)), str(path))
+    parent = os.getpid()
+
+    def crash(_: str) -> None:
+        assert os.getpid() != parent
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    monkeypatch.setattr("LDRCore.io.transforms.itk.sitk.ReadTransform", crash)
+    with pytest.raises(RegistrationError, match=r"must be a whole file, got .*t\.h5, on which HDF5 fails"):
+        read_transform(path)

@@ -8,12 +8,13 @@ import SimpleITK as sitk
 
 from LDRCore import geometry
 from LDRCore.errors import RegistrationError
-from LDRCore.io import containers, images, nifti, writing
+from LDRCore.io import containers, images, nifti, trial, writing
 from LDRCore.io.quiet import collected_warnings, silent_libraries
 from LDRCore.io.transforms import fields
 from LDRCore.io.transforms.base import Context, FileHead, TransformFormat, matrix_of
 
 _SUFFIXES = (".h5", ".hdf5", ".tfm", ".txt", ".mat", ".xfm")  # of transform files; others are field images
+_HDF5_SUFFIXES = (".h5", ".hdf5")
 _TEXT_SUFFIXES = (".tfm", ".txt")
 _IMAGE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
 _MATLAB_NAMES = (b"_double_3_3\0", b"_float_3_3\0")  # of the first matrix of a .mat file
@@ -49,6 +50,8 @@ class ItkFormat(TransformFormat):
             return _read_field(path, name, context.modeling)
         with collected_warnings() as warnings, silent_libraries():
             try:
+                if path.suffix.lower() in _HDF5_SUFFIXES and not trial.works(lambda: sitk.ReadTransform(str(path))):
+                    raise RuntimeError
                 transform = sitk.ReadTransform(str(path))
             except (RuntimeError, UnicodeError):
                 raise RegistrationError(f"{name} must be a file that SimpleITK can read, got {path}") from None
