@@ -1,10 +1,10 @@
 """Mutates files at random and reads them: each is read as it was, read as another whole file, or refused in a sentence.
 
-    python Testing/faults/fuzz.py --count 10000 --seed 1
+    python Testing/faults/fuzz.py --count 10000 --geometries 10000 --seed 1
 
 Prints a table. "wrong": values that differ though a checksum tells; "traceback": any error but RegistrationError. Only
-these two, and messages that cannot be printed, are faults. HDF5 files are only cut off: on some that are damaged
-inside, HDF5 itself never returns.
+these two, and messages that cannot be printed, are faults. "hang": a file that takes more than `HANG_S` seconds of
+work. Then warps images by random maps on random grids, see `geometries`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,28 @@ import collections
 import json
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+import torch
 
+from LDRCore import geometry, sampling
 from LDRCore.errors import RegistrationError
+from LDRCore.geometry import Grid
 from LDRCore.io import images, points, transforms
 from LDRCore.models import weights
+from LDRCore.transforms import resample
+from LDRCore.transforms.field import DenseField, fade_out
+from LDRCore.transforms.volume import Volume
 
 VALUES = (np.arange(9 * 10 * 11).reshape(9, 10, 11) * 37 % 199).astype(np.float32)
 IMAGES = ("a.nii", "a.nii.gz", "a.img", "a.mha", "c.mha", "a.nrrd", "c.nrrd", "a.vtk", "a.gipl", "a.mhd", "a.nhdr")
+HANG_S = 100.0
+TOLERANCE = 1.0  # of intensities up to 1000 that are sampled in single precision
 CHECKED = ".nii.gz"  # header and values compressed: a checksum tells of every damage
 
 
@@ -103,8 +112,8 @@ def run(count: int, seed: int, show: Callable[[str], object] = print) -> dict[st
             target = list(stored)[number % len(stored)]
             reader = readers[target]
             data = stored[target]
-            changed = data[: int(rng.integers(len(data)))] if target.suffix == ".h5" else mutate(data, rng)
-            target.write_bytes(changed)
+            target.write_bytes(mutate(data, rng))
+            began_s = time.process_time()
             try:
                 outcome = compare(np.asarray(made[reader](reader)), expected[reader], reader)
             except RegistrationError as error:
@@ -115,11 +124,62 @@ def run(count: int, seed: int, show: Callable[[str], object] = print) -> dict[st
             except Exception:
                 outcome = "traceback"
                 show(f"{target.name} (seed {seed}, number {number}):\n{traceback.format_exc(limit=-4)}")
-            if outcome in ("wrong", "unreadable message"):
+            if time.process_time() - began_s > HANG_S:
+                outcome = "hang"
+            if outcome in ("wrong", "unreadable message", "hang"):
                 show(f"{target.name} (seed {seed}, number {number}): {outcome}")
             outcomes[target.name][outcome] += 1
             target.write_bytes(stored[target])
     return outcomes
+
+
+def geometries(count: int, seed: int, show: Callable[[str], object] = print) -> collections.Counter:
+    """Warp random images by random maps on random grids, and compare every voxel with SimpleITK.
+
+    Sizes, spacings, oblique and flipped directions and origins differ; every second map deforms; numba and torch take
+    turns. "edge": no more than two voxels differ, at the end of the moving image's field of view, where single and
+    double precision may decide differently; "wrong": anything more.
+    """
+    outcomes: collections.Counter = collections.Counter()
+    for number in range(count):
+        rng = np.random.default_rng((seed, number))
+        fixed, moving = (_random_image(rng) for _ in range(2))
+        affine = np.eye(4)
+        affine[:3, :3] = _rotation(rng, 60) @ np.diag(rng.uniform(0.8, 1.2, 3))
+        affine[:3, 3] = rng.uniform(-6, 6, 3)
+        grid = Grid.centred(rng.uniform(-4, 4, 3).tolist(), float(rng.uniform(1.5, 4)), (8, 9, 10))
+        u = torch.zeros(1, 3, *grid.shape)
+        if number % 2:
+            u = torch.from_numpy(rng.normal(0, 0.4, u.shape).astype(np.float32))
+        field = DenseField(fade_out(u, 3), grid.padded(3), affine, 3)
+        volume = Volume(torch.from_numpy(sitk.GetArrayFromImage(moving))[None, None], geometry.index_to_lps(moving))
+        with sampling.forced("numba" if number % 4 < 2 else "torch"):
+            warped = resample.warp(volume, fixed.GetSize()[::-1], geometry.index_to_lps(fixed), field)
+        expected = sitk.Resample(moving, fixed, field.transform(), sitk.sitkLinear, volume.minimum)
+        off = int((np.abs(warped - sitk.GetArrayViewFromImage(expected)) > TOLERANCE).sum())
+        outcome = "clean" if off == 0 else "edge" if off <= 2 else "wrong"
+        if outcome == "wrong":
+            show(f"geometry (seed {seed}, number {number}): {off} voxels differ")
+        outcomes[outcome] += 1
+    return outcomes
+
+
+def _rotation(rng: np.random.Generator, degrees: float) -> np.ndarray:
+    turn = sitk.Euler3DTransform()
+    turn.SetRotation(*np.deg2rad(rng.uniform(-degrees, degrees, 3)).tolist())
+    return np.array(turn.GetMatrix()).reshape(3, 3)
+
+
+def _random_image(rng: np.random.Generator) -> sitk.Image:
+    shape = rng.integers(4, 20, 3)
+    image = sitk.GetImageFromArray(rng.uniform(100, 1000, shape).astype(np.float32))
+    spacing = np.exp(rng.uniform(-0.7, 1.4, 3))
+    direction = _rotation(rng, 180)[:, rng.permutation(3)] * rng.choice([-1, 1], 3)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection(direction.ravel().tolist())
+    middle = direction @ (spacing * (shape[::-1] - 1) / 2)
+    image.SetOrigin((rng.uniform(-5, 5, 3) - middle).tolist())
+    return image
 
 
 def find_header(path: Path, suffix: str) -> Path:
@@ -138,15 +198,20 @@ def main() -> int:
     """Run and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--geometries", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    torch.set_num_threads(1)
     outcomes = run(options.count, options.seed)
     total: collections.Counter = sum(outcomes.values(), collections.Counter())
     kinds = sorted(total)
     print(f"{'file':<18}" + "".join(f"{kind:>20}" for kind in kinds))
     for name, counts in [*sorted(outcomes.items()), ("all", total)]:
         print(f"{name:<18}" + "".join(f"{counts[kind]:>20}" for kind in kinds))
-    return int(any(total[kind] for kind in ("traceback", "wrong", "unreadable message")))
+    compared = geometries(options.geometries, options.seed)
+    print(f"geometries: {dict(compared)}")
+    faults = ("traceback", "wrong", "unreadable message", "hang")
+    return int(compared["wrong"] > 0 or any(total[kind] for kind in faults))
 
 
 if __name__ == "__main__":

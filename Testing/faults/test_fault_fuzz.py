@@ -6,22 +6,37 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 from LDRCore import RegistrationError
 from LDRCore.io.quiet import silent_libraries
 
 
-def test_no_mutated_file_is_read_wrongly_or_ends_in_a_traceback():
+@pytest.fixture(scope="module")
+def fuzz() -> ModuleType:
     spec = importlib.util.spec_from_file_location("fuzz", Path(__file__).with_name("fuzz.py"))
     assert spec is not None
     assert spec.loader is not None
-    fuzz = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fuzz)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_no_mutated_file_is_read_wrongly_or_ends_in_a_traceback(fuzz):
     told: list[str] = []
     outcomes = fuzz.run(400, 0, told.append)
     assert told == []
     kinds = {kind for counts in outcomes.values() for kind in counts}
     assert kinds == {"clean", "refused", "other values"}
+
+
+def test_random_geometries_agree_with_simpleitk(fuzz):
+    told: list[str] = []
+    outcomes = fuzz.geometries(200, 0, told.append)
+    assert told == []
+    assert outcomes["clean"] >= 195
 
 
 def test_messages_are_one_printable_line():
