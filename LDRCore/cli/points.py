@@ -11,6 +11,7 @@ from LDRCore.cli import chain
 from LDRCore.cli.files import check_output_file
 from LDRCore.cli.output import CommandOutput
 from LDRCore.errors import RegistrationError
+from LDRCore.io import side_record
 from LDRCore.io.points import read_point_table, write_points
 from LDRCore.io.writing import write_file
 
@@ -28,8 +29,15 @@ def run(options: argparse.Namespace) -> CommandOutput:
     points_lps = table.points @ lps_from_points
     transform = chain.read_chain(options.transform, options.reference, options.moving)
     mapped = table.moved(geometry.transform_points(points_lps, transform) @ lps_from_points)
+    backwards = side_record.warning_for_points(options.transform, points_lps)
+    warnings = [backwards] if backwards else []
     write_file(options.out, lambda path: write_points(path, mapped))
     return CommandOutput(
-        {"file": str(options.out), "points": len(mapped.rows), "frame": frame.upper()},
-        f"written {options.out} ({len(mapped.rows)} points, {frame.upper()} mm)",
+        {"file": str(options.out), "points": len(mapped.rows), "frame": frame.upper(), "warnings": warnings},
+        "\n".join(
+            [
+                *(f"warning: {text}" for text in warnings),
+                f"written {options.out} ({len(mapped.rows)} points, {frame.upper()} mm)",
+            ]
+        ),
     )

@@ -8,7 +8,7 @@ from LDRCore import geometry, registration
 from LDRCore.cli import chain
 from LDRCore.cli.files import check_output_file
 from LDRCore.cli.output import CommandOutput
-from LDRCore.io import images
+from LDRCore.io import images, side_record
 from LDRCore.io.writing import write_file, write_image
 
 
@@ -28,7 +28,10 @@ def run(options: argparse.Namespace) -> CommandOutput:
         warnings = [
             f"the image looks like labels, whose values {interpolation} interpolation mixes: --nearest keeps them"
         ]
-    warped = registration.warp_image(image, transform, options.reference, interpolation)
+    reference = images.read(options.reference, "reference")
+    backwards = side_record.warning_for_reference(options.transform, reference)
+    warnings += [backwards] if backwards else []
+    warped = registration.warp_image(image, transform, reference, interpolation)
     write_file(options.out, lambda path: write_image(warped, path))
     return CommandOutput(
         {"file": str(options.out), "interpolation": interpolation, "warnings": warnings},

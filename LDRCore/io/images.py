@@ -287,11 +287,13 @@ def _rounded(values: Iterable[float]) -> tuple[float, ...]:
 
 
 def describe(image: sitk.Image) -> dict[str, Any]:
-    """Return size, spacing and type of an image, and what is odd about its placement, for reports."""
+    """Return size, spacing, place and type of an image, and what is odd about its placement, for reports."""
     placement = image.GetMetaData(_PLACEMENT) if image.HasMetaDataKey(_PLACEMENT) else ""
     return {
         **({"placement": placement} if placement else {}),
         "size": list(image.GetSize()),
-        "spacing_mm": list(_rounded(image.GetSpacing())),
+        "spacing_mm": [round(s, 6) for s in image.GetSpacing()],
+        "origin_lps": [round(x, 4) for x in image.GetOrigin()],
+        "direction": [round(x, 7) for x in image.GetDirection()],
         "type": image.GetPixelIDTypeAsString(),
     }
