@@ -27,8 +27,9 @@ VOXELS = 48_000  # of the grid
 WINDOW, SHIFT = 5, 3  # edge of a window, and by how far images are shifted, voxels
 EPSILON, TEXTURE = 3e-4, 1e-3  # variance added to that of every window, and from which on a window counts
 TISSUE, AIR = 0.3, 0.05  # means of 3 voxels cubed: tissue and air for certain
+CLEAR = 1.3  # clearness from which the affine part is beyond doubt
 EXTREME = 5.0  # a volume that shrinks or grows more
-JACOBIAN_VOXELS, FLAT_VOXELS = 200_000, 200_000  # looked at, about
+JACOBIAN_VOXELS, FLAT_VOXELS = 50_000, 50_000  # looked at, about
 
 
 @torch.no_grad()
@@ -40,7 +41,8 @@ def measure(pair: Pair, field: DenseField) -> dict[str, Any]:
         field: the result, fixed -> moving.
 
     Returns:
-        local_correlation: of the affine part and after, 0 to 1; clearness: the same over that of shifted images;
+        local_correlation: of the affine part and after, 0 to 1; clearness: the same over that of shifted images, after
+        the deformation only where the affine part's is below `CLEAR` (else None);
         same_contrast: of the affine part, 1 where bright is bright in both, -1 where it is dark; inside: share of the
         fixed content that lies in the moving image's field of view (and mask); missing: share of the fixed tissue at
         which the moving image shows air; determinant and stretches (smallest, largest) of the affine part; extreme and
@@ -65,12 +67,12 @@ def measure(pair: Pair, field: DenseField) -> dict[str, Any]:
     warped = aligned
     if bool(displacement.any()):
         warped, inside = spatial.warp(aligned, displacement), spatial.warp(known, displacement)[0, 0] > 0.5
-        after = comparison.correlate(warped[0, 0], inside)
+        after = comparison.correlate(warped[0, 0], inside, shifted=affine[1] < CLEAR)
     tissue, mean = comparison.tissue & inside, torch_ops.window_means(warped[0, 0], 3)
     stretches = np.linalg.svd(field.affine_lps[:3, :3], compute_uv=False)
     measures = {
         "local_correlation": {"affine": affine[0], "after": after[0]},
-        "clearness": {"affine": affine[1], "after": after[1]},
+        "clearness": {"affine": affine[1], "after": after[1] if math.isfinite(after[1]) else None},
         "same_contrast": affine[2],
         "inside": _share(content & inside, content),
         "missing": _share(tissue & (mean < AIR), tissue),
@@ -103,6 +105,8 @@ def _share(part: torch.Tensor, whole: torch.Tensor) -> float:
 def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _rounded(v) for name, v in value.items()}
+    if value is None:
+        return None
     return [_rounded(v) for v in value] if isinstance(value, list) else round(value, 4)
 
 
@@ -115,8 +119,13 @@ class _Comparison:
         self._valid = content & (self._variance > TEXTURE + EPSILON)
         self.tissue = content & (torch_ops.window_means(fixed, 3) > TISSUE)
 
-    def correlate(self, image: torch.Tensor, inside: torch.Tensor) -> tuple[float, float, float]:
-        """Return squared local correlation, clearness, and the signed mean of local correlation over its length."""
+    def correlate(
+        self, image: torch.Tensor, inside: torch.Tensor, *, shifted: bool = True
+    ) -> tuple[float, float, float]:
+        """Return squared local correlation, clearness, and the signed mean of local correlation over its length.
+
+        Without `shifted`, clearness is not measured: infinite.
+        """
         mean, variance = torch_ops.window_statistics(image, WINDOW, EPSILON)
         valid = self._valid & inside
         whole = slice(None), slice(None), slice(None)
@@ -126,6 +135,8 @@ class _Comparison:
         count = max(float(valid.sum()), 1.0)
         value = float((square * valid).sum()) / count
         same = float((signed * valid).sum()) / count / max(math.sqrt(value), 1e-6)
+        if not shifted:
+            return value, math.inf, same
         chance = 0.0
         for axis, n in enumerate(image.shape):
             if n <= SHIFT:

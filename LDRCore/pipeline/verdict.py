@@ -39,12 +39,16 @@ def judge(evidence: dict[str, Any], *, networks: bool, unlike: Iterable[str] = (
     return {"verdict": word, "reasons": failures + doubts}
 
 
+def _is_unclear(clearness: dict[str, Any]) -> bool:
+    return bool(clearness["affine"] < CLEAR and clearness["after"] < CLEAR_DENSE)
+
+
 def _alignment(evidence: dict[str, Any]) -> list[str]:
     """Reasons to think that the images were not brought together."""
     clearness, found = evidence["clearness"], []
     if evidence["inside"] < NOTHING_INSIDE:
         found.append(f"only {_percent(evidence['inside'])} of the fixed content meets the moving image")
-    if clearness["affine"] < CLEAR and clearness["after"] < CLEAR_DENSE:
+    if _is_unclear(clearness):
         found.append(
             f"the images agree hardly better than shifted ones ({clearness['affine']:.2f} times as well after the "
             f"affine alignment, below {CLEAR})"
@@ -67,7 +71,7 @@ def _deformation(evidence: dict[str, Any]) -> list[str]:
 
 def _doubts(evidence: dict[str, Any], *, networks: bool) -> list[str]:
     correlation, clearness, found = evidence["local_correlation"], evidence["clearness"], []
-    if clearness["affine"] < DOUBTFUL and not (clearness["affine"] < CLEAR and clearness["after"] < CLEAR_DENSE):
+    if clearness["affine"] < DOUBTFUL and not _is_unclear(clearness):
         found.append(f"the affine alignment agrees only {clearness['affine']:.2f} times as well as shifted ones")
     if SPOILT <= correlation["after"] / max(correlation["affine"], 1e-6) < WORSE:
         found.append(

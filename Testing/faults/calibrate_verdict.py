@@ -221,11 +221,11 @@ def dice(transform: sitk.Transform, fixed: sitk.Image, moving: sitk.Image) -> fl
     inside.CopyInformation(moving)
     known = sitk.GetArrayFromImage(sitk.Resample(inside, fixed, transform, sitk.sitkNearestNeighbor, 0)) > 0
     own = np.where(known, sitk.GetArrayFromImage(fixed), 0)
-    ids, counts = np.unique(own[own > 0], return_counts=True)
-    scores = [
-        2 * np.sum((own == n) & (warped == n)) / (np.sum(own == n) + np.sum(warped == n)) for n in ids[counts > 29]
-    ]
-    return float(np.mean(scores)) if scores else 0.0
+    size = int(max(own.max(), warped.max())) + 1
+    agreed, of_fixed, of_warped = (np.bincount(v.ravel(), minlength=size) for v in (own[own == warped], own, warped))
+    scores = 2 * agreed / np.maximum(of_fixed + of_warped, 1)
+    counted = (of_fixed >= 30) & (np.arange(size) > 0)
+    return float(scores[counted].mean()) if counted.any() else 0.0
 
 
 class Recorder:
