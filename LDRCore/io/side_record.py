@@ -24,7 +24,7 @@ MOST = 0.5  # of the points
 def warning_for_reference(paths: Sequence[str], reference: sitk.Image) -> str | None:
     """Say that an image is warped the wrong way round: the reference lies on the grid that the transform leads to."""
     record = _record(paths)
-    if record is None:
+    if record is None or reference.GetDimension() != 3:
         return None
     name, own, other = record
     corners = geometry.corners_lps(reference)
