@@ -52,7 +52,7 @@ def test_a_usual_result_is_trusted_without_reasons():
         ({"inside": 0.05}, "failed", "only 5 % of the fixed content"),
         ({"inside": 0.4}, "look", "only 40 % of the fixed content"),
         ({"missing": 0.5}, "failed", "shows nothing at 50 %"),
-        ({"missing": 0.1}, "look", "shows nothing at 10 %"),
+        ({"missing": 0.2}, "look", "shows nothing at 20 %"),
         ({"determinant": 3.4}, "look", "changes the volume 3.40 times"),
         ({"stretches": [0.7, 1.4]}, "look", "2.00 times as much as another"),
         ({"same_contrast": -0.9}, "look", "contrast of the images differs"),
