@@ -81,7 +81,9 @@ class Run:
     """Iterates over the steps of a run; see the top of this file."""
 
     # what may differ between the two halves of one run
-    _FREE = frozenset({"out", "device", "minutes", "tensorboard", "save_every", "picture_every", "cache", "data"})
+    _FREE = frozenset(
+        {"out", "device", "minutes", "tensorboard", "save_every", "picture_every", "cache", "data", "more_data"}
+    )
 
     def __init__(self, settings: RunSettings, parts: Mapping[str, Any], rank: Rank | None = None) -> None:
         """Prepare, and continue a checkpoint at `settings.out`.

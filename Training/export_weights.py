@@ -22,6 +22,7 @@ import torch
 
 import LDRCore
 from LDRCore.models import weights
+from LDRCore.models.cards import MODALITIES
 from Training import checkpoints, config, engine
 from Training.config import ConfigError, option
 
@@ -44,6 +45,10 @@ class ExportSettings:
     name: str = option(help="of the model")
     summary: str = option(help="one line for users")
     made_for: str = option(help="what images it is for")
+    title: str | None = option(None, 'what a list of models shows, as "T1 head"; none: made_for')
+    modality: str | None = option(None, 'of the images that `model="any"` may run it on: "mr" or "ct"; none: never')
+    extent_mm: tuple[float, float] = option((95.0, 350.0), "smallest and largest extent of the content of these images")
+    one_contrast: bool = option(True, "whether it needs both images to have one contrast")
     licence: str = option(help="of the weights")
     data: str = option("", "where the training data come from")
     nonnegative: bool = option(True, "whether images for this model have no negative intensities (MRI, not CT)")
@@ -52,6 +57,8 @@ class ExportSettings:
     def __post_init__(self) -> None:
         if self.which not in ("best", "last"):
             raise ConfigError(f'which must be "best" or "last", got {self.which!r}')
+        if self.modality not in (None, *MODALITIES):
+            raise ConfigError(f"modality must be one of {MODALITIES} or none, got {self.modality!r}")
 
 
 def read_dense(out: Path, which: str) -> dict[str, Any]:
@@ -96,7 +103,7 @@ def stem_of(source: str | None) -> tuple[dict[str, torch.Tensor], dict[str, Any]
 
 def run_facts(state: dict[str, Any]) -> dict[str, Any]:
     """Say what a card records: best or last checkpoint, configuration without paths, steps, hours, data, teacher."""
-    paths = ("out", "data", "pairs", "cache", "tensorboard", "device", "minutes", "init", "teacher")
+    paths = ("out", "data", "more_data", "pairs", "cache", "tensorboard", "device", "minutes", "init", "teacher")
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in state["config"].items() if k not in paths}
     facts = {k: v for k, v in state["facts"].items() if k in ("data_identity", "teacher")}
     which = {"checkpoint": "best", "validation": state["best"]} if state.get("best") else {"checkpoint": "last"}
@@ -130,6 +137,11 @@ def export(settings: ExportSettings) -> Path:
         "licence": settings.licence,
         "recipe": recipe | {"torch": torch.__version__, "python": platform.python_version()},
     }
+    if settings.title:
+        card["title"] = settings.title
+    if settings.modality:
+        extent = list(settings.extent_mm)
+        card["fits"] = {"modality": settings.modality, "one_contrast": settings.one_contrast, "extent_mm": extent}
     return weights.save_model(settings.out, card, {**stem_state, **dense["model"]})
 
 

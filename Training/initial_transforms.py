@@ -1,4 +1,4 @@
-"""The map between two scans before the networks: the same voxel, centred, by label centroids, or by a model's stem."""
+"""The map between two scans before the networks: same voxel, centred, label centroids, a model's stem, or aligned."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from LDRCore import geometry
 from LDRCore.distillation.teacher_store import pair_key
 from LDRCore.pipeline import preprocess
-from LDRCore.pipeline.affine import centring_candidates, predict_affine
+from LDRCore.pipeline.affine import centring_candidates, estimate_affine, predict_affine
 from LDRCore.pipeline.model import load_model
 from Training.config import ConfigError
 from Training.data.centroids import label_centroids
@@ -37,7 +37,8 @@ class InitialTransforms:
             device: where the stem runs.
         """
         self.settings, self.scans, self.canonical, self.device = settings, scans, canonical, device
-        self._stem = load_model(settings.stem, str(device)) if settings.initial == "stem" else None
+        models = {"stem": settings.stem, "aligned": "none"}
+        self._stem = load_model(models[settings.initial], str(device)) if settings.initial in models else None
         self._prepared = lru_cache(maxsize=256)(self._prepare)
         self._centroids = lru_cache(maxsize=None)(self._centroids_of)
         self._kept: dict[tuple[int, int], np.ndarray] = {}
@@ -61,7 +62,7 @@ class InitialTransforms:
 
     def _find(self, fixed: int, moving: int) -> np.ndarray:
         kind = self.settings.initial
-        if kind == "grid":
+        if kind == "grid" or fixed == moving:
             return np.eye(4)
         if kind == "centred":
             return self.canonical(moving) @ np.linalg.inv(self.canonical(fixed))
@@ -81,8 +82,11 @@ class InitialTransforms:
     def _by_stem(self, fixed: int, moving: int) -> np.ndarray:
         assert self._stem is not None
         fixed_image, moving_image = self._prepared(fixed), self._prepared(moving)
-        candidates = centring_candidates(fixed_image, moving_image)[:1]
-        affine_lps = predict_affine(self._stem, fixed_image, moving_image, candidates)
+        candidates = centring_candidates(fixed_image, moving_image)
+        if self._stem.stem is None:
+            affine_lps = estimate_affine(self._stem, fixed_image, moving_image, candidates).affine_lps
+        else:
+            affine_lps = predict_affine(self._stem, fixed_image, moving_image, candidates[:1])
         return np.linalg.inv(moving_image.native.to_lps) @ affine_lps @ fixed_image.native.to_lps
 
     def _prepare(self, index: int) -> preprocess.PreparedImage:
@@ -107,7 +111,12 @@ class InitialTransforms:
         """Run the stem once for every pair of a list, and keep the results in the cache folder; else do nothing."""
         if self._stem is None or not pairs:
             return
-        facts = (self.scans.identity, self._stem.card["sha256"], self.settings.stripped >= 0.5, sorted(pairs))
+        facts = (
+            self.scans.identity,
+            self._stem.card.get("sha256", self._stem.name),
+            self.settings.stripped >= 0.5,
+            sorted(pairs),
+        )
         name = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
         path = self.settings.cache / f"starts-{name}.npz" if self.settings.cache else None
         if path and path.exists():

@@ -8,7 +8,8 @@ from typing import Any
 
 from Training.config import ConfigError, option
 
-INITIALS = ("grid", "centred", "centroids", "stem")
+INITIALS = ("grid", "centred", "centroids", "stem", "aligned")
+SHARES = ("stripped", "unlike", "cut", "free_form", "more_share", "synthesis", "remap", "thick", "crop", "same")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,15 @@ class PairSettings:
     scan_spacing_mm: float | None = option(
         None, "voxel edge that scans are read at; none: their own (`pairs`: the window's)"
     )
-    synthesis: bool = option(False, "make the images from the labels, a new contrast for each")
+    more_data: Path | None = option(None, "a second data set; a pair is drawn within one of them")
+    more_share: float = option(0.5, "share of the pairs that come from it")
+    synthesis: float = option(
+        0.0, "share of images that are made from the labels, each of a new contrast; 1 where scans have no images"
+    )
+    remap: float = option(0.0, "share of images whose contrast is changed: inverted, T2-, FLAIR-like, random")
+    thick: float = option(0.0, "share of images of slices up to 5 mm thick along some axis")
+    crop: float = option(0.0, "share of images whose field of view ends within the body")
+    same: float = option(0.0, "share of pairs of which both are one scan, the moving one deformed at random")
     n_pairs: int | None = option(None, "train on so many pairs, drawn once; none: any two scans at every step")
     initial: str = option("stem", f"map between the scans before the networks: one of {', '.join(INITIALS)}")
     stem: str = option("brain-t1", "model whose stem gives that map, where initial is stem")
@@ -57,7 +66,7 @@ class PairSettings:
             raise ConfigError(f"loss_stride must be 1 or 2, got {self.loss_stride}")
         if any(n % 16 for n in self.shape):
             raise ConfigError(f"every axis of shape must be a multiple of 16, got {self.shape}")
-        for name in ("stripped", "unlike", "cut", "free_form"):
+        for name in SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
 

@@ -24,7 +24,8 @@ from LDRCore.distillation.teacher_store import TeacherStore, pair_key
 from LDRCore.pipeline import preprocess
 from LDRCore.transforms import spatial
 from Training.config import ConfigError
-from Training.data import augmentation
+from Training.data import augmentation, contrasts
+from Training.data.joined import Joined
 from Training.data.scan_set import ScanSet
 from Training.data.scans import open_scans
 from Training.data.subject_views import (
@@ -87,20 +88,23 @@ class PairSource:
         self.scans: ScanSet = open_scans(
             source, split, spacing_mm=spacing, cache=settings.cache, scheme=settings.scheme
         )
+        if settings.more_data:
+            second = open_scans(settings.more_data, split, spacing_mm=spacing, cache=settings.cache)
+            self.scans = ScanSet(Joined(self.scans, second, settings.more_share), split)
         first = self.scans[0]
         for wanted, rule in (
             (settings.initial == "centroids", "initial = centroids"),
             (settings.stripped > 0, "stripped > 0"),
             (settings.cut > 0, "cut > 0"),
-            (settings.synthesis, "synthesis"),
+            (settings.synthesis > 0, "synthesis"),
             (labels, "dice > 0"),
         ):
             if wanted and first.labels is None:
                 raise ConfigError(f"{rule} needs labels, got none for {first.name} in {source}")
-        if first.image is None and not settings.synthesis:
-            raise ConfigError(f"a data set without images needs synthesis = true, got {source}")
-        if first.image is None and settings.initial == "stem":
-            raise ConfigError(f"initial = stem needs images, got label maps alone in {source}")
+        if first.image is None and settings.synthesis < 1:
+            raise ConfigError(f"a data set without images needs synthesis = 1, got {settings.synthesis:g} for {source}")
+        if first.image is None and settings.initial in ("stem", "aligned"):
+            raise ConfigError(f"initial = {settings.initial} needs images, got label maps alone in {source}")
         self.subject = lru_cache(maxsize=512)(self._subject)
         self.canonical = lru_cache(maxsize=None)(self._canonical)
         self._initial = InitialTransforms(settings, self.scans, self.canonical, device)
@@ -180,6 +184,8 @@ class PairSource:
             fixed, moving = self.pairs[int(rng.integers(len(self.pairs))) if augment else index]
         else:
             fixed, moving = self.scans.draw_pair(rng)
+        if augment and self.settings.same and rng.random() < self.settings.same:
+            moving = fixed
         return self.make(fixed, moving, rng, teacher=teacher, augment=augment)
 
     def make(
@@ -194,7 +200,7 @@ class PairSource:
         pose[:3, 3] = offset_mm * (4 if rng.random() < 0.1 else 1)
         scale = settings.jitter_scale
         jitter = random_pose(rng, settings.jitter_deg, settings.jitter_mm, scale, scale / 2)
-        deform = rng.random() < settings.free_form
+        deform = rng.random() < settings.free_form or fixed == moving
 
         centre = (np.array(shape) - 1) / 2
         fixed_from_window = self.canonical(fixed)
@@ -207,7 +213,7 @@ class PairSource:
         if deform and augment and not teacher:
             free_form = augmentation.free_form(rng, shape, device=self.device)
 
-        fixed_view, moving_view = self._views(fixed, moving, rng, augment)
+        fixed_view, moving_view, *target_views = self._views(fixed, moving, rng, augment)
         full = spatial.identity_grid(shape, device=self.device)
         coarse = sampling_grid(shape, loss_shape, self.device)
         images = [
@@ -215,11 +221,12 @@ class PairSource:
             sample_scan(moving_view, moving_from_window, deform_points(full, free_form)),
         ]
         targets = images
-        if loss_shape != shape:
+        if loss_shape != shape or target_views:
             stride, deformed = settings.loss_stride, deform_points(coarse, free_form)
+            fixed_target, moving_target = target_views or (fixed_view, moving_view)
             targets = [
-                sample_scan(fixed_view, fixed_from_window, coarse, stride),
-                sample_scan(moving_view, moving_from_window, deformed, stride),
+                sample_scan(fixed_target, fixed_from_window, coarse, stride),
+                sample_scan(moving_target, moving_from_window, deformed, stride),
             ]
         if settings.intensity and augment:
             images = [augmentation.intensity(image, rng) for image in images]
@@ -243,21 +250,51 @@ class PairSource:
         return np.linalg.inv(moving_from_window) @ self.canonical(moving)
 
     def _views(self, fixed: int, moving: int, rng: np.random.Generator, augment: bool) -> list[torch.Tensor]:
-        """The images of both scans, (1, 1, D, H, W) each: with or without skull, cut, normalised."""
+        """The images of both scans, (1, 1, D, H, W) each: with or without skull, cut, normalised.
+
+        Where their contrasts are changed two more follow, which the loss looks at: both of one contrast.
+        """
         settings = self.settings
         strip = [rng.random() < settings.stripped] * 2
         if not augment:
             strip = [settings.stripped >= 0.5] * 2
         elif rng.random() < settings.unlike and settings.stripped > 0:
             strip[1] = not strip[1]
-        images = []
+        images, targets = [], []
+        changed = settings.remap or settings.thick or settings.crop if augment else settings.remap == 1
+        contrast = int(rng.integers(2**62)) if changed else 0  # of targets that are made from labels
         for index, stripped in zip((fixed, moving), strip, strict=True):
             cut = augment and rng.random() < settings.cut
             subject = self.subject(index)
-            if settings.synthesis:
+            real = subject.image is not None
+            if settings.synthesis and (not real or settings.synthesis == 1 or rng.random() < settings.synthesis):
                 subject = synthetic(subject, rng, stripped=bool(stripped))
             images.append(make_view(subject, np.eye(4), rng, stripped=bool(stripped), cut=cut).image)
-        return images
+            if changed:
+                subject = self.subject(index)
+                if not real:
+                    same = np.random.default_rng(contrast)
+                    subject = synthetic(subject, same, stripped=bool(stripped), n_labels=self.scans.n_labels)
+                target = make_view(subject, np.eye(4), rng, stripped=bool(stripped), cut=False).image
+                images[-1], target = self._as_scanned(images[-1], target, rng, bool(stripped), augment)
+                targets.append(target)
+        return images + targets
+
+    def _as_scanned(
+        self, image: torch.Tensor, target: torch.Tensor, rng: np.random.Generator, stripped: bool, augment: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """An image of another contrast, slice thickness and field of view, and its target, which ends where it does."""
+        settings = self.settings
+        if rng.random() < settings.remap:
+            image = contrasts.remap(rng, image, stripped=stripped)
+        if not augment:
+            return image, target
+        if rng.random() < settings.thick:
+            image = contrasts.thick_slices(rng, image, self.scans.spacing_mm)
+        if rng.random() < settings.crop:
+            seen = contrasts.field_of_view(rng, image)
+            return image * seen, target * seen
+        return image, target
 
     def _labels(
         self,
@@ -316,16 +353,24 @@ class PairSource:
 def validation_pairs(settings: PairSettings, device: torch.device) -> dict[str, PairSource]:
     """The same few pairs of the validation split at every call, by the word that their figures begin with.
 
-    Where pairs with and without skull are trained on, both "whole" and "stripped", otherwise as they are, by "".
+    Where pairs with and without skull are trained on, both "whole" and "stripped", otherwise as they are, by "". Where
+    contrasts are changed each kind once more, "remapped".
     """
     assert settings.val_split
     few = dataclasses.replace(
-        settings, n_pairs=settings.val_pairs, initial=settings.val_initial or settings.initial, val_initial=None
+        settings,
+        n_pairs=settings.val_pairs,
+        initial=settings.val_initial or settings.initial,
+        val_initial=None,
+        more_data=None,
     )
     kinds = {"whole": 0.0, "stripped": 1.0} if 0 < settings.stripped < 1 else {"": settings.stripped}
+    every = [(kind, stripped, 0.0) for kind, stripped in kinds.items()]
+    if settings.remap:
+        every += [(f"{kind} remapped".strip(), stripped, 1.0) for kind, stripped in kinds.items()]
     sources = {}
-    for kind, stripped in kinds.items():
-        source = PairSource(dataclasses.replace(few, stripped=stripped), settings.val_split, 7, device)
+    for kind, stripped, remap in every:
+        source = PairSource(dataclasses.replace(few, stripped=stripped, remap=remap), settings.val_split, 7, device)
         source.pairs = source.pairs[: settings.val_pairs] if source.pairs else None
         sources[kind] = source
     return sources

@@ -115,11 +115,17 @@ def make_subjects(scans: Iterable[Scan], *, pool: int = 1, device: torch.device 
     return [make_subject(scan, pool=pool, device=device) for scan in scans]
 
 
-def synthetic(subject: Subject, rng: np.random.Generator, *, stripped: bool = False) -> Subject:
-    """The subject with an image of random contrast made from its labels; two calls give two contrasts."""
+def synthetic(
+    subject: Subject, rng: np.random.Generator, *, stripped: bool = False, n_labels: int | None = None
+) -> Subject:
+    """The subject with an image of random contrast made from its labels; two calls give two contrasts.
+
+    With `n_labels` generators of one seed give one contrast, see `synthesis.synthesise`.
+    """
     if subject.tissues is None:
         raise ValueError("an image can only be synthesised where there are labels, got a scan without")
-    return dataclasses.replace(subject, image=synthesis.synthesise(rng, subject.tissues, stripped=stripped)[0, 0])
+    image = synthesis.synthesise(rng, subject.tissues, stripped=stripped, n_labels=n_labels)
+    return dataclasses.replace(subject, image=image[0, 0])
 
 
 def foreground_centre(normalised: torch.Tensor) -> np.ndarray:

@@ -51,7 +51,12 @@ def contrast(rng: np.random.Generator, n_labels: int, *, stripped: bool, zero_ba
 
 
 def synthesise(
-    rng: np.random.Generator, labels: torch.Tensor, *, stripped: bool = False, zero_background: float = 0.5
+    rng: np.random.Generator,
+    labels: torch.Tensor,
+    *,
+    stripped: bool = False,
+    zero_background: float = 0.5,
+    n_labels: int | None = None,
 ) -> torch.Tensor:
     """An image of random contrast, field and sharpness from a label map, on the label map's device.
 
@@ -60,12 +65,13 @@ def synthesise(
         labels: (D, H, W) integer, 0 is background.
         stripped: see `contrast`.
         zero_background: see `contrast`.
+        n_labels: larger than every label value; given, the same generator makes one contrast from several label maps.
 
     Returns:
         (1, 1, D, H, W) float32 in 0..1.
     """
     shape, device = labels.shape, labels.device
-    table = contrast(rng, int(labels.max()) + 1, stripped=stripped, zero_background=zero_background)
+    table = contrast(rng, n_labels or int(labels.max()) + 1, stripped=stripped, zero_background=zero_background)
     means, spreads = torch.from_numpy(table.astype(np.float32)).to(device)
     index = labels.reshape(-1).int()
     image = means.index_select(0, index) + spreads.index_select(0, index) * augmentation.noise(rng, index.shape, device)
