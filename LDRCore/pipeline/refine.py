@@ -59,8 +59,11 @@ PLANS: dict[str, tuple[Level, ...]] = {
     "best": (Level(2, Settings(20), window=5), Level(1, Settings(30), window=5)),
 }
 """Levels by name, coarsest first; chosen on the validation pairs of `Training/configs/evaluate-refine.toml`."""
-FROM_AFFINE = (Level(4, Settings(40)), Level(2, Settings(30)))
-"""Levels that come first where no network has run."""
+FROM_AFFINE = (
+    Level(4, Settings(60, sigma_update=1.6, sigma_total=0.6, stall=3e-4)),
+    Level(2, Settings(40, sigma_update=1.2)),
+)
+"""Levels that come first where no network has run. Smoother ones move farther; a level of stride 8 was worse."""
 
 
 def choose_plan(refine: str, steps: int, *, networks: bool, native: bool = False) -> tuple[Level, ...]:
