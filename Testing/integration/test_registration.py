@@ -288,7 +288,7 @@ def test_the_transform_is_told_before_the_image_is_warped(blob, initial):
         ({"cascades": -1}, "cascades must be 0 to 3 for model brain-t1-small, got -1"),
         ({"cascades": 4}, "cascades must be 0 to 3 for model brain-t1-small, got 4"),
         ({"cascades": 2.0}, "cascades must be 0 to 3 for model brain-t1-small, got 2.0"),
-        ({"model": "liver"}, r"model must be one of \['brain-t1', 'brain-t1-small', 'none'\].*got 'liver'"),
+        ({"model": "liver"}, r"model must be one of \['brain-t1', 'brain-t1-small', 'any', 'none'\].*got 'liver'"),
         ({"initial": "magic"}, "initial must be .*got 'magic'"),
         ({"initial": 3}, "initial must be .*got 3"),
         ({"initial": sitk.AffineTransform(2)}, "initial must be .*got a 2D transform"),
