@@ -102,6 +102,7 @@ def read_header(path: Path, name: str) -> Header | None:
     if not path.name.lower().endswith((".nii", ".nii.gz", ".hdr", ".img", ".img.gz")):
         return None
     header_path, data_path = _pair(path)
+    check_placement(header_path, name)
     grid = sitk.ImageFileReader()
     grid.SetImageIO("NiftiImageIO")  # not every other one in turn: that of HDF5 must not run in two threads at once
     grid.SetFileName(str(path))
@@ -112,6 +113,24 @@ def read_header(path: Path, name: str) -> Header | None:
             containers.check_gzip(path, name)
         return None
     return _parse(header_path, data_path, grid, name)
+
+
+def check_placement(path: Path, name: str) -> None:
+    """Refuse a NIfTI-1 header whose sform is not finite: ITK 5.4 does not come back from reading it.
+
+    Raises:
+        RegistrationError: see above.
+    """
+    try:
+        with _open(path) as stream:
+            raw = stream.read(_HEADER_BYTES)
+    except _READ_ERRORS:
+        return  # said later
+    if len(raw) < _HEADER_BYTES or raw[344:348] not in (b"n+1\0", b"ni1\0"):
+        return
+    order = "<" if raw[:4] == struct.pack("<i", _HEADER_BYTES) else ">"
+    if not np.isfinite(struct.unpack_from(order + "12f", raw, 280)).all():
+        raise RegistrationError(f"{name} must have a finite placement, got an sform that is not in {path}")
 
 
 def read_plain_header(path: Path, name: str) -> Header | None:
@@ -206,7 +225,7 @@ def read_array(header: Header, count: int, name: str) -> np.ndarray:
     if stored_type is None:
         raise RegistrationError(f"{name} must hold real numbers, got NIfTI's type {header.datatype} in {header.path}")
     length = header.path.stat().st_size * (_MOST_INFLATED if containers.is_gzip(header.path) else 1)
-    if count * stored_type.itemsize != header.data_bytes or header.data_bytes > length:
+    if count * stored_type.itemsize != header.data_bytes or header.data_offset + header.data_bytes > length:
         raise containers.damaged(header.path, name)
     values = np.empty(header.data_bytes // stored_type.itemsize, stored_type)
     complete = False

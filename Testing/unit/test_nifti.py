@@ -134,6 +134,21 @@ def test_a_damaged_file_is_refused(tmp_path, kind):
         images.load(path, "fixed image")
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_an_sform_that_is_not_finite_is_refused(tmp_path, value):
+    """ITK 5.4 does not come back from reading a header with an infinite one."""
+    path = write_nifti(tmp_path / "scan.nii", VALUES)
+    header = bytearray(path.read_bytes())
+    header[308:312] = np.array([value], "<f4").tobytes()
+    path.write_bytes(header)
+    with pytest.raises(
+        RegistrationError, match=r"must have a finite placement, got an sform that is not in .*scan\.nii"
+    ):
+        images.load(path, "fixed image")
+    with pytest.raises(RegistrationError, match="must have a finite placement"):
+        _ = transforms.Context(path).fixed
+
+
 def test_a_warped_image_keeps_nan_where_it_is(tmp_path):
     """The fill value is the smallest number, not NaN."""
     values = VALUES + 10

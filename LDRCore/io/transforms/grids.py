@@ -10,7 +10,7 @@ import SimpleITK as sitk
 
 from LDRCore import geometry
 from LDRCore.errors import RegistrationError
-from LDRCore.io import images
+from LDRCore.io import images, nifti
 from LDRCore.io.images import ImageLike
 from LDRCore.io.quiet import silent_libraries
 
@@ -22,6 +22,7 @@ def read_grid(source: ImageLike, name: str) -> sitk.Image:
         RegistrationError: it cannot be read, or is not 3D.
     """
     if isinstance(source, (str, os.PathLike)) and Path(source).is_file():
+        nifti.check_placement(Path(source), name)
         reader = sitk.ImageFileReader()
         reader.SetFileName(os.fspath(source))
         with silent_libraries():
@@ -38,11 +39,14 @@ def first_axes(source: sitk.ImageFileReader | sitk.Image, name: str) -> sitk.Ima
     """Return an empty image on the first three axes of a grid.
 
     Raises:
-        RegistrationError: it has fewer.
+        RegistrationError: it has fewer, or lies nowhere.
     """
     dimension = source.GetDimension()
     if dimension < 3 or min(source.GetSize()[:3]) < 1:
         raise RegistrationError(f"{name} must be 3D, got size {tuple(source.GetSize())}")
+    placement = [*source.GetSpacing()[:3], *source.GetOrigin()[:3], *source.GetDirection()]
+    if not (np.isfinite(placement).all() and min(placement[:3]) > 0):
+        raise RegistrationError(f"{name} must have a finite origin, direction and spacing, got {placement}")
     image = sitk.Image([int(n) for n in source.GetSize()[:3]], sitk.sitkUInt8)
     image.SetOrigin(source.GetOrigin()[:3])
     image.SetSpacing(source.GetSpacing()[:3])

@@ -41,7 +41,7 @@ class X5Format(TransformFormat):
                     raise RegistrationError(f"{name} must be an X5 file, got {path} without its mark")
                 group = file["TransformGroup"]
                 parts = [_read_node(group[key], path, name) for key in sorted(group, key=int)]
-            except (KeyError, ValueError, TypeError, OSError) as error:
+            except (KeyError, ValueError, TypeError, AttributeError, OSError, RuntimeError) as error:
                 if isinstance(error, RegistrationError):
                     raise
                 raise RegistrationError(f"{name} must be a complete X5 file, got {path} ({error})") from None
