@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import json
 import sys
 import tempfile
@@ -36,6 +37,10 @@ VALUES = (np.arange(9 * 10 * 11).reshape(9, 10, 11) * 37 % 199).astype(np.float3
 IMAGES = ("a.nii", "a.nii.gz", "a.img", "a.mha", "c.mha", "a.nrrd", "c.nrrd", "a.vtk", "a.gipl", "a.mhd", "a.nhdr")
 HANG_S = 100.0
 TOLERANCE = 1.0  # of intensities up to 1000 that are sampled in single precision
+PROGRAMS = (  # and one of their suffixes
+    *(("spm", ".nii"), ("niftyreg", ".nii.gz"), ("fsl", ".nii"), ("fsl", ".mat"), ("dipy", ".nii.gz"), ("afni", ".1d")),
+    *(("freesurfer", ".mgh"), ("freesurfer", ".lta"), ("elastix", ".txt"), ("voxelmorph", ".npy")),
+)
 CHECKED = ".nii.gz"  # header and values compressed: a checksum tells of every damage
 
 
@@ -58,6 +63,13 @@ def make_files(folder: Path) -> dict[Path, Callable[[Path], object]]:
     for name in ("t.h5", "t.tfm", "t.mat"):
         sitk.WriteTransform(composite if name == "t.h5" else sitk.AffineTransform(3), str(folder / name))
         made[folder / name] = lambda p: transforms.read_transform(p).TransformPoint((3.0, 4.0, 5.0))
+    grid = sitk.Image((6, 7, 5), sitk.sitkUInt8)
+    context = transforms.Context(grid, grid)
+    for kind, suffix in PROGRAMS:
+        path = folder / f"{kind}{suffix}"
+        moved = sitk.AffineTransform(3) if suffix in (".mat", ".lta", ".1d") else double
+        transforms.write(moved, path, kind, fixed=grid, moving=grid)
+        made[path] = functools.partial(read_of, kind, context)
     (folder / "p.csv").write_text("label,x,y,z\nnose,1,2,3\near,4,5,6\n")
     control = {"id": "1", "label": "nose", "position": [1, 2, 3]}
     markup = {"markups": [{"coordinateSystem": "RAS", "controlPoints": [control]}]}
@@ -68,6 +80,11 @@ def make_files(folder: Path) -> dict[Path, Callable[[Path], object]]:
     (folder / "card.pt").write_bytes((weights.BUNDLED / "brain-t1-small.pt").read_bytes())
     made[folder / "card.json"] = lambda p: weights.model_info(p)["name"]
     return made
+
+
+def read_of(kind: str, context: transforms.Context, path: Path) -> object:
+    """Map a point through another program's file."""
+    return transforms.read_transform(path, format_name=kind, context=context).TransformPoint((3.0, 4.0, 2.0))
 
 
 def mutate(data: bytes, rng: np.random.Generator) -> bytes:

@@ -105,9 +105,10 @@ def field_transform(values: np.ndarray, grid: sitk.Image, convert: Convert | Non
     """
     values = values.astype(np.float32, copy=False)
     if convert is not None:
-        for start, stop in _slab_limits(values.shape[1:]):
-            vectors = np.moveaxis(values[:, start:stop], 0, -1).astype(np.float64)
-            values[:, start:stop] = np.moveaxis(convert(slab_points(grid, start, stop), vectors), -1, 0)
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused later
+            for start, stop in _slab_limits(values.shape[1:]):
+                vectors = np.moveaxis(values[:, start:stop], 0, -1).astype(np.float64)
+                values[:, start:stop] = np.moveaxis(convert(slab_points(grid, start, stop), vectors), -1, 0)
     components = [sitk.GetImageFromArray(values[axis], isVector=False) for axis in range(3)]
     del values
     field = sitk.Compose(components)
