@@ -40,9 +40,9 @@ class AfniFormat(TransformFormat):
             _check_not_oblique(image, name)
         if FileHead.of(path).text:
             return geometry.affine_transform(matrices.read_matrix(path, name))
-        values, grid = fields.read_components(path, name)
-        _check_not_oblique(grid, name)
-        return fields.field_transform(values, grid)
+        made = fields.read_vectors(path, name)
+        _check_not_oblique(sitk.DisplacementFieldTransform(made).GetDisplacementField(), name)
+        return made
 
     def check_context(self, context: Context) -> None:
         """Refuse oblique images."""

@@ -30,23 +30,23 @@ Convert = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(points, vectors), both (slices, H, W, 3) in float64: points in mm LPS; returns other vectors for the same voxels."""
 
 
-def read_vectors(path: Path, name: str, convert: Convert, reference: sitk.Image | None = None) -> sitk.Transform:
-    """Read a NIfTI file of 3-vectors, (x, y, z, 3) or (x, y, z, 1, 3), as a displacement field.
+def read_vectors(path: Path, name: str, convert: Convert | None = None) -> sitk.Transform:
+    """Read a NIfTI file of 3-vectors, (x, y, z, 3) or (x, y, z, 1, 3), as a displacement field on its own grid.
 
     Args:
         path: of the file.
         name: what it is to the user, for messages.
-        convert: turns stored vectors into displacements in mm LPS.
-        reference: image whose grid the field has; None: the file's own.
+        convert: turns stored vectors into displacements in mm LPS; None where they are.
 
     Raises:
-        RegistrationError: another shape, cut off or damaged, or not on the grid of the reference.
+        RegistrationError: another shape, cut off or damaged.
     """
-    values, grid = read_components(path, name)
-    if reference is not None:
-        check_same_size(grid, reference, name, path)
-        grid = reference
-    return field_transform(values, grid, convert)
+    return _joined(*_read_images(path, name, convert))
+
+
+def _read_images(path: Path, name: str, convert: Convert | None) -> tuple[list[sitk.Image], sitk.Image]:
+    values, grid = read_components(path, name)  # freed on return
+    return _component_images(values, grid, convert), grid
 
 
 def read_components(path: Path, name: str, count: int = 3) -> tuple[np.ndarray, sitk.Image]:
@@ -103,16 +103,23 @@ def field_transform(values: np.ndarray, grid: sitk.Image, convert: Convert | Non
         grid: image of the field's placement.
         convert: turns `values` into displacements in mm LPS; None where they are.
     """
+    return _joined(_component_images(values, grid, convert), grid)
+
+
+def _component_images(values: np.ndarray, grid: sitk.Image, convert: Convert | None) -> list[sitk.Image]:
     values = values.astype(np.float32, copy=False)
     if convert is not None:
         with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused later
             for start, stop in _slab_limits(values.shape[1:]):
                 vectors = np.moveaxis(values[:, start:stop], 0, -1).astype(np.float64)
                 values[:, start:stop] = np.moveaxis(convert(slab_points(grid, start, stop), vectors), -1, 0)
-    components = [sitk.GetImageFromArray(values[axis], isVector=False) for axis in range(3)]
-    del values
+    return [sitk.GetImageFromArray(values[axis], isVector=False) for axis in range(3)]
+
+
+def _joined(components: list[sitk.Image], grid: sitk.Image) -> sitk.Transform:
+    """Make the transform of three component images, which are freed on the way: fields are large."""
     field = sitk.Compose(components)
-    del components
+    components.clear()
     field = sitk.Cast(field, sitk.sitkVectorFloat64)
     field.CopyInformation(grid)
     return sitk.DisplacementFieldTransform(field)

@@ -148,8 +148,7 @@ def _read_field(path: Path, name: str, modeling: bool) -> sitk.Transform:
             header = nifti.read_header(file, "the displacement field")
         if header is not None and header.grid.GetNumberOfComponents() == 3:
             turned = fields.to_ras if header.intent == fields.INTENT_DISPLACEMENT else None
-            values, grid = fields.read_components(path, name)
-            return fields.field_transform(values, grid, turned)
+            return fields.read_vectors(path, name, turned)
         field = images.read_file(path, "the displacement field")
     if field.GetDimension() != 3 or field.GetNumberOfComponentsPerPixel() != 3:
         raise RegistrationError(
