@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from LDRCore.cohort.runner import register_many as register_many
     from LDRCore.errors import RegistrationError as RegistrationError
     from LDRCore.models.weights import list_models as list_models
     from LDRCore.models.weights import model_info as model_info
@@ -33,6 +34,7 @@ _HOME = {
     "RegistrationError": "LDRCore.errors",
     "RegistrationResult": "LDRCore.result",
     "register": "LDRCore.registration",
+    "register_many": "LDRCore.cohort.runner",
     "transform_points": "LDRCore.registration",
     "warp_image": "LDRCore.registration",
     "list_models": "LDRCore.models.weights",

@@ -18,13 +18,14 @@ from LDRCore.io.transforms import Context, TransformLike, read_transform
 from LDRCore.result import RegistrationResult
 
 if TYPE_CHECKING:
+    from LDRCore.pipeline.inputs import FixedImage
     from LDRCore.report import Progress
 
 INTERPOLATIONS = (*geometry.INTERPOLATIONS, "auto")
 
 
 def register(
-    fixed: ImageLike,
+    fixed: ImageLike | FixedImage,
     moving: ImageLike,
     *,
     kind: str = "deformable",
@@ -49,7 +50,7 @@ def register(
 
     Args:
         fixed, moving: a path (file, or a folder with one DICOM series), a sitk.Image, or (array[i, j, k], 4x4 affine
-            voxel -> RAS mm).
+            voxel -> RAS mm). The fixed one may also be a `pipeline.inputs.FixedImage`, which many pairs share.
         kind: "deformable", "affine" (12 parameters) or "rigid" (rotation and translation, 6 parameters). The last two
             run no dense networks and refuse `refine`.
         model: a name of `list_models()`, a path to a .pt file with its card, "none": no network, for anatomy that no

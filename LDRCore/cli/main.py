@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from LDRCore.cli.output import CommandOutput
 from LDRCore.cli.parser import UsageError, build_parser
@@ -57,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(output.data, indent=1) if options.json else output.text, flush=True)
     except BrokenPipeError:  # the reader (head, less) needs no more
         sys.stderr.close()
+    if output.after is not None:
+        with suppress(KeyboardInterrupt):
+            output.after()
     if output.data.get("interrupted"):
         return INTERRUPTED
     return FAILED if output.data.get("problems") else DONE
@@ -73,10 +77,12 @@ def _refuse(sentence: str, as_json: bool) -> int:
 def script() -> int:
     """Run `ldr` as a program, which may set what a library must not.
 
-    One registration a process does not earn back the second that loading numba takes. GNU OpenMP's threads, torch's
+    One registration a process does not earn back the second that loading numba takes; workers of a list of pairs may,
+    and learn that nobody asked for this. GNU OpenMP's threads, torch's
     among them, otherwise stay busy for milliseconds waiting for work; the variable is read when torch is imported.
     """
-    os.environ.setdefault("LDR_NUMBA", "0")
+    if "LDR_NUMBA" not in os.environ:
+        os.environ |= {"LDR_NUMBA": "0", "LDR_NUMBA_DEFAULT": "1"}
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     memory.keep_freed_blocks()

@@ -60,8 +60,10 @@ def _add_demo(command: argparse.ArgumentParser) -> None:
 
 
 def _add_register(command: argparse.ArgumentParser) -> None:
-    command.add_argument("fixed", help="fixed image: NIfTI, NRRD, MetaImage ..., or a folder with one DICOM series")
-    command.add_argument("moving", help="moving image, likewise")
+    command.add_argument(
+        "fixed", nargs="?", help="fixed image: NIfTI, NRRD, MetaImage ..., or a folder with one DICOM series"
+    )
+    command.add_argument("moving", nargs="?", help="moving image, likewise")
     command.add_argument("--out", type=output_path, required=True, help="folder for the results")
     _add_model_options(command)
     _add_overwrite(command, "replace an earlier result in the output folder")
@@ -77,10 +79,39 @@ def _add_register(command: argparse.ArgumentParser) -> None:
     command.add_argument("--moving-mask", help="the same for the moving image")
     command.add_argument("--inverse", action="store_true", help="also write inverse_transform.h5")
     command.add_argument(
+        "--open", action="store_true", help="show the result in the browser (see ldr view), or a list's page"
+    )
+    command.add_argument(
         "--write",
         default="",
         metavar="FORMATS",
         help="also write the transform for these programs, e.g. ants,fsl,spm,x5,dicom (transform_ants.nii.gz ...)",
+    )
+    _add_list(command.add_argument_group("many pairs, instead of a fixed and a moving image (see docs/cohorts.md)"))
+
+
+def _add_list(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--pairs",
+        type=Path,
+        metavar="CSV",
+        help="list with the columns fixed, moving and any of fixed_mask, moving_mask, fixed_labels, moving_labels, "
+        "fixed_landmarks, moving_landmarks, initial, name; paths are relative to the CSV",
+    )
+    group.add_argument("--fixed", dest="atlas", metavar="ATLAS", help="fixed image of every pair (with --moving)")
+    group.add_argument("--moving", dest="pattern", metavar="'GLOB'", help="pattern of moving images, in quotes")
+    group.add_argument(
+        "--outputs",
+        metavar="NAMES",
+        help="what to write of each pair, divided by commas: warped, transform, inverse, jacobian, displacement, "
+        "labels, picture (default warped,transform)",
+    )
+    group.add_argument("--workers", type=int, help="processes (default: one a core, as memory allows)")
+    group.add_argument("--threads", type=int, help="threads of each process (default 1)")
+    group.add_argument("--scheduler", metavar="ADDRESS", help="tcp://host:port of a Dask scheduler that shall do it")
+    group.add_argument("--frame", default="lps", help="of landmarks: lps, ras (mm) or voxel (default lps)")
+    group.add_argument(
+        "--statistics", action="store_true", help="also mean and std of warped images and log Jacobians on the atlas"
     )
 
 
@@ -180,6 +211,15 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
     _add_model_options(command)
 
 
+def _add_view(command: argparse.ArgumentParser) -> None:
+    command.add_argument("result", type=Path, help="a folder that ldr register wrote, or of one pair of a list")
+    command.add_argument("--fixed", help="the fixed image, where it is not where the report says")
+    command.add_argument("--moving", help="the moving image, likewise")
+    command.add_argument("--save", type=output_path, metavar="PAGE", help="write one .html file instead of showing it")
+    command.add_argument("--no-browser", action="store_true", help="print the address, open no browser")
+    _add_overwrite(command, "replace an existing file")
+
+
 def _add_models(command: argparse.ArgumentParser) -> None:
     command.add_argument("name", nargs="?", help="a model: show its card (data, licence, recipe, results)")
 
@@ -270,6 +310,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
         "register pairs, or take given transforms, and measure them with labels and landmarks",
         _add_evaluate,
     ),
+    "view": ("show a result in the browser: slices, before and after, Jacobian, deformation grid", _add_view),
     "models": ("list the models that ship and what every network costs, or show one model's card", _add_models),
     "doctor": ("check this installation and say what is missing", _add_doctor),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,16 @@ SIDES = ("fixed", "moving")
 
 
 def run(options: argparse.Namespace) -> CommandOutput:
-    """Register two scans and write a result folder."""
+    """Register two scans and write a result folder, or a list of pairs."""
+    from LDRCore.cli import register_list
+
+    if register_list.is_list(options):
+        return register_list.run(options, model_keywords(options))
+    register_list.check_pair(options)
+    if options.open:
+        from LDRCore.viewer.page import niivue_script
+
+        niivue_script()  # refused before any work, where it is missing
     given = options.initial or ["center"]
     initial: str | sitk.Transform = given[0]
     if len(given) > 1 or given[0] not in INITIALS:
@@ -42,7 +52,18 @@ def run(options: argparse.Namespace) -> CommandOutput:
         moving_mask=options.moving_mask,
         inverse=options.inverse,
     )
-    return CommandOutput({"report": result.report, "files": files}, describe_report(result.report, files))
+    output = CommandOutput({"report": result.report, "files": files}, describe_report(result.report, files))
+    return show_after(output, options.out) if options.open else output
+
+
+def show_after(output: CommandOutput, folder: Path) -> CommandOutput:
+    """Return the output, with the result shown in the browser once it is printed."""
+    from LDRCore.cli.view import serve
+    from LDRCore.viewer.page import make_page
+    from LDRCore.viewer.volumes import read_result
+
+    shown = serve(make_page(read_result(folder, None, None)))
+    return CommandOutput(output.data | shown.data, f"{output.text}\n{shown.text}", shown.after)
 
 
 def register_and_save(
@@ -84,6 +105,8 @@ def register_and_save(
     for name in ("read", "total"):
         result.facts["times_s"][name] = round(result.facts["times_s"][name] + read_s, 4)
 
+    result.facts["inputs"] = {"fixed": os.path.abspath(fixed), "moving": os.path.abspath(moving)}
+
     def write_extras(folder: Path) -> None:
         for chosen in formats:
             chosen.write(result.transform, folder / chosen.result_name(result.transform.IsLinear()), context)
@@ -91,7 +114,7 @@ def register_and_save(
             draw(folder)
 
     def draw(folder: Path) -> None:
-        from LDRCore.cli.overview import write_overview
+        from LDRCore.overview import write_overview
 
         try:
             picture, verdict = folder / "overview.png", result.facts["verdict"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,34 +16,64 @@ from LDRCore.transforms.volume import Volume
 
 
 @dataclass(frozen=True, eq=False)
+class FixedImage:
+    """A fixed image that many pairs share, read and checked once, prepared when it is first registered to.
+
+    Attributes:
+        image: three-dimensional scalar image, not to be changed.
+        mask: boolean array (z, y, x) on its grid, or None.
+    """
+
+    image: sitk.Image
+    mask: np.ndarray | None = None
+    _prepared: dict[tuple[Any, ...], PreparedImage] = field(default_factory=dict)
+
+    def prepare(self, **spacings: Any) -> PreparedImage:
+        """See `preprocess.prepare`; the same object for every pair."""
+        key = tuple(sorted(spacings.items()))
+        if key not in self._prepared:
+            self._prepared[key] = prepare(self.image, self.mask, **spacings)
+        return self._prepared[key]
+
+
+@dataclass(frozen=True, eq=False)
 class Inputs:
     """The images and masks of the user, read and checked.
 
     Attributes:
         fixed, moving: three-dimensional scalar images.
         fixed_mask, moving_mask: boolean arrays (z, y, x) on their grids, or None.
+        shared_fixed: the fixed image and its mask once more, where many pairs share them.
     """
 
     fixed: sitk.Image
     moving: sitk.Image
     fixed_mask: np.ndarray | None
     moving_mask: np.ndarray | None
+    shared_fixed: FixedImage | None = None
 
 
 def read_inputs(
-    fixed: ImageLike, moving: ImageLike, fixed_mask: ImageLike | None, moving_mask: ImageLike | None
+    fixed: ImageLike | FixedImage, moving: ImageLike, fixed_mask: ImageLike | None, moving_mask: ImageLike | None
 ) -> Inputs:
     """Read both images and their masks.
+
+    Args:
+        fixed: an image, or one that was read before with its mask (then `fixed_mask` is not looked at).
+        moving, fixed_mask, moving_mask: see `register`.
 
     Raises:
         RegistrationError: one of them cannot be used; see `io.images`.
     """
-    fixed_image, moving_image = images.load(fixed, "fixed image"), images.load(moving, "moving image")
+    shared = fixed if isinstance(fixed, FixedImage) else None
+    fixed_image = fixed.image if isinstance(fixed, FixedImage) else images.load(fixed, "fixed image")
+    moving_image = images.load(moving, "moving image")
     return Inputs(
         fixed_image,
         moving_image,
-        images.load_mask(fixed_mask, fixed_image, "fixed mask"),
+        shared.mask if shared else images.load_mask(fixed_mask, fixed_image, "fixed mask"),
         images.load_mask(moving_mask, moving_image, "moving mask"),
+        shared,
     )
 
 
@@ -73,7 +103,7 @@ def prepare_pair(inputs: Inputs, nonlinear: sitk.Transform | None, card: dict[st
     """
     settings = card["working_grid"]
     spacings = {"fine_mm": settings["spacing_mm"], "coarse_mm": settings["stem_spacing_mm"], "device": device}
-    fixed = prepare(inputs.fixed, inputs.fixed_mask, **spacings)
+    fixed = (inputs.shared_fixed or FixedImage(inputs.fixed, inputs.fixed_mask)).prepare(**spacings)
     moving = prepare(inputs.moving, inputs.moving_mask, **spacings)
     if nonlinear is None:
         return Pair(fixed, moving, moving.coarse)
