@@ -316,7 +316,7 @@ def test_a_failing_picture_does_not_cost_the_result(inputs, capsys, monkeypatch)
     def fail(*_: object) -> None:
         raise ValueError("no ink")
 
-    monkeypatch.setattr("LDRCore.cli.overview.write_overview", fail)
+    monkeypatch.setattr("LDRCore.overview.write_overview", fail)
     assert ldr("register", "a.nii.gz", "a.nii.gz", "--out", "out", "--cascades", "0", "--json") == 0
     report = json.loads(capsys.readouterr().out)["report"]
     assert "overview.png could not be drawn (ValueError: no ink)" in report["warnings"]
@@ -327,7 +327,7 @@ def test_a_failing_picture_does_not_cost_the_result(inputs, capsys, monkeypatch)
 
 def test_a_picture_of_large_voxels_is_small(tmp_path, monkeypatch):
     """46 x 63 x 46 voxels of 24 mm were sampled every 4 mm: 29 million points."""
-    from LDRCore.cli import overview
+    from LDRCore import overview
 
     values = RNG.normal(100, 1, (46, 63, 46)).astype(np.float32)
     values[10:30, 10:40, 10:30] += 300

@@ -48,6 +48,9 @@ NOT_RUN = {
     (r"docs/training\.md", r"python -m Training\.(train_teacher|extract_teacher|train_student) --config"): (
         "teacher, its deformations and student are run by test_training.py"
     ),
+    (r"README\.md|docs/cohorts\.md", r"ldr (view result|register \.\.\. --open)$"): (
+        "shows a page until Ctrl-C; `--save` and the server are run by test_cohort_page.py"
+    ),
     (r"README\.md", r"from LightweightRegistration import"): "needs Slicer's scene; run by test_slicer_logic.py",
     (r"docs/slicer-.*\.md", r".*"): "needs Slicer's Python; run by test_slicer_logic.py and test_slicer_others.py",
 }

@@ -50,9 +50,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"errors", "sampling", "geometry", "io", "transforms", "losses", "pipeline"},
     "registration": {"errors", "torch_context", "geometry", "io", "pipeline", "result", "report"},
     "evaluation": {"errors", "geometry", "io", "registration"},
+    "overview": {"geometry"},
+    "viewer": {"errors", "geometry", "io"},
+    "cohort": {
+        *("errors", "geometry", "io", "models", "cpu", "pipeline", "result", "registration", "evaluation", "overview"),
+    },
     "cli": {
         *("errors", "sampling", "geometry", "io", "transforms", "models", "cpu", "pipeline", "result", "registration"),
-        "evaluation",
+        *("evaluation", "overview", "viewer", "cohort"),
     },
 }
 
@@ -74,7 +79,10 @@ OTHERS: dict[str, set[str]] = {
     "report": {"numpy", "torch", "SimpleITK"},
     "registration": {"numpy", "SimpleITK"},
     "evaluation": {"numpy", "SimpleITK"},
-    "cli": {"numpy", "torch", "SimpleITK", "matplotlib", "tqdm"},
+    "overview": {"numpy", "SimpleITK", "matplotlib"},
+    "viewer": {"numpy", "SimpleITK"},
+    "cohort": {"numpy", "SimpleITK", "torch", "dask", "distributed"},
+    "cli": {"numpy", "torch", "SimpleITK", "tqdm"},
 }
 
 

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 import torch
 
 import LDRCore
-from LDRCore.cli import overview
+from LDRCore import overview
 from LDRCore.cli.main import main
 from LDRCore.geometry import Grid
 from LDRCore.pipeline import evidence, preprocess, verdict
@@ -216,7 +216,7 @@ def test_a_wrong_spacing_is_told(heads):
 
 def test_the_verdict_is_printed_stored_and_drawn(heads, tmp_path, capsys, monkeypatch):
     drawn = []
-    monkeypatch.setattr("LDRCore.cli.overview.write_overview", lambda *given: drawn.append(given[-1]))
+    monkeypatch.setattr("LDRCore.overview.write_overview", lambda *given: drawn.append(given[-1]))
     paths = [str(tmp_path / f"{name}.nii.gz") for name in ("fixed", "moving")]
     for image, path in zip(heads, paths, strict=True):
         sitk.WriteImage(image, path)
