@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from LDRCore.models.base import DenseNetwork, check_pair, encode_and_decode, initialise_flow
@@ -114,7 +113,7 @@ class Forces:
         if self.smoothed is None or fine_gain is None:
             return displacement
         shape = self.smoothed.shape[2:]
-        gains = F.interpolate(flow[:, 4:] + fine_gain.float(), size=shape, mode="trilinear", align_corners=True)
+        gains = spatial.interpolate(flow[:, 4:] + fine_gain.float(), shape)
         return torch.addcmul(spatial.upsample(displacement, shape), gains, self.smoothed)
 
 

@@ -12,14 +12,13 @@ import torch
 from LDRCore import sampling
 
 
-def upsample(displacement: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Do what `spatial.upsample` does, by one matrix product an axis: with its derivative several times faster."""
-    sizes = list(zip(displacement.shape[2:], shape, strict=True))
-    z, y, x = (torch.from_numpy(_interpolation(m, n)).to(displacement) for m, n in sizes)
-    factor = displacement.new_tensor([(n - 1) / max(m - 1, 1) for m, n in sizes]).view(3, 1, 1, 1)
-    with torch.autocast(displacement.device.type, enabled=False):
-        fine = y @ ((displacement * factor) @ x.T)
-        return (z @ fine.flatten(3)).view(*displacement.shape[:2], *shape)
+def interpolate(values: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Do what `spatial.interpolate` does, by one matrix product an axis: twice as fast, its derivative more so."""
+    sizes = zip(values.shape[2:], shape, strict=True)
+    z, y, x = (torch.from_numpy(_interpolation(m, n)).to(values) for m, n in sizes)
+    with torch.autocast(values.device.type, enabled=False):
+        fine = y @ (values @ x.T)
+        return (z @ fine.flatten(3)).view(*values.shape[:2], *shape)
 
 
 @lru_cache(maxsize=32)

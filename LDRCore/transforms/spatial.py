@@ -191,11 +191,15 @@ def upsample(displacement: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     old = displacement.shape[2:]
     if tuple(old) == tuple(shape):
         return displacement
-    if displacement.requires_grad and displacement.device.type == "cpu":
-        return gradients.upsample(displacement, shape)
     factor = displacement.new_tensor([(n - 1) / max(m - 1, 1) for n, m in zip(shape, old, strict=True)])
-    displacement = displacement * factor.view(3, 1, 1, 1)
-    return F.interpolate(displacement, size=tuple(shape), mode="trilinear", align_corners=True)
+    return interpolate(displacement * factor.view(3, 1, 1, 1), shape)
+
+
+def interpolate(values: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Interpolate (B, C, d, h, w) linearly on a finer or coarser grid (D, H, W) with the same corners."""
+    if values.device.type == "cpu" and values.dtype == torch.float32:
+        return gradients.interpolate(values, shape)
+    return F.interpolate(values, size=tuple(shape), mode="trilinear", align_corners=True)
 
 
 def shrink(image: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
