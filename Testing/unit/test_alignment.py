@@ -85,7 +85,7 @@ def test_a_rigid_result_is_exactly_rigid_where_the_truth_is_not(moving):
 
 @pytest.mark.parametrize("contrast", ["inverted", "inverted within the head", "not monotonic"])
 def test_a_contrast_of_another_kind_does_not_matter(contrast, moving):
-    """Where air stays dark the head's edge is another edge, which costs some 3 mm at the surface."""
+    """Where air is dark, or bright and so taken for a removed background, the head's edge is another one: 1 to 3 mm."""
     values = sitk.GetArrayFromImage(moving)
     other = {
         "inverted": 1000 - values,
@@ -95,7 +95,7 @@ def test_a_contrast_of_another_kind_does_not_matter(contrast, moving):
     truth = known_map.AFFINE_LPS
     images = prepared(fixed_of(truth)), prepared(known_map.MOVING.image(other.astype(np.float32)))
     result = search.align(pyramid(*images), centred(*images), "affine")
-    assert error_mm(result.affine_lps, truth) < (1 if contrast == "inverted" else 4) * NEAR_MM
+    assert error_mm(result.affine_lps, truth) < 4 * NEAR_MM
 
 
 def halved(image: sitk.Image, lattice: known_map.Lattice) -> sitk.Image:

@@ -80,7 +80,7 @@ def by_torch() -> dict:
 
 def assert_registered(result: dict, by_torch: dict) -> None:
     """Compare to a registration without numba, in millimetres and grey values of about 400."""
-    assert np.abs(np.array(result["points"]) - np.array(by_torch["points"])).max() < 0.05
+    assert np.abs(np.array(result["points"]) - np.array(by_torch["points"])).max() < 0.1
     assert result["mean"] == pytest.approx(by_torch["mean"], abs=0.5)
     assert result["compiled_sampling"] == (result["backend"] == "numba")
 
