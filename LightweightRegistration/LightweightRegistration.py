@@ -82,7 +82,7 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
         self,
         fixedNode: slicer.vtkMRMLScalarVolumeNode,
         movingNode: slicer.vtkMRMLScalarVolumeNode,
-        cascades: int = 3,
+        cascades: int | None = None,
         *,
         progress: Callable[[float, str], None] | None = None,
         **options: Any,
@@ -91,7 +91,7 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
 
         Args:
             fixedNode, movingNode: scalar volumes, each possibly under linear transforms.
-            cascades: number of dense networks, 1 to the model's maximum.
+            cascades: number of dense networks, 0 to the model's maximum; None for all.
             progress: called with (fraction done, next step).
             options: see `startRegistration`.
 
@@ -107,7 +107,7 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
         self,
         fixedNode: slicer.vtkMRMLScalarVolumeNode,
         movingNode: slicer.vtkMRMLScalarVolumeNode,
-        cascades: int = 3,
+        cascades: int | None = None,
         *,
         kind: str = "deformable",
         model: str = "brain-t1-small",
@@ -115,7 +115,7 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
         movingMask: slicer.vtkMRMLDisplayableNode | None = None,
         initialTransform: slicer.vtkMRMLTransformNode | None = None,
         prealignment: str = "centre",
-        refine: str = "fast",
+        refine: str | None = "fast",
         refinementSteps: int = 0,
         similarity: str = "auto",
         device: str = "auto",
@@ -134,12 +134,14 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
             fixedNode, movingNode, cascades: see `register`.
             kind: "deformable", "affine" (12 parameters) or "rigid" (rotation and translation); the last two do not
                 deform, so `cascades`, `refine`, `refinementSteps` and `similarity` do not count.
-            model: a name of the bundled models, or a path to a .pt file with its card.
+            model: a name of the bundled models, "any" (chosen by the images), "none" (no network), or a path to a .pt
+                file with its card. The report's `model_chosen` says which networks ran and why.
             fixedMask, movingMask: segmentation or labelmap; voxels outside do not influence the registration.
             initialTransform: aligns the moving volume roughly when the volume is put under it.
             prealignment: "centre" (align the centroids of the contents, then affine), "affine" (from the scanner
                 coordinates or the initial transform) or "none".
-            refine: instance optimisation after the networks: "none" (the panel's Fast), "fast" (Accurate) or "best".
+            refine: instance optimisation after the networks: None (the panel's Fast: what the model needs), "none",
+                "fast" (Accurate) or "best".
             refinementSteps: iterations of it at each of two resolutions, 0 for those of `refine`.
             similarity: what it makes larger: "auto", "local-ncc" or "mind"; see `LDRCore.register`.
             device: "auto", "cpu" or "cuda".
@@ -205,7 +207,7 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
         self,
         fixedNode: slicer.vtkMRMLScalarVolumeNode,
         sequenceNode: slicer.vtkMRMLSequenceNode,
-        cascades: int = 3,
+        cascades: int | None = None,
         *,
         progress: Callable[[float, str], None] | None = None,
         **options: Any,
@@ -225,7 +227,7 @@ class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
         self,
         fixedNode: slicer.vtkMRMLScalarVolumeNode,
         sequenceNode: slicer.vtkMRMLSequenceNode,
-        cascades: int = 3,
+        cascades: int | None = None,
         *,
         initialTransform: slicer.vtkMRMLTransformNode | None = None,
         refinementSteps: int = 0,

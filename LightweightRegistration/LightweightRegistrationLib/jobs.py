@@ -33,10 +33,11 @@ class Settings:
         kind: "deformable", "affine" or "rigid"; the last two run no dense networks, so `cascades`, `refine`,
             `refine_steps` and `similarity` do not count.
         model: a name of `LDRCore.list_models()`, or a path to a .pt file.
-        cascades: number of dense networks, 1 to the model's maximum.
+        cascades: number of dense networks, 0 to the model's maximum; None for all.
         prealignment: "centre" (align the centroids of the contents, then affine), "affine" (from the scanner
             coordinates or the initial transform), "none" (use these as they are).
-        refine: instance optimisation after the networks: "none", "fast" or "best", as in `LDRCore.register`.
+        refine: instance optimisation after the networks: "none", "fast" or "best", as in `LDRCore.register`; None for
+            what the model needs.
         refine_steps: iterations of it at each of two resolutions, 0 for those of `refine`.
         similarity: what it makes larger: "auto", "local-ncc" or "mind", as in `LDRCore.register`.
         device: "auto", "cpu" or "cuda".
@@ -44,9 +45,9 @@ class Settings:
     """
 
     model: str = "brain-t1-small"
-    cascades: int = 3
+    cascades: int | None = None
     prealignment: str = "centre"
-    refine: str = "fast"
+    refine: str | None = "fast"
     refine_steps: int = 0
     similarity: str = "auto"
     device: str = "auto"
@@ -58,10 +59,28 @@ class Settings:
         """Whether the transform may deform."""
         return self.kind not in ("rigid", "affine")
 
-    @property
-    def refines(self) -> bool:
-        """Whether there is instance optimisation."""
-        return self.deforms and (self.refine != "none" or self.refine_steps > 0)
+    def options(self) -> dict[str, Any]:
+        """Return the keywords of `LDRCore.register`, without the initial transform."""
+        return {
+            "kind": self.kind,
+            "model": str(self.model),
+            "cascades": self.cascades if self.deforms else 0,
+            "affine": self.prealignment != "none",
+            "refine": self.refine if self.deforms else "none",
+            "refine_steps": self.refine_steps if self.deforms else 0,
+            "similarity": self.similarity,
+            "device": self.device,
+        }
+
+    def networks(self, card: dict[str, Any]) -> int:
+        """Return how many networks run at most, by the model's card."""
+        most = card["architecture"]["cascades"] if self.cascades is None else self.cascades
+        return most if self.deforms else 0
+
+    def refines(self, card: dict[str, Any]) -> bool:
+        """Return whether there is instance optimisation."""
+        refine = card.get("refine", "none") if self.refine is None else self.refine
+        return self.deforms and (refine != "none" or self.refine_steps > 0)
 
 
 class Job:
@@ -278,15 +297,8 @@ def register_request(
     arrays = {f"{name}.npy": image.values for name, image in images.items()}
     request: dict[str, Any] = {
         "do": "register",
-        "kind": settings.kind,
-        "model": str(settings.model),
-        "cascades": settings.cascades if settings.deforms else 0,
-        "affine": settings.prealignment != "none",
+        "options": settings.options(),
         "initial": "center" if settings.prealignment == "centre" else "none",
-        "refine": settings.refine if settings.deforms else "none",
-        "refine_steps": settings.refine_steps if settings.deforms else 0,
-        "similarity": settings.similarity,
-        "device": settings.device,
         "threads": settings.threads,
         **{name: volume_request(image, f"{name}.npy") for name, image in images.items()},
     }
@@ -320,22 +332,24 @@ def transform_request(transform: np.ndarray | Field, name: str) -> tuple[dict[st
 def memory_error(images: dict[str, WorldImage], settings: Settings, wanted: dict[str, Any]) -> MemoryNeededError:
     """Return the exception that names the memory that these volumes need, and what a user can do."""
     fixed, moving = images["fixed"], images["moving"]
+    card = library_module("models.weights").model_info(settings.model)
+    cascades, refines = settings.networks(card), settings.refines(card)
     needed = library_module("cpu.memory").needed_bytes(
-        library_module("models.weights").model_info(settings.model),
+        card,
         fixed.values.shape,
         fixed.spacing_mm[::-1].tolist(),
         moving.values.shape,
-        cascades=settings.cascades if settings.deforms else 0,
-        refine=settings.refines,
+        cascades=cascades,
+        refine=refines,
         inverse=bool(wanted.get("inverse")),
         jacobian=bool(wanted.get("jacobian")),
     )
-    fewer = settings.cascades - 1 if settings.deforms and settings.cascades > 1 else None
+    fewer = cascades - 1 if cascades > 1 else None
     tips = ["close other programs", "crop the volumes (module Crop Volume)"]
     tips += ["set Device to CPU"] if settings.device != "cpu" else []
-    tips += ["set Quality to Fast"] if settings.refines else []
+    tips += ["set Quality to Fast"] if refines and settings.refine is not None else []
     tips += ["leave out the Jacobian map"] if wanted.get("jacobian") else []
-    tips += [f"use fewer cascades than {settings.cascades}"] if fewer else []
+    tips += [f"use fewer cascades than {cascades}"] if fewer else []
     return MemoryNeededError(
         f"registering these volumes needs about {needed / 1e9:.1f} GB of memory, more than could be had here: "
         + ", ".join(tips[:-1])

@@ -68,12 +68,13 @@ class Panel(JobRunner):
         self._parameterNode: LightweightRegistrationParameterNode | None = None
         self._pair = VolumePair(None, None)
         self._preparedFor: WarmUpOptions | None = None
+        self._maxCascades = 0
         default = memory_bytes() >= PREPARE_FROM_BYTES
         ui.prepareCheckBox.checked = slicer.util.settingsValue(PREPARE_SETTING, default, converter=slicer.util.toBool)
         ui.prepareCheckBox.toggled.connect(self.onPrepareToggled)
-        for name in library_module("models.weights").list_models():
-            made_for = library_module("models.weights").model_info(name).get("made_for", "")
-            ui.modelComboBox.addItem(f"{made_for} ({name})" if made_for else name, name)
+        self._titles = library_module("models.weights").model_titles()
+        for name, title in self._titles.items():
+            ui.modelComboBox.addItem(title, name)
         ui.modelComboBox.currentIndexChanged.connect(self.onModelChanged)
         ui.applyButton.clicked.connect(self._shown(self.onApplyButton))
         ui.tryItButton.clicked.connect(self._shown(self.onTryItButton))
@@ -154,13 +155,15 @@ class Panel(JobRunner):
         index = ui.modelComboBox.findData(card["name"])
         if index != ui.modelComboBox.currentIndex:
             ui.modelComboBox.currentIndex = index
-        max_cascades = card["architecture"]["cascades"]
-        ui.cascadesSlider.maximum = max_cascades
-        if p.cascades > max_cascades:
-            p.cascades = max_cascades
+        self._maxCascades = card["architecture"]["cascades"]
+        if self._maxCascades:  # otherwise the number stays, for another model
+            ui.cascadesSlider.maximum = self._maxCascades
+            if p.cascades > self._maxCascades:
+                p.cascades = self._maxCascades
         ui.modelCardLabel.text = report_text.card_text(card)
-        for widget in (ui.qualityComboBox, ui.cascadesSlider, ui.refinementSpinBox, ui.similarityComboBox):
+        for widget in (ui.qualityComboBox, ui.refinementSpinBox, ui.similarityComboBox):
             widget.enabled = p.kind is Kind.deformable
+        ui.cascadesSlider.enabled = p.kind is Kind.deformable and self._maxCascades > 0
 
     def _updateOutputSelectors(self, p: LightweightRegistrationParameterNode) -> None:
         for output, parameter in NODE_PARAMETERS.items():
@@ -199,7 +202,7 @@ class Panel(JobRunner):
         return outputs.read_report(p.transform, p.warpedVolume, p.jacobianMap)
 
     def _resultRows(self) -> report_text.Rows:
-        return report_text.rows(self._report())
+        return report_text.rows(self._report(), self._titles)
 
     def _warmUp(self, p: LightweightRegistrationParameterNode) -> None:
         """Start the registration process before Apply is pressed, once for each choice that needs another start."""
@@ -261,7 +264,6 @@ class Panel(JobRunner):
             lambda: self.logic.startRegistration(
                 fixed,
                 moving,
-                p.cascades,
                 fixedMask=p.fixedMask,
                 movingMask=p.movingMask,
                 onField=lambda field: self.display.showEarlyView(fixed, moving, field, previous_transform),
@@ -319,7 +321,7 @@ class Panel(JobRunner):
         """Register every frame of the sequence."""
         p = self._parameterNode
         self._startJob(
-            lambda: self.logic.startSequence(p.fixedVolume, p.sequence, p.cascades, **self._registrationOptions()),
+            lambda: self.logic.startSequence(p.fixedVolume, p.sequence, **self._registrationOptions()),
             lambda made: self.showStatus(
                 _("Created “{name}” with {count} frames: play it in the module Sequences.").format(
                     name=made["warped"].GetName(), count=made["warped"].GetNumberOfDataNodes()
@@ -332,6 +334,7 @@ class Panel(JobRunner):
         return {
             "kind": p.kind.name,
             "model": p.model,
+            "cascades": min(p.cascades, self._maxCascades),
             "initialTransform": p.initialTransform,
             "prealignment": p.prealignment.name,
             "refine": p.quality.refine,

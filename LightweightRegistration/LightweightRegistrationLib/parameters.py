@@ -43,14 +43,14 @@ class Prealignment(Labelled):
 class Quality(Labelled):
     """How long the displacement of the pair is optimised after the networks; `refine` is LDRCore's name for it."""
 
-    fast = "Fast: networks alone"
+    fast = "Fast"
     accurate = "Accurate"
     best = "Best: slowest"
 
     @property
-    def refine(self) -> str:
-        """Return the value of `refine` in `LDRCore.register`."""
-        return {"fast": "none", "accurate": "fast", "best": "best"}[self.name]
+    def refine(self) -> str | None:
+        """Return the value of `refine` in `LDRCore.register`; None leaves it to the model, which may need it."""
+        return {"fast": None, "accurate": "fast", "best": "best"}[self.name]
 
 
 class Similarity(Labelled):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,8 +30,13 @@ def counted(count: int, one: str, many: str) -> str:
     return f"{count} {one if count == 1 else many}"
 
 
-def rows(report: dict[str, Any]) -> Rows:
-    """Return the rows (name, value) of a report, none for an empty one."""
+def rows(report: dict[str, Any], titles: Mapping[str, str] = MappingProxyType({})) -> Rows:
+    """Return the rows (name, value) of a report, none for an empty one.
+
+    Args:
+        report: of LDRCore.
+        titles: of models in plain words, by name.
+    """
     if not report:
         return []
     similarity = report["similarity"]
@@ -39,7 +46,7 @@ def rows(report: dict[str, Any]) -> Rows:
         (_("Similarity after"), after.format(**similarity)),
         *(_deformation(report) if _deforms(report) else _linear_map(report)),
         (_("Device"), _device(report)),
-        (_("Model"), _model(report)),
+        _networks(report, titles) if _deforms(report) and "model_chosen" in report else (_("Model"), _model(report)),
     ]
     if report.get("refinement"):
         shown.append((_("Refinement"), _refinement(report)))
@@ -125,6 +132,16 @@ def _model(report: dict[str, Any]) -> str:
     if report["refine_steps"] and "refinement" not in report:  # of an earlier version, from a saved scene
         parts.append(counted(report["refine_steps"], _("refinement step"), _("refinement steps")))
     return ", ".join(parts)
+
+
+def _networks(report: dict[str, Any], titles: Mapping[str, str]) -> tuple[str, str]:
+    """Say which networks ran, and why."""
+    chosen = report["model_chosen"]
+    if not report["cascades"]:
+        return _("Networks"), _("none: {why}").format(why=report.get("networks_left_out", chosen["why"]))
+    name, count = chosen["name"], counted(report["cascades"], _("cascade"), _("cascades"))
+    shown = _("{title} ({name})").format(title=titles[name], name=name) if name in titles else name
+    return _("Networks"), _("{model}, {cascades}: {why}").format(model=shown, cascades=count, why=chosen["why"])
 
 
 def _refinement(report: dict[str, Any]) -> str:

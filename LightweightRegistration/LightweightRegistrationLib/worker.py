@@ -125,16 +125,9 @@ def register(answer: Answer, request: dict[str, Any]) -> None:
     result = LDRCore.register(
         fixed,
         moving,
-        kind=request["kind"],
-        model=request["model"],
-        cascades=request["cascades"],
-        affine=request["affine"],
+        **request["options"],
         initial=initial,
-        refine=request["refine"],
-        refine_steps=request["refine_steps"],
-        similarity=request["similarity"],
         inverse=request["inverse"],
-        device=request["device"],
         progress=lambda fraction, message: answer.event("progress", fraction=0.75 * fraction, message=message),
         on_transform=early,
         **masks,
@@ -188,11 +181,14 @@ def warm_up(request: dict[str, Any]) -> None:
     import numpy as np
 
     import LDRCore
+    from LDRCore.pipeline.options import every_cascade
 
     k, j, i = np.ogrid[-1:1:48j, -1:1:48j, -1:1:48j]
     ball = (k * k + j * j + i * i < 0.6) * (2.0 + k)
     grid = np.diag([4.0, 4.0, 4.0, 1.0])
-    LDRCore.register((ball, grid), (ball[::-1], grid), model=request["model"], cascades=1, device=request["device"])
+    cascades = min(1, every_cascade(request["model"]))
+    options = {"model": request["model"], "cascades": cascades, "device": request["device"]}
+    LDRCore.register((ball, grid), (ball[::-1], grid), **options)
 
 
 def use_threads(count: int) -> None:

@@ -273,3 +273,18 @@ def test_a_sheared_parent_is_honoured(logic, scene):
     outputs = logic.register(fixed, moving, 1, jacobian=False)
     shown = resliced(moving, outputs.transform, fixed)  # no parent on moving: the transform alone
     assert np.percentile(np.abs(shown.astype(float) - array(outputs.warped)), 98) <= 2
+
+
+def test_without_a_number_every_network_of_the_model_runs_and_no_model_needs_none(logic, scene):
+    from LightweightRegistrationLib.jobs import Settings
+
+    from LDRCore.models import weights
+
+    made = logic.register(*blobs(), model="none", refine=None, warped=False, jacobian=False)
+    assert (made.report["cascades"], made.report["refine"]) == (0, "fast")
+    for model, networks in (("any", 3), ("brain-t1-small", 3), ("none", 0)):
+        card = weights.model_info(model)
+        assert Settings(model).networks(card) == networks
+        assert Settings(model, kind="rigid").networks(card) == 0
+        assert Settings(model, refine=None).refines(card) == (model in ("any", "none"))
+        assert not Settings(model, kind="rigid", refine=None).refines(card)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import xml.etree.ElementTree as ET
 import zipfile
@@ -32,7 +33,13 @@ def test_an_empty_panel_says_what_to_do_and_does_nothing_heavy(opened):
     assert not ui.progressBar.isVisible()
     assert ui.resultsLabel.text == "No result yet."
     assert opened.panel.logic._worker is None
-    assert ui.modelComboBox.currentText == "T1-weighted MRI of the head (brain-t1-small)"
+    from LDRCore.models import weights
+
+    assert ui.modelComboBox.currentText == "T1 head"
+    shown = [ui.modelComboBox.itemText(n) for n in range(ui.modelComboBox.count())]
+    assert shown == list(weights.model_titles().values())
+    assert shown[0].startswith("Any images")
+    assert shown[-1] == "Any anatomy (no network)"
     assert ui.modelCardLabel.text.startswith("T1-weighted MRI of the adult head")
     assert ui.cascadesSlider.maximum == 3
     assert ui.qualityComboBox.currentText == "Accurate"
@@ -115,7 +122,7 @@ def test_try_it_then_apply_shows_warped_volume_results_and_an_early_view(opened,
     assert p.movingVolume.GetMTime() == moving
     names = [scene.GetNthNode(n).GetName() or "" for n in range(scene.GetNumberOfNodes())]
     assert not [name for name in names if "early" in name.lower()]
-    for word in ("Similarity", "Folding", "Jacobian", "CPU", "brain-t1-small, 1 cascade<"):
+    for word in ("Similarity", "Folding", "Jacobian", "CPU", "T1 head (brain-t1-small), 1 cascade: it was asked for<"):
         assert word in ui.resultsLabel.text
     click(ui.copyButton)
     from PySide6 import QtWidgets
@@ -332,9 +339,7 @@ def test_a_scene_of_an_earlier_version_gets_the_defaults_of_newer_parameters(cho
     assert chosen.said == []
 
 
-@pytest.mark.parametrize(
-    ("label", "refine"), [("Fast: networks alone", "none"), ("Accurate", "fast"), ("Best: slowest", "best")]
-)
+@pytest.mark.parametrize(("label", "refine"), [("Fast", "none"), ("Accurate", "fast"), ("Best: slowest", "best")])
 def test_quality_is_how_the_displacement_is_refined(chosen, label, refine):
     choose(chosen.ui.qualityComboBox, label)
     click(chosen.ui.applyButton)
@@ -347,6 +352,38 @@ def test_quality_is_how_the_displacement_is_refined(chosen, label, refine):
         name = label.split(":")[0]
         pattern = rf"{name}: \d+ iterations? at \d\.\d mm, \d+ iterations? at \d\.\d mm; local similarity -?0\.\d+ to "
         assert re.match(pattern, shown[1]), shown[1]
+
+
+@pytest.mark.parametrize("name", ["any", "none"])
+def test_without_a_fitting_network_fast_still_deforms_and_the_panel_says_why_none_ran(chosen, name):
+    from LDRCore.models import weights
+
+    choose(chosen.ui.qualityComboBox, "Fast")
+    choose(chosen.ui.modelComboBox, weights.model_titles()[name])
+    assert chosen.p.model == name
+    assert chosen.ui.cascadesSlider.isEnabled() == (name == "any")
+    assert chosen.p.cascades == 1  # kept for a model with networks
+    click(chosen.ui.applyButton)
+    run(chosen)
+    assert chosen.said == []
+    report = json.loads(chosen.p.transform.GetAttribute("LightweightRegistration.Report"))
+    assert (report["model"], report["refine"]) == (name, "fast")
+    assert not chosen.p.transform.IsLinear()
+    shown = re.search(r"<b>Networks</b></td><td[^>]*>([^<]*)", chosen.ui.resultsLabel.text)[1]
+    small = "no network fits: brain-t1-small: the fixed content of"
+    assert shown.startswith("none: " + (small if name == "any" else "it was asked for"))
+    assert "Traceback" not in chosen.panel.logic.worker.log()  # getting ready for this model went well
+
+
+def test_the_networks_that_were_chosen_for_two_heads_are_named(opened):
+    from LDRCore.models import weights
+
+    click(opened.ui.tryItButton)
+    choose(opened.ui.modelComboBox, weights.model_titles()["any"])
+    click(opened.ui.applyButton)
+    run(opened)
+    shown = re.search(r"<b>Networks</b></td><td[^>]*>([^<]*)", opened.ui.resultsLabel.text)[1]
+    assert re.match(r"T1 head \(brain-t1-small\), 3 cascades: MR of a fitting size, contrasts agree \(\d+ % ", shown)
 
 
 def test_results_and_outputs_come_back_from_a_saved_scene(chosen, tmp_path):

@@ -73,7 +73,7 @@ def test_the_jacobian_has_colours_and_a_legend(done):
 
 def test_folding_is_outlined_where_there_is_any(chosen):
     ui, p = chosen.ui, chosen.p
-    choose(ui.modelComboBox, "T1-weighted MRI of the head (brain-t1)")  # which folds nothing here
+    choose(ui.modelComboBox, "T1 head (larger networks)")  # which folds nothing here
     click(ui.applyButton)
     run(chosen)
     click(ui.showFoldingCheckBox)

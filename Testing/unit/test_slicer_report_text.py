@@ -97,3 +97,21 @@ def test_a_rigid_map_is_described_by_its_turn_and_an_affine_one_by_its_stretch(s
     affine = shown(kind="affine", affine_matrix_lps=stretched, jacobian_determinant={"min": 1.08, "max": 1.08})
     assert affine["Transform"] == "affine: turned by 90.0°, stretched by 0.90 to 1.20, volume times 1.08"
     assert "Folding" not in affine
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"model_chosen": {"name": "brain-t1", "why": "MR"}}, "Heads (brain-t1), 3 cascades: MR"),
+        ({"model_chosen": {"name": "mine", "why": "it was asked for"}}, "mine, 3 cascades: it was asked for"),
+        ({"model_chosen": {"name": "none", "why": "no network fits"}, "cascades": 0}, "none: no network fits"),
+        (
+            {"model_chosen": {"name": "brain-t1", "why": "MR"}, "networks_left_out": "contrasts", "cascades": 0},
+            "none: contrasts",
+        ),
+    ],
+)
+def test_the_networks_that_ran_are_named_with_the_reason(slicer_module, more, expected):
+    from LightweightRegistrationLib import report_text
+
+    assert dict(report_text.rows(REPORT | more, {"brain-t1": "Heads"}))["Networks"] == expected
