@@ -12,6 +12,7 @@ import slicer
 import vtk
 from LightweightRegistrationLib import sample, torch_setup
 from LightweightRegistrationLib.background import Worker, close_shared, shared_worker
+from LightweightRegistrationLib.file_logic import FileLogic
 from LightweightRegistrationLib.jobs import Job, Settings
 from LightweightRegistrationLib.library import library_folder
 from LightweightRegistrationLib.node_warping import WarpNodeJob
@@ -55,7 +56,7 @@ def registerSampleData() -> None:
     sample.register_with_sample_data(Path(__file__).parent / "Resources" / "Icons")
 
 
-class LightweightRegistrationLogic(ScriptedLoadableModuleLogic):
+class LightweightRegistrationLogic(FileLogic, ScriptedLoadableModuleLogic):
     """Registers volume nodes, from the panel, the Python console or scripts.
 
     A worker process computes; it keeps torch and the model loaded between calls. Methods whose name begins with `start`

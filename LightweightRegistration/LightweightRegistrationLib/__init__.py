@@ -12,13 +12,17 @@
 | jobs.py | a job reads inputs and creates outputs on the main thread, in short steps |
 | registration_job.py | the job of one registration |
 | sequences.py | the job that registers every frame of a sequence |
+| transform_files.py | the jobs that write and read transforms of other programs |
+| batch.py | the job that registers a list of pairs of files |
 | node_warping.py | the job that warps another volume, segmentation, markups or model through a registration |
 | outputs.py | creates and fills output nodes |
 | slice_display.py | slice views: layers, deformation grid, Jacobian colours, early view |
 | overlays.py | what is computed for display: checkerboard, Jacobian map without background, folding outline |
+| file_logic.py | the logic's part that works on files |
 | parameters.py | the parameter node, which is saved in the scene |
 | panel.py | the panel: buttons, selectors, jobs |
 | job_runner.py | the panel's part that runs jobs and shows errors |
+| panel_files.py | the panel's sections Transform files and Batch |
 | others_list.py | the panel's list of nodes to bring along |
 | panel_display.py | the panel's section Display |
 | session_log.py | a log that outlives the application |

@@ -17,6 +17,7 @@ from .library import library_module
 from .machine import memory_bytes, without_torch
 from .others_list import OthersList
 from .panel_display import PanelDisplay
+from .panel_files import PanelFiles
 from .parameters import Direction, Kind, LightweightRegistrationParameterNode
 
 PREPARE_SETTING = "LightweightRegistration/PrepareEarly"
@@ -57,6 +58,7 @@ class Panel(JobRunner):
 
     Attributes:
         display: the section Display and the slice views.
+        files: the sections Transform files and Batch.
     """
 
     def __init__(self, ui: Any, logic: Any):
@@ -64,6 +66,7 @@ class Panel(JobRunner):
         super().__init__(ui)
         self.logic = logic
         self.display = PanelDisplay(ui, self.showStatus)
+        self.files = PanelFiles(ui, logic, self.showStatus, self._startJob, self._registrationOptions)
         self.others = OthersList(ui.othersList)
         self._parameterNode: LightweightRegistrationParameterNode | None = None
         self._pair = VolumePair(None, None)
@@ -82,6 +85,10 @@ class Panel(JobRunner):
         ui.copyButton.clicked.connect(self._shown(self.onCopyButton))
         ui.otherButton.clicked.connect(self._shown(self.onBringAlongButton))
         ui.sequenceButton.clicked.connect(self._shown(self.onSequenceButton))
+        ui.saveTransformButton.clicked.connect(self._shown(self.files.onSaveTransformButton))
+        ui.loadTransformButton.clicked.connect(self._shown(self.files.onLoadTransformButton))
+        ui.batchButton.clicked.connect(self._shown(self.files.onBatchButton))
+        ui.pageButton.clicked.connect(self._shown(self.files.onPageButton))
 
     def setParameterNode(self, parameterNode: LightweightRegistrationParameterNode | None) -> None:
         """Show another scene's parameters, or none while a scene is being closed."""
@@ -89,6 +96,7 @@ class Panel(JobRunner):
         if parameterNode is None:
             self.cancel()
         self.display.setParameterNode(parameterNode)
+        self.files.setParameterNode(parameterNode)
         if parameterNode is None:
             return
         self._pair = VolumePair(parameterNode.fixedVolume, parameterNode.movingVolume)
@@ -121,6 +129,7 @@ class Panel(JobRunner):
         if self.job is None and not missing:
             self._warmUp(p)
         self.display.updateFromParameterNode(running=self.job is not None)
+        self.files.updateFromParameterNode(running=self.job is not None)
 
     def missingInput(self) -> str:
         """What must be chosen before Apply, empty when nothing is missing."""

@@ -147,21 +147,84 @@ def register(answer: Answer, request: dict[str, Any]) -> None:
     answer.event("done", report=result.report, **facts)
 
 
+def grid_of(item: dict[str, Any]) -> Any:
+    """Return an image on the grid of {"shape", "to_world"}, of zeros."""
+    import numpy as np
+
+    from LDRCore.io import images
+
+    k, j, i = item["shape"]
+    return images.read((np.broadcast_to(np.uint8(0), (i, j, k)), np.array(item["to_world"])), "reference")
+
+
+def write_transform(answer: Answer, request: dict[str, Any]) -> None:
+    """Write a transform in the format of another program. Event: done."""
+    from LDRCore.io import transforms
+
+    fixed, moving = (grid_of(request[name]) for name in ("fixed", "moving"))
+    transform = transform_of(answer, request["transform"])
+    transforms.write(transform, request["path"], request["format"], fixed=fixed, moving=moving)
+    answer.event("done")
+
+
+def read_transform(answer: Answer, request: dict[str, Any]) -> None:
+    """Read a transform in the format of another program. Event: done."""
+    from LDRCore.io import transforms
+
+    fixed, moving = (grid_of(request[name]) for name in ("fixed", "moving"))
+    context = transforms.Context(fixed, moving)
+    transform = transforms.read_transform(request["path"], format_name=request["format"], context=context)
+    answer.event("done", transform=transform_facts(answer, "transform.npy", transform, fixed, moving))
+
+
+def register_many(answer: Answer, request: dict[str, Any]) -> None:
+    """Register a list of pairs of files into one folder. Events: progress, done."""
+    from LDRCore.cohort import page, runner
+
+    pairs = request.get("list") or request.get("rows") or pairs_of_folders(*map(Path, request["folders"]))
+    summary = runner.register_many(
+        pairs,
+        request["out"],
+        workers=request["workers"],
+        progress=lambda fraction, message: answer.event("progress", fraction=fraction, message=message),
+        **request["options"],
+    )
+    del summary["pairs"]  # the table holds them
+    answer.event("done", summary={**summary, "page": str(Path(request["out"]) / page.PAGE)})
+
+
+def pairs_of_folders(fixed: Path, moving: Path) -> list[dict[str, str]]:
+    """Pair the images of two folders by their names without suffix; a single fixed image is paired with all.
+
+    Raises:
+        RegistrationError: a folder without images, or a moving image without a fixed one.
+    """
+    from LDRCore.cohort.pairs import IMAGE_SUFFIXES, stem
+    from LDRCore.errors import RegistrationError
+
+    files = []
+    for folder in (fixed, moving):
+        found = sorted(p for p in folder.glob("*") if p.is_file() and p.name.lower().endswith(IMAGE_SUFFIXES))
+        if not found:
+            raise RegistrationError(f"a folder of images must hold some, got none in {folder}")
+        files.append(found)
+    if len(files[0]) == 1:
+        return [{"fixed": str(files[0][0]), "moving": str(path)} for path in files[1]]
+    by_name = {stem(path.name): str(path) for path in files[0]}
+    alone = next((path.name for path in files[1] if stem(path.name) not in by_name), None)
+    if alone is not None:
+        raise RegistrationError(f"every moving image must have a fixed one of the same name, got none for {alone}")
+    return [{"fixed": by_name[stem(path.name)], "moving": str(path)} for path in files[1]]
+
+
 def warp(answer: Answer, request: dict[str, Any]) -> None:
     """Warp images through a transform, or through its inverse. Events: progress, done."""
-    import numpy as np
     import SimpleITK as sitk
 
     from LDRCore import registration
-    from LDRCore.io import images
     from LDRCore.transforms import inversion
 
     transform = transform_of(answer, request["transform"])
-
-    def grid_of(item: dict[str, Any]) -> Any:
-        k, j, i = item["shape"]
-        return images.read((np.broadcast_to(np.uint8(0), (i, j, k)), np.array(item["to_world"])), "reference")
-
     residual_mm = None
     if request["inverse"]:
         answer.event("progress", fraction=0.1, message="inverting the transform")
@@ -219,6 +282,15 @@ def is_about_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(phrase in text for phrase in phrases)
 
 
+ACTIONS = {
+    "register": register,
+    "register many": register_many,
+    "warp": warp,
+    "write transform": write_transform,
+    "read transform": read_transform,
+}
+
+
 def serve(request: dict[str, Any]) -> None:
     """Handle one request. A failure becomes an event; a failed warm-up is only printed."""
     if request["do"] == "warm up":
@@ -234,7 +306,7 @@ def serve(request: dict[str, Any]) -> None:
 
         try:
             use_threads(request.get("threads", 0))
-            {"register": register, "warp": warp}[request["do"]](answer, request)
+            ACTIONS[request["do"]](answer, request)
         except RegistrationError as error:
             answer.event("error", kind="input", message=str(error))
     except Exception as error:

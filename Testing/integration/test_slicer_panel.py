@@ -71,7 +71,7 @@ def test_the_ui_file_hands_the_scene_to_every_selector():
 
 def test_the_panel_uses_only_widgets_of_the_ui_file():
     names = {w.get("name") for w in ET.parse(UI).iter("widget")}
-    for file in ("panel.py", "panel_display.py", "job_runner.py"):
+    for file in ("panel.py", "panel_display.py", "panel_files.py", "job_runner.py"):
         source = (application.MODULE / "LightweightRegistrationLib" / file).read_text(encoding="utf-8")
         used = set(re.findall(r"\bui\.(\w+)", source))
         assert used

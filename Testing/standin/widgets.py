@@ -150,6 +150,24 @@ class ctkSliderWidget(QtWidgets.QWidget):
     enabled = attribute("isEnabled", "setEnabled")
 
 
+class ctkPathLineEdit(QtWidgets.QWidget):
+    """A line for a path. The button that opens a dialog is left out."""
+
+    Files, Dirs = 0x002, 0x001  # of QDir::Filter
+
+    def __init__(self, parent: Any = None):
+        super().__init__(parent)
+        self._line = QtWidgets.QLineEdit(self)
+        layout = QtWidgets.QHBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self._line)
+        self.filters, self.nameFilters = 0, []
+
+    currentPath = QtCore.Property(str, lambda self: self._line.text(), lambda self, path: self._line.setText(path))
+    name = attribute("objectName", "setObjectName")
+    enabled = attribute("isEnabled", "setEnabled")
+
+
 class qMRMLWidget(QtWidgets.QWidget):
     """Hands its scene on to its children (the connections in .ui files do that in Slicer)."""
 
@@ -286,6 +304,7 @@ CUSTOM = {
         QComboBox,
         QListWidget,
         ctkCollapsibleButton,
+        ctkPathLineEdit,
         ctkSliderWidget,
         qMRMLWidget,
         qMRMLNodeComboBox,
@@ -302,6 +321,18 @@ class QUiLoader(QtUiTools.QUiLoader):
         widget = CUSTOM[kind](parent)
         widget.setObjectName(name)
         return widget
+
+
+class QFileDialog(QtWidgets.QFileDialog):
+    """Its static methods return the path alone, as PythonQt's do."""
+
+    @staticmethod
+    def getOpenFileName(*arguments: Any) -> str:
+        return QtWidgets.QFileDialog.getOpenFileName(*arguments)[0]
+
+    @staticmethod
+    def getSaveFileName(*arguments: Any) -> str:
+        return QtWidgets.QFileDialog.getSaveFileName(*arguments)[0]
 
 
 class QFile(QtCore.QFile):
@@ -329,7 +360,7 @@ def start() -> Any:
         for name in dir(library):
             if name.startswith("Q"):
                 setattr(qt, name, getattr(library, name))
-    own = {"QUiLoader": QUiLoader, "QFile": QFile}
+    own = {"QUiLoader": QUiLoader, "QFile": QFile, "QFileDialog": QFileDialog}
     for name, kind in {**CUSTOM, **own}.items():
         target = ctk if name.startswith("ctk") else slicer if name.startswith("qMRML") else qt
         setattr(target, name, kind)
