@@ -11,7 +11,12 @@ from .background import Worker
 from .jobs import Job, Settings
 from .module_errors import InputError
 
-Pairs = str | os.PathLike[str] | tuple[str | os.PathLike[str], str | os.PathLike[str]] | Sequence[Mapping[str, str]]
+Pairs = (
+    str
+    | os.PathLike[str]
+    | tuple[str | os.PathLike[str], str | os.PathLike[str]]
+    | Sequence[Mapping[str, str | os.PathLike[str]]]
+)
 
 
 class BatchJob(Job):
@@ -19,6 +24,8 @@ class BatchJob(Job):
 
     What was finished before an error or a cancellation stays; the same job goes on from there.
     """
+
+    resumable = True
 
     def __init__(self, worker: Worker, settings: Settings):
         """Store the worker process and the options of every registration."""
@@ -51,7 +58,7 @@ class BatchJob(Job):
         elif isinstance(pairs, tuple):
             request["folders"] = [str(Path(one).absolute()) for one in pairs]
         else:
-            request["rows"] = [dict(row) for row in pairs]
+            request["rows"] = [{column: os.fspath(cell) for column, cell in row.items()} for row in pairs]
         self.set_progress(0.0, "starting")
         self.send(request, {})
 

@@ -92,7 +92,10 @@ class Job:
         finished: whether it has succeeded, failed or been cancelled.
         outputs: the nodes that it created, None before it has succeeded.
         kept: folders with the files of its runs, where it keeps them.
+        resumable: what is finished stays when it is cancelled, and the same job goes on from there.
     """
+
+    resumable = False
 
     def __init__(self, worker: Worker, *, keep_files: bool = False):
         self._worker, self._keep_files = worker, keep_files

@@ -256,8 +256,10 @@ class Panel(JobRunner):
     def onApplyButton(self, *_clicked: Any) -> None:
         """Register, or cancel what is under way."""
         if self.job is not None:
+            resumable = self.job.resumable
             self.cancel()
-            self.showStatus(_("Cancelled; nothing was changed."))
+            stays = _("Cancelled; what is finished stays.")
+            self.showStatus(stays if resumable else _("Cancelled; nothing was changed."))
             return
         p = self._parameterNode
         if not self._confirmReplacing(p):

@@ -257,6 +257,24 @@ def test_folders_whose_names_do_not_agree_are_refused(logic, folders, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_batch_is_cancelled_by_the_button_and_can_be_pressed_again(opened, folders, tmp_path):
+    ui, p = opened.ui, opened.widget._parameterNode
+    p.cascades = p.threads = 1
+    unfold(ui.batchCollapsibleButton)
+    ui.batchFixedEdit.currentPath, ui.batchMovingEdit.currentPath = map(str, folders)
+    ui.batchOutputEdit.currentPath = str(tmp_path / "out")
+    click(ui.batchButton)
+    assert ui.applyButton.text == "Cancel"
+    assert not ui.batchButton.enabled
+    click(ui.applyButton)
+    assert opened.panel.job is None
+    assert ui.statusLabel.text == "Cancelled; what is finished stays."
+    click(ui.batchButton)
+    run(opened)
+    assert opened.said == []
+    assert ui.statusLabel.text.startswith("2 pairs registered. ")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads processes as Linux lists them")
 def test_cancel_ends_the_processes_of_a_batch_and_the_next_run_works(logic, folders, tmp_path):
     job = logic.startBatch(folders, tmp_path / "out", refinementSteps=1_000_000, threads=1)

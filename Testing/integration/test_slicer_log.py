@@ -69,7 +69,7 @@ def test_files_of_a_run_are_kept_where_that_is_asked_for(logic, scene, keep):
     assert kept == set(job.kept)
     assert len(kept) == keep
     for folder in kept:
-        assert json.loads((folder / "request.json").read_text())["cascades"] == 1
+        assert json.loads((folder / "request.json").read_text())["options"]["cascades"] == 1
         assert np.array_equal(np.load(folder / "fixed.npy"), array(fixed))
         assert np.array_equal(np.load(folder / "warped.npy"), array(made.warped))
         assert (folder / "log.txt").exists()
