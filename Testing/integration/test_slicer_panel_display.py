@@ -132,6 +132,7 @@ def test_warnings_stand_in_colour_below_apply(done):
     ui, p = done.ui, done.p
     report = outputs.read_report(p.transform)
     report |= {"similarity": {**report["similarity"], "affine": 0.9, "after": 0.8}, "warnings": ["a <b> warning"]}
+    report |= {"verdict": {"verdict": "trust", "reasons": []}}
     outputs.write_report(p.transform, report)
     done.panel.updateGUIFromParameterNode()
     assert ui.verdictLabel.isVisible()
@@ -139,7 +140,12 @@ def test_warnings_stand_in_colour_below_apply(done):
     assert "less similar (0.800) than affine alone (0.900)" in ui.verdictLabel.text
     assert "A &lt;b&gt; warning." in ui.verdictLabel.text
     assert "warning" not in ui.resultsLabel.text.lower()
-    outputs.write_report(p.transform, report | {"similarity": {**report["similarity"], "after": 0.95}, "warnings": []})
+    report |= {"similarity": {**report["similarity"], "after": 0.95}, "warnings": []}
+    outputs.write_report(p.transform, report)
+    done.panel.updateGUIFromParameterNode()
+    assert ui.verdictLabel.text == '<span style="color:#15803d"><b>The result looks right.</b></span>'
+    del report["verdict"]  # of an earlier version, from a saved scene
+    outputs.write_report(p.transform, report)
     done.panel.updateGUIFromParameterNode()
     assert not ui.verdictLabel.isVisible()
 
