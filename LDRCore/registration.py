@@ -15,6 +15,7 @@ from LDRCore.errors import RegistrationError
 from LDRCore.io import images
 from LDRCore.io.images import ImageLike
 from LDRCore.io.transforms import Context, TransformLike, read_transform
+from LDRCore.models.weights import DEFAULT
 from LDRCore.result import RegistrationResult
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def register(
     moving: ImageLike,
     *,
     kind: str = "deformable",
-    model: str | os.PathLike[str] = "brain-t1-small",
+    model: str | os.PathLike[str] = DEFAULT,
     cascades: int | None = None,
     affine: bool = True,
     initial: str | TransformLike | None = None,

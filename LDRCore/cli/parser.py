@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from LDRCore import __version__
+from LDRCore.models.weights import DEFAULT
 
 TRANSFORM_HELP = (
     "a transform file of any program, PATH[,FORMAT][,inverse]: transform.h5, or one of ANTs, elastix, SPM ...; FORMAT "
@@ -236,9 +237,9 @@ def _add_model_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--model",
-        default="brain-t1-small",
+        default=DEFAULT,
         help="a name from `ldr models`, a .pt file, none: no network, for any anatomy, or any: the same with the "
-        "networks that the images fit, if there are any (default brain-t1-small)",
+        f"networks that the images fit, if there are any (default {DEFAULT})",
     )
     command.add_argument("--cascades", type=int, help="dense cascades, 0 to the model's maximum (default: all)")
     command.add_argument(

@@ -71,6 +71,7 @@ class LDROnCPU(DenseNetwork):
         """
         super().__init__()
         self.multiple, self.field_stride, self.precision = network.multiple, network.field_stride, precision
+        self.sigma_total = network.sigma_total
         first, *encoder = (cast(nn.Conv3d, layer) for layer in network.encoder)
         *decoder, last = (cast(nn.ConvTranspose3d, layer) for layer in network.decoder)
         self._first = pairs_convolution(first, precision, planes=isinstance(network, LDRGradient), relu=True)

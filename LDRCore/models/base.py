@@ -44,10 +44,12 @@ class DenseNetwork(nn.Module):
         multiple: every axis of the images must be a multiple of it.
         field_stride: how many times fewer voxels along each axis the predicted displacement has, on a grid with the
             same corners.
+        sigma_total: of a Gaussian on what is composed of this network's displacement and all before, voxels; 0: none.
     """
 
     multiple: int = 16
     field_stride: int = 1
+    sigma_total: float = 0.0
 
     def predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         """Predict the displacement that warps the moving image onto the fixed one.

@@ -12,7 +12,7 @@ from torch import nn
 
 from LDRCore.models.affine import AffineStem
 from LDRCore.models.base import DenseNetwork
-from LDRCore.transforms import spatial
+from LDRCore.transforms import gradients, spatial
 
 # {size: (moving, fixed)}: both images averaged to the sizes that stages take
 Pyramid = dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]]
@@ -182,6 +182,8 @@ class Cascade(nn.Module):
             if self.multiplier != 1:
                 increment = increment * self.multiplier
             total = increment if total is None else spatial.compose(spatial.upsample(total, shape), increment)
+            if network.sigma_total:
+                total = gradients.smooth(total, network.sigma_total)
             increments.append(increment)
             composed.append(total)
         assert total is not None

@@ -42,6 +42,7 @@ class LDRGradient(DenseNetwork):
         window: int = 3,
         epsilon: float = 1e-4,
         sigma: float = 0.0,
+        sigma_total: float = 0.0,
     ) -> None:
         """Build the network.
 
@@ -53,10 +54,11 @@ class LDRGradient(DenseNetwork):
             window: odd edge of the window of local correlation, voxels.
             epsilon: variance that is added to that of every window; well below it a window counts as constant.
             sigma: of the Gaussian on the gradient at the images' size, voxels; 0: the displacement has half that size.
+            sigma_total: see `DenseNetwork`; where few voxels fold, .5 ends that.
         """
         super().__init__()
         self.field_stride = 1 if sigma else 2
-        self.window, self.epsilon, self.sigma = window, epsilon, sigma
+        self.window, self.epsilon, self.sigma, self.sigma_total = window, epsilon, sigma, sigma_total
         widths = up or tuple(reversed(channels[:-1]))
         if len(widths) != len(channels) - 1:
             raise ValueError(f"up must be {len(channels) - 1} numbers for channels {channels}, got {widths}")

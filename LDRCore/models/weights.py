@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from LDRCore.models.cascade import Cascade
 
 BUNDLED = Path(__file__).parents[1] / "bundled"
-DEFAULT = "brain-t1-small"  # what `register`, the command line and the panel use where no model is named
+DEFAULT = "brain-t1-gradient"  # what `register`, the command line and the panel use where no model is named
 
 NO_NETWORK: dict[str, Any] = {
     "name": "none",
