@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from LDRCore.sampling import jacobian, lattice, numba_check, torch_cpu
+from LDRCore.sampling import jacobian, lattice, numba_check, torch_cpu, torch_points
 from LDRCore.sampling.lattice import Block
 
 PADDINGS = ("zeros", "border", "half")
@@ -241,7 +241,7 @@ def _reachable(
     """Where ``M x + u`` is less than a voxel away from the content."""
     reach = None
     if displacement is not None:
-        reach = torch_cpu.component_bounds(displacement)
+        reach = torch_points.component_bounds(displacement)
     return lattice.spans_within(matrix, shape, (content[0] - 1, content[1] + 1), reach)
 
 

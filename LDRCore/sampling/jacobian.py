@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from LDRCore.sampling import torch_cpu
+from LDRCore.sampling import torch_cpu, torch_points
 
 
 def points_on_lattice(
     shape: Sequence[int], matrix: np.ndarray, displacement: torch.Tensor, to_field: np.ndarray, halo: int
 ) -> Iterator[tuple[int, int, torch.Tensor]]:
     """See `sampling.points_on_lattice`."""
-    points = torch_cpu.points_of_lattice(
-        matrix[[2, 1, 0]], torch_cpu.reversed_components(displacement), to_field, shape, displacement.device
+    points = torch_points.points_of_lattice(
+        matrix[[2, 1, 0]], torch_points.reversed_components(displacement), to_field, shape, displacement.device
     )
     depth, height, width = shape
     slab = max(4 * halo, torch_cpu.slab_points(displacement.device) // 2 // (height * width), 1)

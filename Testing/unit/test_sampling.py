@@ -8,7 +8,7 @@ import torch
 from sampling_cases import BACKENDS, TO_FIELD, exact, scattered, smooth, turned, use_backend
 
 from LDRCore import sampling
-from LDRCore.sampling import torch_cpu
+from LDRCore.sampling import torch_cpu, torch_points
 from LDRCore.transforms import spatial
 
 TOLERANCE = 1e-3  # images here change by less than 0.2 a voxel, coordinates are rounded by some 1e-3 voxel
@@ -208,7 +208,7 @@ def test_a_halo_adds_the_slices_about_a_slab(monkeypatch):
 def test_the_points_of_a_block_lie_between_the_bounds(to_field):
     shape, matrix = (25, 31, 36), turned(7) @ np.diag([1.3, -0.9, 0.8, 1])
     field = None if to_field is None else 6 * (smooth(3, 10, 11, 13, seed=1) - 0.5)
-    points = torch_cpu.points_of_lattice(matrix, field, to_field, shape, torch.device("cpu"))
+    points = torch_points.points_of_lattice(matrix, field, to_field, shape, torch.device("cpu"))
     reach = 0 if field is None else float((field.amax((1, 2, 3)) - field.amin((1, 2, 3))).max())
     for block in (np.s_[0:25, 0:31, 0:36], np.s_[7:8, 3:20, 5:6], np.s_[20:25, 30:31, 0:36]):
         coordinates = torch.empty(3, *(part.stop - part.start for part in block))
