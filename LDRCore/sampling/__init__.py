@@ -22,6 +22,7 @@ import torch
 
 from LDRCore.sampling import jacobian, lattice, numba_check, torch_cpu, torch_points
 from LDRCore.sampling.lattice import Block
+from LDRCore.sampling.precise import PrecisePoints
 
 PADDINGS = ("zeros", "border", "half")
 BACKENDS = ("numba", "torch", "reference")
@@ -52,6 +53,7 @@ class Backend(Protocol):
         padding: str,
         fill: float,
         spans: lattice.Spans | None,
+        precise: PrecisePoints | None,
     ) -> Iterator[tuple[Block, torch.Tensor]]:
         """See `slabs_on_lattice`."""
 
@@ -207,6 +209,7 @@ def slabs_on_lattice(
     padding: str = "zeros",
     fill: float = 0.0,
     content: lattice.Box | None = None,
+    precise: PrecisePoints | None = None,
 ) -> Iterator[tuple[Block, torch.Tensor]]:
     """Sample an image at ``M x + u(F x)`` for every index x of a lattice, u interpolated linearly on the way.
 
@@ -221,6 +224,8 @@ def slabs_on_lattice(
         padding, fill: see the top of this file.
         content: the box outside of which every voxel of the image has the fill value (see `content_box`). What can only
             meet that value is left out of the blocks, or is there as the fill value.
+        precise: the same points in double precision, which decide at the edge of the image with padding "half"; from
+            the other arguments if not given, so that u is as precise as its numbers.
 
     Yields:
         (block, values): a part of the lattice, and its values, float32.
@@ -230,9 +235,13 @@ def slabs_on_lattice(
     if content is not None:
         spans = _reachable(shape, matrix, displacement, content)
         last = np.array(image.shape) - 1
-        if padding == "zeros" and (content[0] > 0).all() and (content[1] < last).all():
-            padding = "border"  # the same, as the outermost voxels are zeros, and nothing need be padded
-    yield from backend(image).slabs(image, shape, matrix, displacement, to_field, padding, fill, spans)
+        if (content[0] > 0).all() and (content[1] < last).all():
+            padding = "border"  # the same, as the outermost voxels have the fill value, and no edge need be found
+    if padding != "half":
+        precise = None
+    elif precise is None:
+        precise = PrecisePoints(matrix, displacement, np.eye(3), to_field)
+    yield from backend(image).slabs(image, shape, matrix, displacement, to_field, padding, fill, spans, precise)
 
 
 def _reachable(

@@ -92,9 +92,9 @@ def test_every_loop() -> None:
             ("at_points", image, 3 * points, padding),
             ("displaced", image, displacement, padding),
             ("displaced", displacement, displacement, "border"),
-            ("slabs", image[0], shape, np.eye(4), None, None, padding, 2.0, None),
-            ("slabs", image[0], shape, np.eye(4), field, parallel, padding, 2.0, None),
-            ("slabs", image[0], shape, np.eye(4), field, oblique, padding, 2.0, None),
+            ("slabs", image[0], shape, np.eye(4), None, None, padding, 2.0, None, None),
+            ("slabs", image[0], shape, np.eye(4), field, parallel, padding, 2.0, None, None),
+            ("slabs", image[0], shape, np.eye(4), field, oblique, padding, 2.0, None, None),
         ):
             values, expected = (getattr(backend, name)(*arguments) for backend in (numba_loops, torch_cpu))
             if name == "slabs":

@@ -18,6 +18,7 @@ import torch
 
 from LDRCore.sampling import lattice
 from LDRCore.sampling.numba_support import array, inline, loop, share
+from LDRCore.sampling.precise import PrecisePoints
 
 SLAB_POINTS = 1 << 21  # sampled at once: 8 MB of values, no temporaries
 _PADDINGS = {"zeros": 0, "border": 1, "half": 2}
@@ -33,19 +34,23 @@ def _clamped(value, top):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _share_inside(distance, padding):  # type: ignore[no-untyped-def]
-    """How much of the image counts at this distance from its last voxel centre, along one axis: 1 inside, 0 outside."""
+def _share_inside(distance, padding, band):  # type: ignore[no-untyped-def]
+    """How much of the image counts at this distance from its last voxel centre, along one axis: 1 inside, 0 outside.
+
+    With "half" padding 0.5 where the distance is half a voxel to within `band`.
+    """
     if padding == HALF:
-        return np.float32(1) if distance <= np.float32(0.5) else np.float32(0)
+        surely = np.float32(0.5) if distance <= np.float32(0.5) - band else np.float32(0)
+        return surely + (np.float32(0.5) if distance <= np.float32(0.5) + band else np.float32(0))
     return np.float32(1) - min(distance, np.float32(1))
 
 
 @loop
-def _locate(z, y, x, shape, padding, index, inside):  # type: ignore[no-untyped-def]
+def _locate(z, y, x, shape, padding, band, index, inside):  # type: ignore[no-untyped-def]
     """Turn a row of coordinates into weights of the upper neighbours, in place.
 
-    `index` becomes the index of the lower corner in the flat image, `inside` how much of the image counts there. Only
-    arithmetic on whole rows, which the compiler makes vector instructions of.
+    `index` becomes the index of the lower corner in the flat image, `inside` how much of the image counts there (see
+    `_share_inside`). Only arithmetic on whole rows, which the compiler makes vector instructions of.
     """
     depth, height, width = shape
     row, plane = np.int32(width), np.int32(height * width)
@@ -56,7 +61,8 @@ def _locate(z, y, x, shape, padding, index, inside):  # type: ignore[no-untyped-
         z0, y0, x0 = min(np.int32(cz), last_z), min(np.int32(cy), last_y), min(np.int32(cx), last_x)
         if padding != BORDER:
             dz, dy, dx = abs(z[i] - cz), abs(y[i] - cy), abs(x[i] - cx)
-            inside[i] = _share_inside(dz, padding) * _share_inside(dy, padding) * _share_inside(dx, padding)
+            share_z, share_y = _share_inside(dz, padding, band), _share_inside(dy, padding, band)
+            inside[i] = share_z * share_y * _share_inside(dx, padding, band)
         z[i], y[i], x[i] = cz - np.float32(z0), cy - np.float32(y0), cx - np.float32(x0)
         index[i] = np.int32(np.int32(z0 * plane) + np.int32(y0 * row)) + x0
 
@@ -89,9 +95,29 @@ def _interpolate(flat, shape, index, wz, wy, wx, inside, padding, fill, out):  #
     step_z, step_y, step_x = _steps(shape, 1)
     for i in range(len(out)):
         out[i] = _trilinear(flat, index[i], step_z, step_y, step_x, wz[i], wy[i], wx[i])
-    if padding != BORDER:
+    if padding == HALF:
+        for i in range(len(out)):
+            out[i] = out[i] if inside[i] > np.float32(0) else fill
+    elif padding != BORDER:
         for i in range(len(out)):
             out[i] = inside[i] * out[i] if inside[i] > np.float32(0) else fill
+
+
+@inline
+def _mark(inside, count, padding, edge, k, j, first):  # type: ignore[no-untyped-def]
+    """Mark which of the `count` points of a row, from `first` on, were sampled although they may lie outside.
+
+    edge: (band, rows, points): how wrong coordinates may be; of each row and of each point whether it is marked.
+    """
+    _, rows, points = edge
+    if padding == HALF:
+        unsure = 0
+        for i in range(count):
+            unsure += (inside[i] > np.float32(0)) & (inside[i] < np.float32(1))
+        if unsure > 0:
+            rows[k, j] = 1
+            for i in range(count):
+                points[k, j, first + i] = (inside[i] > np.float32(0)) & (inside[i] < np.float32(1))
 
 
 @loop
@@ -116,7 +142,7 @@ def _at_points(image, coordinates, out, begin, end, padding):  # type: ignore[no
         count = min(_BLOCK, coordinates.shape[1] - first)
         points[:, :count] = coordinates[:, first : first + count]
         z, y, x = points[0, :count], points[1, :count], points[2, :count]
-        _locate(z, y, x, shape, padding, index, inside)
+        _locate(z, y, x, shape, padding, np.float32(0), index, inside)
         for c in range(image.shape[0]):
             row = out[c, first : first + count]
             _interpolate(flat[c * size :], shape, index, z, y, x, inside, padding, np.float32(0), row)
@@ -143,7 +169,7 @@ def _displaced(image, displacement, out, begin, end, padding):  # type: ignore[n
     for row in range(begin, end):
         k, j = row // height, row % height
         _displaced_row(displacement, k, j, z, y, x)
-        _locate(z, y, x, shape, padding, index, inside)
+        _locate(z, y, x, shape, padding, np.float32(0), index, inside)
         for c in range(image.shape[0]):
             _interpolate(flat[c * size :], shape, index, z, y, x, inside, padding, np.float32(0), out[c, k, j])
 
@@ -173,7 +199,7 @@ def _affine_row(matrix, k, j, first, z, y, x):  # type: ignore[no-untyped-def]
 
 
 @loop
-def _affine(image, matrix, out, start, span_first, span_stop, begin, end, padding, fill):  # type: ignore[no-untyped-def]
+def _affine(image, matrix, out, start, span_first, span_stop, edge, begin, end, padding, fill):  # type: ignore[no-untyped-def]
     """out(x) = image(M x), for the rows begin ... end of a slab whose first slice is `start`, within their spans."""
     height, width = out.shape[1], out.shape[2]
     flat = image.ravel()
@@ -188,12 +214,13 @@ def _affine(image, matrix, out, start, span_first, span_stop, begin, end, paddin
             continue
         z, y, x = points[0, : b - a], points[1, : b - a], points[2, : b - a]
         _affine_row(matrix, start + k, j, a, z, y, x)
-        _locate(z, y, x, image.shape, padding, index, inside)
+        _locate(z, y, x, image.shape, padding, edge[0], index, inside)
         _interpolate(flat, image.shape, index, z, y, x, inside, padding, fill, target[a:b])
+        _mark(inside, b - a, padding, edge, k, j, a)
 
 
 @loop
-def _parallel(image, matrix, field, zs, ys, out, start, span_first, span_stop, begin, end, padding, fill):  # type: ignore[no-untyped-def]
+def _parallel(image, matrix, field, zs, ys, out, start, span_first, span_stop, edge, begin, end, padding, fill):  # type: ignore[no-untyped-def]
     """out(x) = image(M x + u(x)) where the lattice is parallel to the field's axes.
 
     field: (3, d, h, W), already interpolated along the lattice's rows; zs, ys: (lower neighbour, upper neighbour,
@@ -221,12 +248,13 @@ def _parallel(image, matrix, field, zs, ys, out, start, span_first, span_stop, b
             for i in range(b - a):
                 upper = near[i] + wz * (far[i] - near[i])
                 point[i] += upper + wy * (low[i] + wz * (lower[i] - low[i]) - upper)
-        _locate(z, y, x, image.shape, padding, index, inside)
+        _locate(z, y, x, image.shape, padding, edge[0], index, inside)
         _interpolate(flat, image.shape, index, z, y, x, inside, padding, fill, target[a:b])
+        _mark(inside, b - a, padding, edge, k, j, a)
 
 
 @loop
-def _oblique(image, matrix, field, to_field, out, start, span_first, span_stop, begin, end, padding, fill):  # type: ignore[no-untyped-def]
+def _oblique(image, matrix, field, to_field, out, start, span_first, span_stop, edge, begin, end, padding, fill):  # type: ignore[no-untyped-def]
     """out(x) = image(M x + u(F x)), u interleaved, with border padding."""
     height, width = out.shape[1], out.shape[2]
     flat, flat_field = image.ravel(), field.ravel()
@@ -242,15 +270,16 @@ def _oblique(image, matrix, field, to_field, out, start, span_first, span_stop, 
             continue
         z, y, x = points[0, : b - a], points[1, : b - a], points[2, : b - a]
         _affine_row(to_field, start + k, j, a, z, y, x)
-        _locate(z, y, x, field.shape[:3], BORDER, index, inside)
+        _locate(z, y, x, field.shape[:3], BORDER, np.float32(0), index, inside)
         _interpolate_vectors(flat_field, field.shape[:3], index, z, y, x, moved)
         _affine_row(matrix, start + k, j, a, z, y, x)
         for i in range(b - a):
             z[i] += moved[0, i]
             y[i] += moved[1, i]
             x[i] += moved[2, i]
-        _locate(z, y, x, image.shape, padding, index, inside)
+        _locate(z, y, x, image.shape, padding, edge[0], index, inside)
         _interpolate(flat, image.shape, index, z, y, x, inside, padding, fill, target[a:b])
+        _mark(inside, b - a, padding, edge, k, j, a)
 
 
 def at_points(image: torch.Tensor, coordinates: torch.Tensor, padding: str) -> torch.Tensor:
@@ -282,6 +311,7 @@ def slabs(
     padding: str,
     fill: float,
     spans: lattice.Spans | None,
+    precise: PrecisePoints | None,
 ) -> Iterator[tuple[lattice.Block, torch.Tensor]]:
     """See `sampling.slabs_on_lattice`."""
     depth, height, width = shape
@@ -301,8 +331,24 @@ def slabs(
     slab = max(1, SLAB_POINTS // (height * width))
     for start in range(0, depth, slab):
         values = torch.empty(min(slab, depth - start), height, width, dtype=torch.float32, device="cpu")
-        _fill(kernel, (*arguments, values.numpy(), start, *rows), len(values) * height, _PADDINGS[padding], fill)
+        marked = tuple(np.zeros(values.shape[:n] if precise else (0,) * n, np.uint8) for n in (2, 3))
+        edge = np.float32(precise.band(shape) if precise else 0), *marked
+        _fill(kernel, (*arguments, values.numpy(), start, *rows, edge), len(values) * height, _PADDINGS[padding], fill)
+        if precise is not None:
+            _decide(precise, image.shape, start, marked, values.numpy(), fill)
         yield (slice(start, start + len(values)), slice(0, height), slice(0, width)), values
+
+
+def _decide(
+    precise: PrecisePoints, shape: Sequence[int], start: int, marked: Sequence[np.ndarray], out: np.ndarray, fill: float
+) -> None:
+    """Write the fill value where a marked point of a slab lies outside of an image of this shape."""
+    rows, points = marked
+    k, j = rows.nonzero()
+    row, i = points[k, j].nonzero()
+    k, j = k[row], j[row]
+    outside = ~precise.inside(np.stack((start + k, j, i)), shape)
+    out[k[outside], j[outside], i[outside]] = fill
 
 
 def interpolated_rows(displacement: torch.Tensor, to_field: np.ndarray, shape: Sequence[int]) -> Any:

@@ -10,8 +10,9 @@ import torch
 
 from LDRCore.sampling import lattice
 from LDRCore.sampling.lattice import Block
+from LDRCore.sampling.precise import PrecisePoints
 from LDRCore.sampling.torch_points import ListedPoints, OnGrid, Parallel, points_of_lattice
-from LDRCore.sampling.torch_sampler import SliceSampler
+from LDRCore.sampling.torch_sampler import Edge, SliceSampler
 
 SLAB_POINTS = 1 << 19  # sampled at once: about 20 MB of temporaries
 
@@ -59,6 +60,7 @@ def slabs(
     padding: str,
     fill: float,
     spans: lattice.Spans | None,
+    precise: PrecisePoints | None,
 ) -> Iterator[tuple[Block, torch.Tensor]]:
     """See `sampling.slabs_on_lattice`."""
     depth, height, width = shape
@@ -75,10 +77,40 @@ def slabs(
             continue
         if spans is None or isinstance(points, Parallel | OnGrid):
             points.write(block, sampler.buffer(count).view(3, *size))
-            yield block, sampler.sample(count, points.bounds(block)).view(size)
+            edge = _edge(precise, shape, block, image)
+            yield block, sampler.sample(count, points.bounds(block), edge).view(size)
             continue
         listed = ListedPoints(spans, block, image.device)
         values = image.new_full((count,), fill)
         points.write_listed(block, listed, sampler.buffer(listed.count))
-        values.index_copy_(0, listed.index, sampler.sample(listed.count, points.bounds(block))[0])
+        edge = _edge(precise, shape, block, image, listed.index)
+        values.index_copy_(0, listed.index, sampler.sample(listed.count, points.bounds(block), edge)[0])
         yield block, values.view(size)
+
+
+def _edge(
+    precise: PrecisePoints | None,
+    shape: Sequence[int],
+    block: Block,
+    image: torch.Tensor,
+    listed: torch.Tensor | None = None,
+) -> Edge | None:
+    """How the points of a block are decided at the edge of the image.
+
+    Args:
+        precise, shape: see `slabs`.
+        block: of the lattice.
+        image: (D, H, W).
+        listed: of each point its index in the flat block; None where all are sampled.
+    """
+    if precise is None:
+        return None
+    size = [part.stop - part.start for part in block]
+    start = np.array([[part.start] for part in block])
+
+    def inside(points: torch.Tensor) -> torch.Tensor:
+        flat = (points if listed is None else listed[points]).cpu().numpy()
+        index = np.stack(np.unravel_index(flat, size)) + start
+        return torch.from_numpy(precise.inside(index, image.shape)).to(image)
+
+    return Edge(precise.band(shape), inside)

@@ -9,14 +9,29 @@ with one batch entry a thread. On other devices torch's sampler of volumes does 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+_RUN = 128  # points that are looked at together
+
 Bounds = Sequence[tuple[float, float]]
 """For x, y and z: no point is lower, no point is higher."""
+
+
+class Edge(NamedTuple):
+    """How points at the edge of an image are decided with padding "half".
+
+    Attributes:
+        band: how wrong coordinates may be, voxels.
+        inside: tells of points, by their numbers (n,) int64, which lie inside: 1 or 0, (n,) float32.
+    """
+
+    band: float
+    inside: Callable[[torch.Tensor], torch.Tensor]
 
 
 class SliceSampler:
@@ -36,7 +51,8 @@ class SliceSampler:
         on_cpu = image.device.type == "cpu"
         self._parts = torch.get_num_threads() if on_cpu else 1
         self._pairs = self._with_next_slices() if on_cpu else self.image
-        self._buffer = torch.empty(0, dtype=torch.float32, device=image.device)
+        self._buffer = torch.empty(3, 0, dtype=torch.float32, device=image.device)
+        self._inside_buffer, self._work = self._buffer[:2]
 
     def _with_next_slices(self) -> torch.Tensor:
         """Channels and, as further channels, the slice above each: (2 C, D or D - 1, H, W); of one image a view."""
@@ -50,17 +66,21 @@ class SliceSampler:
 
     def buffer(self, count: int) -> torch.Tensor:
         """Return a buffer for the (x, y, z) coordinates of `count` points, (3, count), to fill before `sample`."""
-        size = -(-count // self._parts) * self._parts  # every thread gets as many
+        unit = self._parts * _RUN  # every thread gets as many, in whole runs
+        size = -(-count // unit) * unit
         if self._buffer.numel() != 3 * size:
-            self._buffer = torch.empty(3, size, dtype=torch.float32, device=self.image.device)
+            self._buffer = self._buffer.new_empty(3, size)
+            self._work = self._buffer.new_empty(size)
+            self._inside_buffer = self._buffer.new_empty(size if self._padding == "half" else 0)
         return self._buffer[:, :count]
 
-    def sample(self, count: int, bounds: Bounds | None = None) -> torch.Tensor:
+    def sample(self, count: int, bounds: Bounds | None = None, edge: Edge | None = None) -> torch.Tensor:
         """Sample at the points in the buffer, whose coordinates are overwritten.
 
         Args:
             count: as given to `buffer`.
             bounds: of the points; computed if not given. NaN where a point is not a number.
+            edge: with padding "half", decides where the coordinates alone cannot.
 
         Returns:
             (C, count).
@@ -69,7 +89,7 @@ class SliceSampler:
         xyz[:, count:] = xyz[:, count - 1 : count]
         if bounds is None:
             bounds = [(float(low), float(high)) for low, high in (axis.aminmax() for axis in xyz)]
-        inside = self._inside(xyz, bounds) if self._padding == "half" else None
+        inside = self._inside(xyz, bounds, count, edge) if self._padding == "half" else None
         if any(math.isnan(end) for ends in bounds for end in ends):
             xyz.nan_to_num_(nan=-float(self._margin), posinf=float("inf"), neginf=-float("inf"))
             bounds = [(-float("inf"), float("inf"))] * 3
@@ -78,16 +98,29 @@ class SliceSampler:
             torch.lerp(values.new_tensor(self._fill).expand_as(values), values, inside, out=values)
         return values[:, :count]
 
-    def _inside(self, xyz: torch.Tensor, bounds: Bounds) -> torch.Tensor | None:
+    def _inside(self, xyz: torch.Tensor, bounds: Bounds, count: int, edge: Edge | None) -> torch.Tensor | None:
         """1 for points at most half a voxel beyond the last voxel centres, 0 for others, (n,); None if all are within.
 
         Comparing to numbers is several times faster than to truth values.
         """
-        inside: torch.Tensor | None = None
-        for axis, last, (lowest, highest) in zip(xyz, self._last, bounds, strict=True):
-            if not (lowest >= -0.5 and highest <= last + 0.5):  # true also for what is not a number
-                within = axis.clamp(-0.5, last + 0.5).eq_(axis)
-                inside = within if inside is None else inside.mul_(within)
+        band = 0.0 if edge is None else edge.band
+        axes = [  # that have points outside; true also for what is not a number
+            (axis, last)
+            for axis, last, (lowest, highest) in zip(xyz, self._last, bounds, strict=True)
+            if not (lowest >= band - 0.5 and highest <= last + 0.5 - band)
+        ]
+        if not axes:
+            return None
+        beyond, work = self._inside_buffer, self._work  # how far outside, voxels; negative inside
+        for n, (axis, last) in enumerate(axes):
+            torch.sub(axis, last / 2, out=work if n else beyond).abs_().sub_((last + 1) / 2)
+            if n:
+                torch.maximum(beyond, work, out=beyond)
+        points = None if edge is None else _within(beyond, band, work)
+        inside = beyond.le_(0)
+        if edge is not None and points is not None:
+            points = points[points < count]
+            inside[points] = edge.inside(points)
         return inside
 
     def _by_volume(self, xyz: torch.Tensor) -> torch.Tensor:
@@ -105,7 +138,7 @@ class SliceSampler:
         channels, depth, height, width = self.image.shape
         top = float(np.nextafter(np.float32(depth - 1), np.float32(0))) - margin  # so that there is a slice above
         first, last = (int(np.floor(min(max(e, -margin), top))) + margin for e in (z_lowest, z_highest))
-        below = z.clamp_(-margin, top).floor()
+        below = torch.floor(z.clamp_(-margin, top), out=self._work)
         z.sub_(below)  # from here on the weight of the slice above
         # slices first..last as one picture, slice under slice; rows do not mix, as y ends at the last row
         rows = (last - first + 1) * height
@@ -125,3 +158,16 @@ class SliceSampler:
         result = values.new_empty(channels, *parts.shape[1:])
         torch.lerp(low, high, parts[2][:, None], out=result.transpose(0, 1))
         return result.flatten(1)
+
+
+def _within(values: torch.Tensor, band: float, work: torch.Tensor) -> torch.Tensor:
+    """The indices of the few values (n,) that lie within `band` of zero; only runs that have one are searched.
+
+    Args:
+        values, band: see above.
+        work: (n,), overwritten.
+    """
+    runs = torch.abs(values, out=work).view(-1, _RUN)
+    found = (runs.amin(1) > band).logical_not_().nonzero()[:, 0]  # also where one is not a number
+    run, number = (runs[found] <= band).nonzero().T
+    return found[run] * _RUN + number

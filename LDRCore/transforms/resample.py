@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from LDRCore import sampling
+from LDRCore.sampling.precise import PrecisePoints
 from LDRCore.transforms.field import DenseField, multiply
 from LDRCore.transforms.volume import Volume
 
@@ -28,9 +29,9 @@ def warp(
     """Sample the moving image once, linearly, at ``A (x + u(x))`` for every voxel x of the fixed grid.
 
     The boundary condition is ITK's: up to half a voxel beyond the last voxel centre the edge value holds, then the
-    moving image's smallest value. What can only meet that value (air, a removed background) is not sampled. Integers
-    are rounded; those of 8 and 16 bits cannot wrap around, as no value lies outside the moving image's range (float32
-    holds larger ones up to 2^24 exactly).
+    moving image's smallest value, decided in double precision. What can only meet that value (air, a removed
+    background) is not sampled. Integers are rounded; those of 8 and 16 bits cannot wrap around, as no value lies
+    outside the moving image's range (float32 holds larger ones up to 2^24 exactly).
 
     Args:
         moving: the moving image.
@@ -43,17 +44,19 @@ def warp(
     Returns:
         (D, H, W) of `dtype`.
     """
-    moving_from_fixed, displacement, field_from_fixed = _on_grid(np.linalg.inv(moving.to_lps), to_lps, field)
+    moving_from_fixed, linear, field_from_fixed = _on_grid(np.linalg.inv(moving.to_lps), to_lps, field)
+    u = field.displacement_vox[0]
     result = np.full(shape, moving.minimum, dtype)
     slabs = sampling.slabs_on_lattice(
         moving.data[0, 0],
         shape,
         moving_from_fixed,
-        displacement,
+        multiply(linear, u),
         field_from_fixed,
         padding="half",
         fill=moving.minimum,
         content=moving.content,
+        precise=PrecisePoints(moving_from_fixed, u, linear, field_from_fixed),
     )
     for block, values in slabs:
         _store(values.round_() if np.issubdtype(dtype, np.integer) else values, result[block])
@@ -103,14 +106,16 @@ def jacobian_slabs(
         (start, stop, determinant): of slices start to stop, (slices, H, W) float32.
     """
     scale = 1 / float(np.linalg.det(to_lps[:3, :3]))
-    for start, stop, determinant in sampling.determinants_on_lattice(shape, *_on_grid(np.eye(4), to_lps, field)):
+    matrix, linear, to_field = _on_grid(np.eye(4), to_lps, field)
+    displacement = multiply(linear, field.displacement_vox[0])
+    for start, stop, determinant in sampling.determinants_on_lattice(shape, matrix, displacement, to_field):
         yield start, stop, determinant.mul_(scale).cpu().numpy()
 
 
 def _on_grid(
     target_from_lps: np.ndarray, to_lps: np.ndarray, field: DenseField
-) -> tuple[np.ndarray, torch.Tensor, np.ndarray]:
-    """Rewrite a dense field for the indices i of a grid: ``target_from_lps A (x + u(x)) = M i + v(F i)``.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rewrite a dense field for the indices i of a grid: ``target_from_lps A (x + u(x)) = M i + L u(F i)``.
 
     Args:
         target_from_lps: 4x4.
@@ -118,8 +123,8 @@ def _on_grid(
         field: A and u.
 
     Returns:
-        (M, v, F): M, 4x4, target <- index; v, (3, d, h, w), in units of the target; F, 4x4, index of v <- index.
+        (M, L, F): M, 4x4, target <- index; L, 3x3, target <- voxels of u; F, 4x4, index of u <- index.
     """
     target_from_mapped = target_from_lps @ field.affine_lps
-    displacement = multiply(target_from_mapped[:3, :3] @ field.grid.to_lps[:3, :3], field.displacement_vox[0])
-    return target_from_mapped @ to_lps, displacement, np.linalg.inv(field.grid.to_lps) @ to_lps
+    linear = target_from_mapped[:3, :3] @ field.grid.to_lps[:3, :3]
+    return target_from_mapped @ to_lps, linear, np.linalg.inv(field.grid.to_lps) @ to_lps
