@@ -111,10 +111,10 @@ def _mark(inside, count, padding, edge, k, j, first):  # type: ignore[no-untyped
     """
     _, rows, points = edge
     if padding == HALF:
-        unsure = 0
+        unsure = np.float32(0)
         for i in range(count):
-            unsure += (inside[i] > np.float32(0)) & (inside[i] < np.float32(1))
-        if unsure > 0:
+            unsure += inside[i] - inside[i] * inside[i]  # 0 where it is 0 or 1
+        if unsure > np.float32(0):
             rows[k, j] = 1
             for i in range(count):
                 points[k, j, first + i] = (inside[i] > np.float32(0)) & (inside[i] < np.float32(1))

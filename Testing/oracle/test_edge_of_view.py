@@ -43,7 +43,9 @@ def rotation(rng: np.random.Generator) -> np.ndarray:
     return np.array(turn.GetMatrix()).reshape(3, 3)
 
 
-def placed(values: torch.Tensor, spacing_mm: np.ndarray, direction: np.ndarray, centre: np.ndarray) -> sitk.Image:
+def placed(
+    values: torch.Tensor, spacing_mm: np.ndarray, direction: np.ndarray, centre: np.ndarray | float
+) -> sitk.Image:
     image = sitk.GetImageFromArray(values.numpy())
     image.SetSpacing(spacing_mm.tolist())
     image.SetDirection(direction.ravel().tolist())
@@ -109,3 +111,36 @@ def test_half_a_voxel_beyond_the_last_centre_is_outside_half_a_voxel_before_the_
     matrix = np.linalg.inv(geometry.index_to_lps(moving)) @ geometry.index_to_lps(fixed)
     slabs = sampling.slabs_on_lattice(torch.ones(4, 5, 6), (4, 5, 10), matrix, padding="half")
     assert np.array_equal(np.concatenate([values.numpy() for _, values in slabs]) > 0.5, expected > 0.5)
+
+
+@pytest.mark.parametrize("displaced", [False, True])
+@pytest.mark.parametrize("fixed_turned", [False, True])
+def test_faces_that_graze_the_edge(displaced, fixed_turned, backend):
+    """All six faces of the fixed grid lie half a voxel beyond the last centres, to within some 1e-6 voxel."""
+    rng = np.random.default_rng(3)
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = rotation(rng), rng.uniform(-6, 6, 3)
+    moving_turn = rotation(rng) if fixed_turned else affine[:3, :3]
+    moving = placed(torch.ones(21, 23, 25), np.array([1.1, 0.9, 1.3]), moving_turn, rng.uniform(-5, 5, 3))
+    shift = np.eye(4)
+    shift[:3, :3] += rng.normal(0, 1e-7, (3, 3))
+    shift[:3, 3] = -0.5 + 1e-8  # so that no point is on the edge itself
+    grid = Grid.centred((0.0, 0.0, 0.0), 9.0, (12, 12, 12))
+    u = np.zeros((1, 3, *grid.shape))
+    if displaced:
+        u += rng.normal(0.3, 1e-7, u.shape)
+    field = DenseField(fade_out(torch.from_numpy(u.astype(np.float32)), 3), grid.padded(3), affine, 3)
+    to_lps = np.linalg.inv(affine) @ geometry.index_to_lps(moving) @ shift
+    to_lps[:3, 3] -= grid.to_lps[:3, :3] @ u.mean((0, 2, 3, 4))
+    columns = to_lps[:3, 2::-1]  # along x, y, z
+    fixed = placed(
+        torch.empty(22, 24, 26), np.linalg.norm(columns, axis=0), columns / np.linalg.norm(columns, axis=0), 0
+    )
+    fixed.SetOrigin(to_lps[:3, 3].tolist())
+    u_mm = geometry.displacement_to_lps(field.displacement_vox[0].numpy().astype(np.float64), field.grid)
+    transform = geometry.dense_then_affine(u_mm, field.grid, affine)
+    expected = sitk.GetArrayFromImage(sitk.Resample(moving, fixed, transform, sitk.sitkLinear, 0.0)) > 0
+    assert 100 < expected[0].sum() + expected[:, 0].sum() + expected[:, :, 0].sum() < 1500
+    volume = Volume(torch.ones(1, 1, 21, 23, 25), geometry.index_to_lps(moving), lowest=0.0)
+    warped = resample.warp(volume, expected.shape, geometry.index_to_lps(fixed), field)
+    assert int(((warped > 0.5) != expected).sum()) == 0
