@@ -40,8 +40,8 @@ def _share_inside(distance, padding, band):  # type: ignore[no-untyped-def]
     With "half" padding 0.5 where the distance is half a voxel to within `band`.
     """
     if padding == HALF:
-        surely = np.float32(0.5) if distance <= np.float32(0.5) - band else np.float32(0)
-        return surely + (np.float32(0.5) if distance <= np.float32(0.5) + band else np.float32(0))
+        near = np.float32(1) if distance <= np.float32(0.5) - band else np.float32(0.5)
+        return near if distance <= np.float32(0.5) + band else np.float32(0)
     return np.float32(1) - min(distance, np.float32(1))
 
 
@@ -115,7 +115,7 @@ def _mark(inside, count, padding, edge, k, j, first):  # type: ignore[no-untyped
         for i in range(count):
             unsure += inside[i] - inside[i] * inside[i]  # 0 where it is 0 or 1
         if unsure > np.float32(0):
-            rows[k, j] = 1
+            rows[k, j] = True
             for i in range(count):
                 points[k, j, first + i] = (inside[i] > np.float32(0)) & (inside[i] < np.float32(1))
 
@@ -331,7 +331,7 @@ def slabs(
     slab = max(1, SLAB_POINTS // (height * width))
     for start in range(0, depth, slab):
         values = torch.empty(min(slab, depth - start), height, width, dtype=torch.float32, device="cpu")
-        marked = tuple(np.zeros(values.shape[:n] if precise else (0,) * n, np.uint8) for n in (2, 3))
+        marked = tuple(np.zeros(values.shape[:n] if precise else (0,) * n, np.bool_) for n in (2, 3))
         edge = np.float32(precise.band(shape) if precise else 0), *marked
         _fill(kernel, (*arguments, values.numpy(), start, *rows, edge), len(values) * height, _PADDINGS[padding], fill)
         if precise is not None:
