@@ -11,7 +11,7 @@ from LDRCore import losses
 from LDRCore.pipeline.refine import PLANS
 from LDRCore.refinement.optimiser import optimise
 from LDRCore.refinement.similarity import LocalCorrelation, Similarity
-from LDRCore.transforms import spatial
+from LDRCore.transforms import separable, spatial
 from Training.samples import LabelPair, Sample
 
 
@@ -69,7 +69,7 @@ def refine_displacement(
     window = sample.fixed.shape[2:]
     for level in PLANS[plan]:
         shape = tuple(n // level.stride for n in window)
-        moving, fixed = (spatial.shrink(image, shape) for image in (sample.moving, sample.fixed))
+        moving, fixed = (separable.shrink(image, shape) for image in (sample.moving, sample.fixed))
 
         def warp(u: torch.Tensor, moving: torch.Tensor = moving) -> torch.Tensor:
             return spatial.warp(moving, u[None])[0, 0]

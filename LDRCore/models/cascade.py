@@ -12,7 +12,7 @@ from torch import nn
 
 from LDRCore.models.affine import AffineStem
 from LDRCore.models.base import DenseNetwork
-from LDRCore.transforms import gradients, spatial
+from LDRCore.transforms import separable, spatial
 
 # {size: (moving, fixed)}: both images averaged to the sizes that stages take
 Pyramid = dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]]
@@ -183,7 +183,7 @@ class Cascade(nn.Module):
                 increment = increment * self.multiplier
             total = increment if total is None else spatial.compose(spatial.upsample(total, shape), increment)
             if network.sigma_total:
-                total = gradients.smooth(total, network.sigma_total)
+                total = separable.smooth(total, network.sigma_total)
             increments.append(increment)
             composed.append(total)
         assert total is not None
@@ -216,7 +216,7 @@ def _level(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return both images averaged to a size, computed once for each size."""
     if shape not in pyramid:
-        pyramid[shape] = spatial.shrink(moving, shape), spatial.shrink(fixed, shape)
+        pyramid[shape] = separable.shrink(moving, shape), separable.shrink(fixed, shape)
     return pyramid[shape]
 
 

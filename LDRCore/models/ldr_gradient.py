@@ -11,7 +11,7 @@ from torch import nn
 
 from LDRCore.models.base import DenseNetwork, check_pair, encode_and_decode, initialise_flow
 from LDRCore.refinement.backend import operations
-from LDRCore.transforms import spatial
+from LDRCore.transforms import separable, spatial
 
 _SLICES = 16  # whose lengths are computed at once
 FINE_GAIN = 0.25  # at first: the longest vectors are about six typical lengths, so a step is at most 1.5 voxels
@@ -115,7 +115,7 @@ class Forces:
         if self.smoothed is None or fine_gain is None:
             return displacement
         shape = self.smoothed.shape[2:]
-        gains = spatial.interpolate(flow[:, 4:] + fine_gain.float(), shape)
+        gains = separable.interpolate(flow[:, 4:] + fine_gain.float(), shape)
         return torch.addcmul(spatial.upsample(displacement, shape), gains, self.smoothed)
 
 

@@ -1,48 +1,12 @@
-"""Warping and up-sampling with derivatives by the displacement, for training on a CPU: the same as in `spatial`."""
+"""Warping with derivatives by the displacement, for training on a CPU: the same as in `spatial`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 
 from LDRCore import sampling
-
-
-def interpolate(values: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Do what `spatial.interpolate` does, by one matrix product an axis: twice as fast, its derivative more so."""
-    return _along_axes(values, [_interpolation(m, n) for m, n in zip(values.shape[2:], shape, strict=True)])
-
-
-def smooth(values: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Smooth (B, C, D, H, W) by a Gaussian of `sigma` voxels; at the border the weights on the grid are normalised."""
-    return _along_axes(values, [_gaussian(n, sigma) for n in values.shape[2:]])
-
-
-def _along_axes(values: torch.Tensor, weights: Sequence[np.ndarray]) -> torch.Tensor:
-    """Multiply by a matrix (n, m) along each axis of (B, C, d, h, w)."""
-    z, y, x = (torch.from_numpy(w).to(values) for w in weights)
-    with torch.autocast(values.device.type, enabled=False):
-        rows = y @ (values @ x.T)
-        return (z @ rows.flatten(3)).view(*values.shape[:2], *(len(w) for w in weights))
-
-
-@lru_cache(maxsize=32)
-def _gaussian(n: int, sigma: float) -> np.ndarray:
-    """Return the weights (n, n) of a Gaussian about each of n points."""
-    distance = np.arange(n)[:, None] - np.arange(n)
-    weights = np.exp(-0.5 * (distance / sigma) ** 2)
-    return weights / weights.sum(1, keepdims=True)
-
-
-@lru_cache(maxsize=32)
-def _interpolation(m: int, n: int) -> np.ndarray:
-    """Return the weights (n, m) by which n points with the same ends are interpolated linearly between m."""
-    position = np.linspace(0, m - 1, n)[:, None]
-    return np.maximum(0, 1 - np.abs(position - np.arange(m)))
 
 
 def can_take(image: torch.Tensor, displacement: torch.Tensor) -> bool:

@@ -9,14 +9,13 @@ All functions are differentiable unless they say otherwise.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from LDRCore import sampling
-from LDRCore.transforms import gradients
+from LDRCore.transforms import gradients, separable
 
 _INTERPOLATIONS = {"linear": "bilinear", "nearest": "nearest"}  # torch calls trilinear sampling "bilinear"
 _PADDINGS = ("zeros", "border")
@@ -192,43 +191,7 @@ def upsample(displacement: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     if tuple(old) == tuple(shape):
         return displacement
     factor = displacement.new_tensor([(n - 1) / max(m - 1, 1) for n, m in zip(shape, old, strict=True)])
-    return interpolate(displacement * factor.view(3, 1, 1, 1), shape)
-
-
-def interpolate(values: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Interpolate (B, C, d, h, w) linearly on a finer or coarser grid (D, H, W) with the same corners."""
-    if values.device.type == "cpu" and values.dtype == torch.float32:
-        return gradients.interpolate(values, shape)
-    return F.interpolate(values, size=tuple(shape), mode="trilinear", align_corners=True)
-
-
-def shrink(image: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Resample an image on a coarser grid with the same corners, averaged over boxes of the coarser grid's voxels.
-
-    Args:
-        image: (B, C, D, H, W).
-        shape: (d, h, w), no larger.
-
-    Returns:
-        (B, C, d, h, w).
-    """
-    if tuple(image.shape[2:]) == tuple(shape):
-        return image
-    weights = [_box_average(n, m) for n, m in zip(image.shape[2:], shape, strict=True)]
-    z, y, x = (torch.from_numpy(w).to(image) for w in weights)
-    image = y @ (image @ x.T)
-    return (z @ image.flatten(3)).view(*image.shape[:2], *shape)
-
-
-@lru_cache(maxsize=32)
-def _box_average(n: int, m: int) -> np.ndarray:
-    """Return the weights (m, n) by which m points average boxes as wide as their distance, cut at the border."""
-    width = (n - 1) / (m - 1)
-    middle = np.linspace(0, n - 1, m)[:, None]
-    voxel = np.arange(n)[None]
-    high = np.minimum(middle + width / 2, voxel + 0.5)
-    weights = (high - np.maximum(middle - width / 2, voxel - 0.5)).clip(0)
-    return weights / weights.sum(1, keepdims=True)
+    return separable.interpolate(displacement * factor.view(3, 1, 1, 1), shape)
 
 
 def warp_by_coarse(image: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:

@@ -44,7 +44,7 @@ class Settings:
         threads: CPU threads, 0 for all.
     """
 
-    model: str = "brain-t1-small"
+    model: str = "brain-t1-gradient"
     cascades: int | None = None
     prealignment: str = "centre"
     refine: str | None = "fast"

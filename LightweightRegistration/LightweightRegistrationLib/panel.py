@@ -166,8 +166,9 @@ class Panel(JobRunner):
             ui.modelComboBox.currentIndex = index
         self._maxCascades = card["architecture"]["cascades"]
         if self._maxCascades:  # otherwise the number stays, for another model
+            every = p.cascades >= ui.cascadesSlider.maximum  # of the model before: stays every one
             ui.cascadesSlider.maximum = self._maxCascades
-            if p.cascades > self._maxCascades:
+            if every or p.cascades > self._maxCascades:
                 p.cascades = self._maxCascades
         ui.modelCardLabel.text = report_text.card_text(card)
         for widget in (ui.qualityComboBox, ui.refinementSpinBox, ui.similarityComboBox):

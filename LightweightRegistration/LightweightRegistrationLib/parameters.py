@@ -96,7 +96,7 @@ class LightweightRegistrationParameterNode:
     movingMask: vtkMRMLSegmentationNode | vtkMRMLLabelMapVolumeNode | vtkMRMLMarkupsROINode | None
     initialTransform: vtkMRMLTransformNode
 
-    model: str = "brain-t1-small"
+    model: str = "brain-t1-gradient"
     kind: Kind = Kind.deformable
     quality: Quality = Quality.accurate
     cascades: Annotated[int, WithinRange(1, 10)] = 3

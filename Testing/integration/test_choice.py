@@ -43,9 +43,9 @@ def test_heads_of_one_contrast_get_the_networks_that_know_them(demo_pair):
     result = LDRCore.register(demo_pair["fixed"], demo_pair["moving"], model="any")
     report = result.report
     assert report["model"] == "any"
-    assert report["model_chosen"]["name"] == "brain-t1-small"
+    assert report["model_chosen"]["name"] == "brain-t1-gradient"
     assert "contrasts agree" in report["model_chosen"]["why"]
-    assert report["cascades"] == 3
+    assert report["cascades"] == 9
     assert report["refine"] == "fast"
     assert len(report["refinement"]) == 2
     alone = LDRCore.register(demo_pair["fixed"], demo_pair["moving"])
@@ -100,13 +100,13 @@ def test_the_command_line_says_what_was_chosen(demo_pair, tmp_path, capsys):
     arguments = ["register", demo_pair["fixed"], demo_pair["moving"], "--out", str(tmp_path / "out"), "--no-overview"]
     assert cli.main([*arguments, "--model", "any"]) == 0
     printed = capsys.readouterr().out
-    assert "networks     brain-t1-small: MR of a fitting size, contrasts agree" in printed
+    assert "networks     brain-t1-gradient: MR of a fitting size, contrasts agree" in printed
     assert "refinement" in printed
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["model_chosen"]["name"] == "brain-t1-small"
+    assert report["model_chosen"]["name"] == "brain-t1-gradient"
 
 
 def test_titles_are_in_the_order_to_offer():
-    assert list(weights.model_titles()) == ["any", "brain-t1-small", "brain-t1", "none"]
+    assert list(weights.model_titles()) == ["any", "brain-t1-gradient", "brain-t1", "brain-t1-small", "none"]
     assert weights.model_titles()["none"] == "Any anatomy (no network)"
-    assert weights.model_titles()["brain-t1-small"] == "T1 head"
+    assert weights.model_titles()["brain-t1-gradient"] == "T1 head"

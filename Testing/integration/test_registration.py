@@ -76,7 +76,7 @@ def test_inverse_brings_points_back(demo_pair, result):
     back = LDRCore.transform_points(there, result.inverse_transform)
     error_mm = np.linalg.norm(back - points, axis=1)
     assert np.linalg.norm(there - points, axis=1).mean() > 5
-    assert np.median(error_mm) < 0.1
+    assert np.median(error_mm) < 0.15
     assert error_mm.max() < 1.0
 
 
@@ -285,10 +285,13 @@ def test_the_transform_is_told_before_the_image_is_warped(blob, initial):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cascades": -1}, "cascades must be 0 to 3 for model brain-t1-small, got -1"),
-        ({"cascades": 4}, "cascades must be 0 to 3 for model brain-t1-small, got 4"),
-        ({"cascades": 2.0}, "cascades must be 0 to 3 for model brain-t1-small, got 2.0"),
-        ({"model": "liver"}, r"model must be one of \['brain-t1', 'brain-t1-small', 'any', 'none'\].*got 'liver'"),
+        ({"cascades": -1}, "cascades must be 0 to 9 for model brain-t1-gradient, got -1"),
+        ({"cascades": 10}, "cascades must be 0 to 9 for model brain-t1-gradient, got 10"),
+        ({"cascades": 2.0}, "cascades must be 0 to 9 for model brain-t1-gradient, got 2.0"),
+        (
+            {"model": "liver"},
+            r"model must be one of \['brain-t1', 'brain-t1-gradient', 'brain-t1-small', 'any', 'none'\].*got 'liver'",
+        ),
         ({"initial": "magic"}, "initial must be .*got 'magic'"),
         ({"initial": 3}, "initial must be .*got 3"),
         ({"initial": sitk.AffineTransform(2)}, "initial must be .*got a 2D transform"),
@@ -307,8 +310,8 @@ def test_wrong_options_are_named(blob, options, message):
 
 
 def test_warp_image_refuses_other_interpolations(blob):
-    with pytest.raises(RegistrationError, match=r"one of .*'linear', 'nearest'.*got 'cubic'"):
-        LDRCore.warp_image(blob, sitk.Transform(), blob, "cubic")
+    with pytest.raises(RegistrationError, match=r"one of .*'linear', 'nearest'.*got 'sinc'"):
+        LDRCore.warp_image(blob, sitk.Transform(), blob, "sinc")
 
 
 def test_damaged_weights_are_refused(tmp_path, blob):

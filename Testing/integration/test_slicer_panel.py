@@ -41,7 +41,7 @@ def test_an_empty_panel_says_what_to_do_and_does_nothing_heavy(opened):
     assert shown[0].startswith("Any images")
     assert shown[-1] == "Any anatomy (no network)"
     assert ui.modelCardLabel.text.startswith("T1-weighted MRI of the adult head")
-    assert ui.cascadesSlider.maximum == 3
+    assert ui.cascadesSlider.maximum == 9
     assert ui.qualityComboBox.currentText == "Accurate"
     assert ui.advancedCollapsibleButton.collapsed
     assert opened.said == []
@@ -122,7 +122,13 @@ def test_try_it_then_apply_shows_warped_volume_results_and_an_early_view(opened,
     assert p.movingVolume.GetMTime() == moving
     names = [scene.GetNthNode(n).GetName() or "" for n in range(scene.GetNumberOfNodes())]
     assert not [name for name in names if "early" in name.lower()]
-    for word in ("Similarity", "Folding", "Jacobian", "CPU", "T1 head (brain-t1-small), 1 cascade: it was asked for<"):
+    for word in (
+        "Similarity",
+        "Folding",
+        "Jacobian",
+        "CPU",
+        "T1 head (brain-t1-gradient), 1 cascade: it was asked for<",
+    ):
         assert word in ui.resultsLabel.text
     click(ui.copyButton)
     from PySide6 import QtWidgets
@@ -370,7 +376,7 @@ def test_without_a_fitting_network_fast_still_deforms_and_the_panel_says_why_non
     assert (report["model"], report["refine"]) == (name, "fast")
     assert not chosen.p.transform.IsLinear()
     shown = re.search(r"<b>Networks</b></td><td[^>]*>([^<]*)", chosen.ui.resultsLabel.text)[1]
-    small = "no network fits: brain-t1-small: the fixed content of"
+    small = "no network fits: brain-t1-gradient: the fixed content of"
     assert shown.startswith("none: " + (small if name == "any" else "it was asked for"))
     assert "Traceback" not in chosen.panel.logic.worker.log()  # getting ready for this model went well
 
@@ -383,7 +389,7 @@ def test_the_networks_that_were_chosen_for_two_heads_are_named(opened):
     click(opened.ui.applyButton)
     run(opened)
     shown = re.search(r"<b>Networks</b></td><td[^>]*>([^<]*)", opened.ui.resultsLabel.text)[1]
-    assert re.match(r"T1 head \(brain-t1-small\), 3 cascades: MR of a fitting size, contrasts agree \(\d+ % ", shown)
+    assert re.match(r"T1 head \(brain-t1-gradient\), 9 cascades: MR of a fitting size, contrasts agree \(\d+ % ", shown)
 
 
 def test_results_and_outputs_come_back_from_a_saved_scene(chosen, tmp_path):

@@ -93,7 +93,7 @@ BAD = {
         lambda f, m: (f, m, dict.fromkeys(("warped", "jacobian"), add_volume("one", np.ones((4, 4, 4), np.uint8)))),
         "every output must be a node of its own, got 'one', 'one'",
     ),
-    "cascades": (lambda f, m: (f, m, {"cascades": 9}), "cascades must be 0 to 3 for model brain-t1-small, got 9"),
+    "cascades": (lambda f, m: (f, m, {"cascades": 99}), "cascades must be 0 to 9 for model brain-t1-gradient, got 99"),
     "refine": (
         lambda f, m: (f, m, {"refine": "magic"}),
         "refine must be one of ('none', 'fast', 'best'), got 'magic'",

@@ -17,7 +17,7 @@ from LDRCore import sampling
 from LDRCore.cpu import convolution
 from LDRCore.pipeline import model as model_file
 from LDRCore.sampling import numba_check
-from LDRCore.transforms import spatial
+from LDRCore.transforms import separable, spatial
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +107,7 @@ def sample_everything(shape: tuple[int, int, int]) -> list:
         sampling.composed(field, field),
         sampling.on_lattice(image, shape, np.eye(4), coarse, to_field, content=content),
         sampling.on_lattice(image, shape, np.eye(4), coarse, oblique),
-        spatial.shrink(image[None, None], [n // 2 for n in shape]),
+        separable.shrink(image[None, None], [n // 2 for n in shape]),
         spatial.invert(0.3 * field[None])[0],
     ]
 

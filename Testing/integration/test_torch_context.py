@@ -21,7 +21,7 @@ from LDRCore.pipeline import model as model_file
 from LDRCore.refinement.optimiser import Settings, optimise
 from LDRCore.refinement.similarity import LocalCorrelation
 from LDRCore.torch_context import own_torch_context
-from LDRCore.transforms import inversion, spatial
+from LDRCore.transforms import inversion, separable, spatial
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {"cascades": 2, "inverse": True}
@@ -98,7 +98,8 @@ def pair() -> tuple[sitk.Image, sitk.Image]:
     ):
         k, j, i = np.meshgrid(*[np.arange(n) for n in shape], indexing="ij")
         inside = sum(((x - c) / r) ** 2 for x, c, r in zip((k, j, i), centre, radii, strict=True)) < 1
-        values = np.where(inside, 400 + 60 * np.sin(k / 3) * np.cos(j / 4) + 5 * i, 0)
+        z, y, x = ((n - c) / r for n, c, r in zip((k, j, i), centre, radii, strict=True))
+        values = np.where(inside, 400 + 60 * np.sin(5 * z) * np.cos(4 * y) + 80 * x, 0)
         image = sitk.GetImageFromArray(values.astype(np.int16))
         image.SetSpacing((3.0, 2.8 + 0.2 * number, 3.0))
         image.SetOrigin((5.0 * number, -40.0, 20.0))
@@ -108,7 +109,7 @@ def pair() -> tuple[sitk.Image, sitk.Image]:
 
 def forget_everything() -> None:
     """As in a fresh process: nothing is kept between calls."""
-    for cached in (model_file._load, convolution._onednn, spatial._box_average):
+    for cached in (model_file._load, convolution._onednn, separable._box_average):
         cached.cache_clear()
 
 
@@ -230,12 +231,12 @@ def test_kept_tensors_of_functions_can_be_trained_through(context):
     image = torch.rand(1, 1, 12, 12, 12, generator=torch.Generator().manual_seed(0))
     for dtype in (torch.float32, torch.float64):
         forget_everything()
-        expected = spatial.shrink(image.to(dtype), (6, 6, 6))
+        expected = separable.shrink(image.to(dtype), (6, 6, 6))
         forget_everything()
         with context(), torch.autocast("cpu", enabled=False):
-            assert torch.equal(spatial.shrink(image.to(dtype), (6, 6, 6)), expected)
+            assert torch.equal(separable.shrink(image.to(dtype), (6, 6, 6)), expected)
         trainable = image.to(dtype, copy=True).requires_grad_()
-        spatial.shrink(trainable, (6, 6, 6)).sum().backward()
+        separable.shrink(trainable, (6, 6, 6)).sum().backward()
         assert trainable.grad.shape == image.shape
 
 

@@ -10,7 +10,7 @@ from LDRCore.models.affine import AffineLDR
 from LDRCore.models.base import DenseNetwork
 from LDRCore.models.cascade import Cascade
 from LDRCore.models.ldr import LDR
-from LDRCore.transforms import spatial
+from LDRCore.transforms import separable, spatial
 
 SHAPE = (32, 48, 32)
 
@@ -170,7 +170,7 @@ def test_stages_that_look_at_smaller_images_share_the_field_grid():
     assert output.displacement[0, :, 3, 3, 3].tolist() == pytest.approx([1.0, 2.0, 0])
     # 24 is no multiple of 16: the network sees the image continued by zeros, and its field is cut again
     assert coarse.seen[0].shape[2:] == (16, 32, 16)
-    assert torch.equal(coarse.seen[0][0, 0, :, :24], spatial.shrink(moving, half)[0, 0])
+    assert torch.equal(coarse.seen[0][0, 0, :, :24], separable.shrink(moving, half)[0, 0])
     assert not coarse.seen[0][0, 0, :, 24:].any()
     expected = spatial.warp(moving, spatial.upsample(output.composed[0], SHAPE))
     assert torch.allclose(fine.seen[0], expected, atol=1e-3)

@@ -152,4 +152,4 @@ def test_the_installed_extension_registers_with_its_own_library_and_weights(inst
         [sys.executable, "-c", REGISTER, installed], capture_output=True, encoding="utf-8", cwd=ROOT, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "brain-t1-small blob 1 warped to blob 0"
+    assert done.stdout.splitlines()[-1] == "brain-t1-gradient blob 1 warped to blob 0"

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from LDRCore.transforms import spatial
+from LDRCore.transforms import separable, spatial
 
 SHAPE = (7, 8, 9)
 
@@ -96,18 +96,18 @@ def test_shrink_keeps_corners_and_linear_images(shape):
     """Corners coincide, so a ramp stays a ramp to a fraction of a voxel, except where boxes are cut at the border."""
     k, j, i = torch.meshgrid(*[torch.arange(float(n)) for n in (20, 24, 22)], indexing="ij")
     ramp = (2 * k - j + 0.5 * i)[None, None]
-    shrunk = spatial.shrink(ramp, shape)
+    shrunk = separable.shrink(ramp, shape)
     ratio = [(n - 1) / (m - 1) for n, m in zip((20, 24, 22), shape, strict=True)]
     d, h, w = torch.meshgrid(*[torch.arange(m) * r for m, r in zip(shape, ratio, strict=True)], indexing="ij")
     inner = (slice(1, -1),) * 3
     assert torch.allclose(shrunk[0, 0][inner], (2 * d - h + 0.5 * w).float()[inner], atol=0.1)
-    assert spatial.shrink(torch.ones(2, 3, 20, 24, 22), shape).sub(1).abs().max() < 1e-5
+    assert separable.shrink(torch.ones(2, 3, 20, 24, 22), shape).sub(1).abs().max() < 1e-5
 
 
 def test_shrink_averages_noise_and_leaves_the_same_size_alone():
     noise = torch.randn(1, 1, 32, 32, 32)
-    assert 0.2 < float(spatial.shrink(noise, (16, 16, 16)).std()) < 8**-0.5  # of eight voxels or a few more
-    assert spatial.shrink(noise, (32, 32, 32)) is noise
+    assert 0.2 < float(separable.shrink(noise, (16, 16, 16)).std()) < 8**-0.5  # of eight voxels or a few more
+    assert separable.shrink(noise, (32, 32, 32)) is noise
 
 
 def test_affine_to_displacement_turns_about_the_centre():

@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "result": {"errors", "geometry", "io"},
     "report": {"errors", "sampling", "geometry", "io", "transforms", "losses", "pipeline"},
-    "registration": {"errors", "torch_context", "geometry", "io", "pipeline", "result", "report"},
+    "registration": {"errors", "torch_context", "geometry", "io", "models", "pipeline", "result", "report"},
     "evaluation": {"errors", "geometry", "io", "registration"},
     "overview": {"geometry"},
     "viewer": {"errors", "geometry", "io"},
