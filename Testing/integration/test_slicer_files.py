@@ -12,6 +12,7 @@ import pytest
 import SimpleITK as sitk
 
 from LDRCore.io import transforms
+from LDRCore.models import weights
 from Testing.slicer_scene import LPS, blobs, image_of, linear, local, moved, snapshot, spin, turned, wait_until
 from Testing.slicer_window import choose, click, run, unfold
 
@@ -218,7 +219,7 @@ def test_the_panel_registers_the_pairs_of_two_folders_and_shows_the_page(opened,
     rows = list(csv.DictReader((tmp_path / "out" / "results.csv").open(encoding="utf-8")))
     assert [(row["name"], row["status"]) for row in rows] == [("a", "done"), ("b", "done")]
     settings = json.loads((tmp_path / "out" / "cohort.json").read_text(encoding="utf-8"))["settings"]["options"]
-    assert (settings["cascades"], settings["refine"], settings["model"]) == (1, "fast", "brain-t1-small")
+    assert (settings["cascades"], settings["refine"], settings["model"]) == (1, "fast", weights.DEFAULT)
     shown = []
     monkeypatch.setattr(qt.QDesktopServices, "openUrl", shown.append)
     click(ui.pageButton)

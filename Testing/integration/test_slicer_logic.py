@@ -282,7 +282,7 @@ def test_without_a_number_every_network_of_the_model_runs_and_no_model_needs_non
 
     made = logic.register(*blobs(), model="none", refine=None, warped=False, jacobian=False)
     assert (made.report["cascades"], made.report["refine"]) == (0, "fast")
-    for model, networks in (("any", 3), ("brain-t1-small", 3), ("none", 0)):
+    for model, networks in (("any", 9), ("brain-t1-small", 3), ("none", 0)):
         card = weights.model_info(model)
         assert Settings(model).networks(card) == networks
         assert Settings(model, kind="rigid").networks(card) == 0
