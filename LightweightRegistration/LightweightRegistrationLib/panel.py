@@ -71,7 +71,8 @@ class Panel(JobRunner):
         self._parameterNode: LightweightRegistrationParameterNode | None = None
         self._pair = VolumePair(None, None)
         self._preparedFor: WarmUpOptions | None = None
-        self._maxCascades = 0
+        self._maxCascades = 0  # of the model; 0 without networks
+        self._mostCascades = 0  # of the last model that had some
         default = memory_bytes() >= PREPARE_FROM_BYTES
         ui.prepareCheckBox.checked = slicer.util.settingsValue(PREPARE_SETTING, default, converter=slicer.util.toBool)
         ui.prepareCheckBox.toggled.connect(self.onPrepareToggled)
@@ -166,9 +167,9 @@ class Panel(JobRunner):
             ui.modelComboBox.currentIndex = index
         self._maxCascades = card["architecture"]["cascades"]
         if self._maxCascades:  # otherwise the number stays, for another model
-            every = p.cascades >= ui.cascadesSlider.maximum  # of the model before: stays every one
+            self._mostCascades = self._maxCascades
             ui.cascadesSlider.maximum = self._maxCascades
-            if every or p.cascades > self._maxCascades:
+            if p.cascades > self._maxCascades:
                 p.cascades = self._maxCascades
         ui.modelCardLabel.text = report_text.card_text(card)
         for widget in (ui.qualityComboBox, ui.refinementSpinBox, ui.similarityComboBox):
@@ -232,8 +233,14 @@ class Panel(JobRunner):
     def onModelChanged(self, *_index: Any) -> None:
         """Another model was picked."""
         name = self.ui.modelComboBox.itemData(self.ui.modelComboBox.currentIndex)
-        if self._parameterNode is not None and name:
-            self._parameterNode.model = name
+        p = self._parameterNode
+        if p is None or not name or name == p.model:
+            return
+        every = p.cascades >= self._mostCascades
+        p.model = name  # clips the number of cascades
+        self.updateGUIFromParameterNode()
+        if every and self._maxCascades:
+            p.cascades = self._maxCascades
 
     def onTryItButton(self, *_clicked: Any) -> None:
         """Load the sample pair and choose it."""

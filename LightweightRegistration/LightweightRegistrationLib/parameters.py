@@ -99,7 +99,7 @@ class LightweightRegistrationParameterNode:
     model: str = "brain-t1-gradient"
     kind: Kind = Kind.deformable
     quality: Quality = Quality.accurate
-    cascades: Annotated[int, WithinRange(1, 10)] = 3
+    cascades: Annotated[int, WithinRange(1, 10)] = 10  # every one: the panel lowers it to what the model has
 
     wantWarped: bool = True
     wantTransform: bool = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import xml.etree.ElementTree as ET
 import zipfile
@@ -358,38 +357,6 @@ def test_quality_is_how_the_displacement_is_refined(chosen, label, refine):
         name = label.split(":")[0]
         pattern = rf"{name}: \d+ iterations? at \d\.\d mm, \d+ iterations? at \d\.\d mm; local similarity -?0\.\d+ to "
         assert re.match(pattern, shown[1]), shown[1]
-
-
-@pytest.mark.parametrize("name", ["any", "none"])
-def test_without_a_fitting_network_fast_still_deforms_and_the_panel_says_why_none_ran(chosen, name):
-    from LDRCore.models import weights
-
-    choose(chosen.ui.qualityComboBox, "Fast")
-    choose(chosen.ui.modelComboBox, weights.model_titles()[name])
-    assert chosen.p.model == name
-    assert chosen.ui.cascadesSlider.isEnabled() == (name == "any")
-    assert chosen.p.cascades == 1  # kept for a model with networks
-    click(chosen.ui.applyButton)
-    run(chosen)
-    assert chosen.said == []
-    report = json.loads(chosen.p.transform.GetAttribute("LightweightRegistration.Report"))
-    assert (report["model"], report["refine"]) == (name, "fast")
-    assert not chosen.p.transform.IsLinear()
-    shown = re.search(r"<b>Networks</b></td><td[^>]*>([^<]*)", chosen.ui.resultsLabel.text)[1]
-    small = "no network fits: brain-t1-gradient: the fixed content of"
-    assert shown.startswith("none: " + (small if name == "any" else "it was asked for"))
-    assert "Traceback" not in chosen.panel.logic.worker.log()  # getting ready for this model went well
-
-
-def test_the_networks_that_were_chosen_for_two_heads_are_named(opened):
-    from LDRCore.models import weights
-
-    click(opened.ui.tryItButton)
-    choose(opened.ui.modelComboBox, weights.model_titles()["any"])
-    click(opened.ui.applyButton)
-    run(opened)
-    shown = re.search(r"<b>Networks</b></td><td[^>]*>([^<]*)", opened.ui.resultsLabel.text)[1]
-    assert re.match(r"T1 head \(brain-t1-gradient\), 9 cascades: MR of a fitting size, contrasts agree \(\d+ % ", shown)
 
 
 def test_results_and_outputs_come_back_from_a_saved_scene(chosen, tmp_path):
