@@ -20,7 +20,9 @@ def array(image: sitk.Image) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def refined(demo_pair) -> LDRCore.RegistrationResult:
-    return LDRCore.register(demo_pair["fixed"], demo_pair["moving"], refine="fast", inverse=True)
+    return LDRCore.register(
+        demo_pair["fixed"], demo_pair["moving"], model="brain-t1-small", refine="fast", inverse=True
+    )
 
 
 def ball(radius_mm: float, centre_mm: tuple[float, float, float], spacing_mm: float = 2.0) -> sitk.Image:
@@ -63,7 +65,7 @@ def test_behind_a_bent_start_the_whole_transform_is_measured():
 
 
 def test_refining_gains_overlap_without_folding(demo_pair, refined):
-    plain = LDRCore.register(demo_pair["fixed"], demo_pair["moving"])
+    plain = LDRCore.register(demo_pair["fixed"], demo_pair["moving"], model="brain-t1-small")
     scores = [demo.score(demo_pair, r)["deformable"] for r in (plain, refined)]
     assert scores[1] > scores[0] + 0.03
     assert refined.report["folding_count"] == 0

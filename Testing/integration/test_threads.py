@@ -157,7 +157,7 @@ def test_registrations(threads, backend):
 def test_registrations_that_are_the_first_of_a_process(threads):
     """Nothing is kept yet: models, what is known of oneDNN and numba, matrices."""
     tasks = registrations()
-    forget = (model_file._load, convolution._onednn, spatial._box_average, numba_check.load)
+    forget = (model_file._load, convolution._onednn, separable._box_average, numba_check.load)
     expected = [task() for task in tasks]
     together = threading.Barrier(threads, action=lambda: [cached.cache_clear() for cached in forget])
 
