@@ -100,7 +100,7 @@ def test_warp_points_invert_jacobian(demo_run, demo_pair, tmp_path, capsys):
     np.testing.assert_allclose(
         sitk.GetArrayFromImage(sitk.ReadImage(str(out))),
         sitk.GetArrayFromImage(sitk.ReadImage(str(demo_run / "jacobian_determinant.nii.gz"))),
-        atol=1e-3,  # straight from the dense field, or through ITK
+        atol=2e-3,  # straight from the dense field, or through ITK
     )
 
 
@@ -236,7 +236,7 @@ def files(tmp_path, blob) -> dict[str, Path]:
         ("good", ["--fixed-mask", "emptymask"], "empty mask"),
         ("good", ["--fixed-mask", "othermask"], "grid of its image"),
         ("good", ["--model", "liver"], "model must be one of"),
-        ("good", ["--cascades", "9"], "cascades must be 0 to 3"),
+        ("good", ["--cascades", "99"], "cascades must be 0 to 9"),
         ("good", ["--initial", "missing"], "transform must be an existing file"),
     ],
 )

@@ -103,7 +103,7 @@ def test_a_list_of_pairs_goes_on_after_a_bad_one(folder, capsys):
         (["--pairs", "long.csv"], "must have 2 cells in every line, got one with more"),
         (["--pairs", "pairs.csv", "--protocol", "x"], "protocol must be one of"),
         (["--pairs", "pairs.csv", "--frame", "mni"], "the frame of landmarks must be one of"),
-        (["--pairs", "pairs.csv", "--cascades", "9"], "cascades must be 0 to 3"),
+        (["--pairs", "pairs.csv", "--cascades", "99"], "cascades must be 0 to 9"),
         (["--pairs", "pairs.csv", "--learn2reg", "f.nii.gz"], "the output must be a folder, got the file f.nii.gz"),
         (["f.nii.gz", "m.nii.gz", "--fixed-labels", "fl.nii.gz"], "labels must be given for both images or for none"),
         (

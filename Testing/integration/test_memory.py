@@ -34,7 +34,7 @@ for name in ("fixed", "moving"):
                                 image.GetDirection()))
 LDRCore.load_model("brain-t1")
 base = peak()
-result = LDRCore.register(*images, cascades=cascades, inverse=bool(inverse))
+result = LDRCore.register(*images, model="brain-t1", cascades=cascades, inverse=bool(inverse))
 if jacobian:
     result.jacobian_determinant
 said = memory.needed_bytes(LDRCore.model_info("brain-t1"), images[0].GetSize(), images[0].GetSpacing(),

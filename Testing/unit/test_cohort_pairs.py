@@ -82,7 +82,7 @@ def test_moving_labels_alone_can_be_warped():
     ("options", "outputs", "message"),
     [
         ({"model": "liver"}, ("warped",), "model must be one of"),
-        ({"cascades": 9}, ("warped",), "cascades must be 0 to"),
+        ({"cascades": 99}, ("warped",), "cascades must be 0 to"),
         ({"initial": "t.h5"}, ("warped",), "transforms go into the column initial"),
         ({"blur": 2}, ("warped",), "must be those of register, got .*blur"),
         ({}, ("warpd",), "an output must be one of"),

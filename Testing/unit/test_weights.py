@@ -34,9 +34,10 @@ def test_what_ships_is_whole_small_and_documented():
         assert card["licence"]
         assert card["data"]["split_sha256"]
         assert card["recipe"]
-        for split in ("val", "test"):
-            for kind in card["results"][split]["systems"].values():
-                assert {"nothing", "affine", "1 cascades"} <= set(kind)
+        assert "test" in card["results"]
+        for split in card["results"].values():
+            for kind in split["systems"].values():
+                assert {"nothing", "affine"} < set(kind)
 
 
 def test_a_loaded_model_is_kept():

@@ -89,8 +89,8 @@ def _background() -> ModuleType:
 
 def _apply(worker: object, fixed: sitk.Image, moving: sitk.Image, how: dict) -> float:
     began = time.perf_counter()
-    arrays, request = {}, {"do": "register", "cascades": 3, "affine": True, "initial": "center"}
-    request |= {"refine": "none", "refine_steps": 0, "similarity": "local-ncc"}
+    options = {"affine": True, "refine": "none", "model": how["model"], "device": how["device"]}
+    arrays, request = {}, {"do": "register", "options": options, "initial": "center"}
     for name, image in (("fixed", fixed), ("moving", moving)):
         arrays[f"{name}.npy"] = sitk.GetArrayViewFromImage(image)
         to_world = np.diag([-1.0, -1, 1, 1]) @ geometry.index_to_lps(image)[:, [2, 1, 0, 3]]
