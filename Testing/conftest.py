@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from LDRCore import sampling
 from LDRCore.cli import demo
 
 
@@ -28,6 +30,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def demo_pair() -> dict:
     """Paths of the demo pair and the number of its labels."""
     return demo.find_pair()
+
+
+@pytest.fixture(params=["torch", "numba"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of each backend in turn, which `sampling` is made to use."""
+    with sampling.forced(request.param):
+        if sampling.backend_name() != request.param:
+            pytest.skip("needs the package numba (pip install 'LDRCore[fast]')")
+        yield request.param
 
 
 @pytest.fixture

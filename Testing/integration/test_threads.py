@@ -31,14 +31,6 @@ def one_torch_thread_and_many_switches():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=["torch", "numba"])
-def backend(request):
-    with sampling.forced(request.param):
-        if sampling.backend_name() != request.param:
-            pytest.skip("needs the package numba (pip install 'LDRCore[fast]')")
-        yield request.param
-
-
 def assert_same_in_threads(tasks: list[Callable[[], list]], threads: int, repeats: int, torch_threads: int = 1) -> None:
     """Run the tasks in turn in several threads at once; each time the result must be that of one thread alone."""
     expected = [task() for task in tasks]

@@ -81,14 +81,6 @@ def strong_context(request):
     return CONTEXTS[request.param]
 
 
-@pytest.fixture(params=["torch", "numba"])
-def backend(request):
-    with sampling.forced(request.param):
-        if sampling.backend_name() != request.param:
-            pytest.skip("needs the package numba (pip install 'LDRCore[fast]')")
-        yield request.param
-
-
 @pytest.fixture(scope="module")
 def pair() -> tuple[sitk.Image, sitk.Image]:
     """Two irregular ellipsoids, one moved and stretched against the other, on grids of their own."""

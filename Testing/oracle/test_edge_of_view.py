@@ -74,14 +74,6 @@ def pairs(kind: str) -> list[Pair]:
     return made
 
 
-@pytest.fixture(params=["torch", "numba"])
-def backend(request):
-    with sampling.forced(request.param):
-        if sampling.backend_name() != request.param:
-            pytest.skip("needs the package numba (pip install 'LDRCore[fast]')")
-        yield request.param
-
-
 def differing(pair: Pair, values: np.ndarray) -> int:
     assert 0.05 < pair.inside.mean() < 0.95
     assert set(np.unique(values.round(4)).tolist()) == {0.0, 1.0}

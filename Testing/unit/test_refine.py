@@ -34,14 +34,6 @@ def warper(moving: torch.Tensor):
     return lambda u: spatial.warp(moving[None, None], u[None], padding="border")[0, 0]
 
 
-@pytest.fixture(params=["torch", "numba"])
-def backend(request):
-    if request.param == "numba" and sampling.backend_name() != "numba":
-        pytest.skip("needs the package numba (pip install 'LDRCore[fast]')")
-    with sampling.forced(request.param):
-        yield request.param
-
-
 def similarity_sum(warped: torch.Tensor, fixed: torch.Tensor, window: int, epsilon: float) -> torch.Tensor:
     """The sum of squared local correlation, window sums by a convolution: differentiable, any precision."""
     kernel = torch.full((1, 1, window, window, window), 1 / window**3, dtype=warped.dtype)
