@@ -139,9 +139,9 @@ def forms_of(gradients: Sequence[torch.Tensor], sigma: float) -> Forces:
     """Compute the forms of a batch's gradients, (3, D, H, W) each, which are overwritten."""
     smoothed = None
     if sigma:
-        smoothed = torch.stack([operations(g[0]).smooth(g, sigma)[0] for g in gradients])
+        smoothed = spatial.batch([operations(g[0]).smooth(g, sigma)[0] for g in gradients])
         smoothed.div_(_typical_length(_all_lengths(smoothed)))
-    gradient = gradients[0][None] if len(gradients) == 1 else torch.stack(list(gradients))
+    gradient = spatial.batch(gradients)
     coarse = _smooth(_halve(gradient))
     coarse.div_(_typical_length(_lengths(coarse)))
     lengths = _all_lengths(gradient)

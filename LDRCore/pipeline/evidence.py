@@ -1,9 +1,10 @@
 """Measures by which a result can be told from a failure, inside the fixed image's content: see `verdict`.
 
-Everything is measured on a grid of some 48,000 voxels over the fixed content (4.5 mm for a head). Local correlation is
-squared, in windows of the fixed content that have texture: it does not mind gain, offset, bias fields or a background
-that agrees. How clear a result is, is the ratio of its local correlation to the best that the same two images have
-when one of them is shifted along an axis: noise lowers both, and right maps stand out from their surroundings.
+Everything is measured on a grid like the fine one of `alignment.search`, over the fixed content (4.5 mm for a head),
+with its windows; the bounds of `verdict` hold for that resolution. Local correlation is squared, in windows of the
+fixed content that have texture: it does not mind gain, offset, bias fields or a background that agrees. How clear a
+result is, is the ratio of its local correlation to the best that the same two images have when one of them is shifted
+along an axis: noise lowers both, and right maps stand out from their surroundings.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from LDRCore.alignment.objective import EPSILON, TEXTURE
+from LDRCore.alignment.search import FINE_VOXELS, FINE_WINDOW, fine_spacing
 from LDRCore.geometry import Grid
 from LDRCore.pipeline.inputs import Pair
 from LDRCore.pipeline.intensities import FOREGROUND_LEVEL
@@ -23,9 +26,7 @@ from LDRCore.transforms import spatial
 from LDRCore.transforms.field import DenseField
 from LDRCore.transforms.volume import Volume
 
-VOXELS = 48_000  # of the grid
-WINDOW, SHIFT = 5, 3  # edge of a window, and by how far images are shifted, voxels
-EPSILON, TEXTURE = 3e-4, 1e-3  # variance added to that of every window, and from which on a window counts
+SHIFT = 3  # by how far images are shifted, voxels
 TISSUE, AIR = 0.3, 0.05  # means of 3 voxels cubed: tissue and air for certain
 CLEAR = 1.3  # clearness from which the affine part is beyond doubt
 EXTREME = 5.0  # a volume that shrinks or grows more
@@ -49,10 +50,9 @@ def measure(pair: Pair, field: DenseField) -> dict[str, Any]:
         folding: share of the fixed content whose volume changes more than `EXTREME` times, or that folds, beside the
         affine part; flat: of each image, share of its content's voxels that have exactly the value of the next one.
     """
-    extent = np.maximum(pair.fixed.box_lps[1] - pair.fixed.box_lps[0], 1.0)
-    spacing = max(float((math.prod(extent) / VOXELS) ** (1 / 3)), float(pair.fixed.fine.spacing_mm.min()))
+    spacing = max(fine_spacing(pair.fixed.box_lps), float(pair.fixed.fine.spacing_mm.min()))
     grid = Grid.around(
-        *pair.fixed.box_lps, spacing_mm=spacing, margin_mm=SHIFT * spacing, multiple=1, max_voxels=8 * VOXELS
+        *pair.fixed.box_lps, spacing_mm=spacing, margin_mm=SHIFT * spacing, multiple=1, max_voxels=8 * FINE_VOXELS
     )
     fixed = pair.fixed.fine.averaged(spacing).on(grid)
     moving = pair.moving.fine.averaged(spacing)
@@ -115,7 +115,7 @@ class _Comparison:
 
     def __init__(self, fixed: torch.Tensor, content: torch.Tensor) -> None:
         self._fixed = fixed
-        self._mean, self._variance = torch_ops.window_statistics(fixed, WINDOW, EPSILON)
+        self._mean, self._variance = torch_ops.window_statistics(fixed, FINE_WINDOW, EPSILON)
         self._valid = content & (self._variance > TEXTURE + EPSILON)
         self.tissue = content & (torch_ops.window_means(fixed, 3) > TISSUE)
 
@@ -126,7 +126,7 @@ class _Comparison:
 
         Without `shifted`, clearness is not measured: infinite.
         """
-        mean, variance = torch_ops.window_statistics(image, WINDOW, EPSILON)
+        mean, variance = torch_ops.window_statistics(image, FINE_WINDOW, EPSILON)
         valid = self._valid & inside
         whole = slice(None), slice(None), slice(None)
         covariance = self._covariance(image, mean, whole, whole)
@@ -152,7 +152,7 @@ class _Comparison:
 
     def _covariance(self, image: torch.Tensor, mean: torch.Tensor, own: Any, other: Any) -> torch.Tensor:
         """Of the windows `own` of the fixed image and `other` of another one."""
-        cross = torch_ops.window_means(self._fixed[own] * image[other], WINDOW)
+        cross = torch_ops.window_means(self._fixed[own] * image[other], FINE_WINDOW)
         return cross.addcmul_(self._mean[own], mean[other], value=-1)
 
 
@@ -171,8 +171,7 @@ def _volume_changes(field: DenseField, fixed: PreparedImage) -> dict[str, float]
     matrix = torch.stack(rows)  # [a, c] = d u_c / d x_a
     for axis in range(3):
         matrix[axis, axis] += 1
-    (a, b, c), (d, e, f), (g, h, i) = (row.unbind() for row in matrix)
-    determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+    determinant = spatial.determinant(matrix)
     grid = field.content_grid
     coarse = Grid(
         tuple(o + s for o, s in zip(grid.origin_lps, grid.spacing_mm[::-1], strict=True)),  # type: ignore[arg-type]

@@ -70,7 +70,7 @@ def sample(
     _check_displacement(coordinates_vox, "coordinates_vox")
     if interpolation == "linear" and sampling.can_take(coordinates_vox[0, 0].numel(), image, coordinates_vox):
         points = coordinates_vox.expand(image.shape[0], -1, -1, -1, -1)
-        return _batch([sampling.at_points(i, p, padding) for i, p in zip(image, points, strict=True)])
+        return batch([sampling.at_points(i, p, padding) for i, p in zip(image, points, strict=True)])
     # grid_sample wants (x, y, z) = (W, H, D) in [-1, 1]
     size = torch.tensor(image.shape[2:], dtype=coordinates_vox.dtype, device=coordinates_vox.device)
     scale = (2.0 / (size - 1).clamp(min=1)).view(1, 3, 1, 1, 1)
@@ -134,7 +134,7 @@ def warp(
             f"got {tuple(image.shape[2:])} and {tuple(displacement.shape[2:])}"
         )
     if _samples_fast(interpolation, padding, image, displacement):
-        return _batch([sampling.displaced(i, u, padding) for i, u in zip(image, displacement, strict=True)])
+        return batch([sampling.displaced(i, u, padding) for i, u in zip(image, displacement, strict=True)])
     if (interpolation, padding) == ("linear", "zeros") and gradients.can_take(image, displacement):
         return gradients.warp(image, displacement)
     grid = identity_grid(displacement.shape[2:], device=displacement.device, dtype=displacement.dtype)
@@ -147,7 +147,7 @@ def _samples_fast(interpolation: str, padding: str, image: torch.Tensor, displac
     return known and sampling.can_take(displacement[0, 0].numel(), image, displacement)
 
 
-def _batch(entries: Sequence[torch.Tensor]) -> torch.Tensor:
+def batch(entries: Sequence[torch.Tensor]) -> torch.Tensor:
     """Stack tensors to one batch; a single one is not copied."""
     return entries[0][None] if len(entries) == 1 else torch.stack(list(entries))
 
@@ -167,7 +167,7 @@ def compose(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """
     _check_displacement(first, "first")
     if first.shape == second.shape and _samples_fast("linear", "border", first, second):
-        return _batch([sampling.composed(u1, u2) for u1, u2 in zip(first, second, strict=True)])
+        return batch([sampling.composed(u1, u2) for u1, u2 in zip(first, second, strict=True)])
     return second + warp(first, second, padding="border")
 
 
@@ -214,7 +214,7 @@ def warp_by_coarse(image: torch.Tensor, displacement: torch.Tensor) -> torch.Ten
     coarse_from_fine = np.diag([*(1 / r if r else 1.0 for r in ratio), 1.0])
     scaled = displacement * torch.from_numpy(ratio).to(displacement).view(3, 1, 1, 1)
     pairs = zip(image[:, 0], scaled, strict=True)
-    return _batch([sampling.on_lattice(i, shape, np.eye(4), u, coarse_from_fine)[None] for i, u in pairs])
+    return batch([sampling.on_lattice(i, shape, np.eye(4), u, coarse_from_fine)[None] for i, u in pairs])
 
 
 def integrate(velocity: torch.Tensor, steps: int = 7) -> torch.Tensor:
@@ -350,10 +350,14 @@ def jacobian_determinant(displacement: torch.Tensor) -> torch.Tensor:
     if min(displacement.shape[2:]) < 2:
         raise ValueError(f"every axis needs at least 2 voxels, got grid {tuple(displacement.shape[2:])}")
     du = torch.gradient(displacement, dim=(2, 3, 4))  # du[a][:, c] = d u_c / d x_a
-    a, b, c = du[0][:, 0] + 1, du[1][:, 0], du[2][:, 0]
-    d, e, f = du[0][:, 1], du[1][:, 1] + 1, du[2][:, 1]
-    g, h, i = du[0][:, 2], du[1][:, 2], du[2][:, 2] + 1
-    return (a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g))[:, None]
+    rows = [[du[a][:, c] + 1 if a == c else du[a][:, c] for a in range(3)] for c in range(3)]
+    return determinant(rows)[:, None]
+
+
+def determinant(matrix: torch.Tensor | Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
+    """Return the determinants of 3x3 matrices whose entries are tensors of one shape."""
+    (a, b, c), (d, e, f), (g, h, i) = matrix
+    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
 
 
 def folding_count(displacement: torch.Tensor) -> int:
