@@ -26,7 +26,7 @@ from LDRCore.refinement import torch_ops
 # inverted to 0 to .09.
 ALIKE = 0.85  # from here on the contrast is taken for one
 UNLIKE = 0.55  # below, a model for one contrast is not run although it was asked for
-_WINDOW, _EPSILON, _TEXTURE = 3, 3e-4, 1e-3  # voxels; variances of intensities from 0 to 1
+_WINDOW, _EPSILON = 3, 3e-4  # voxels; variance of intensities from 0 to 1
 _LEAST = 0.05  # of the moving image, which may show as dark what the fixed one shows as bright
 _MARGIN_MM, _MAX_VOXELS = 8.0, 1_000_000
 

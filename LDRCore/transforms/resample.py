@@ -44,7 +44,7 @@ def warp(
     Returns:
         (D, H, W) of `dtype`.
     """
-    moving_from_fixed, linear, field_from_fixed = _on_grid(np.linalg.inv(moving.to_lps), to_lps, field)
+    moving_from_fixed, linear, field_from_fixed = _on_grid(moving.from_lps, to_lps, field)
     u = field.displacement_vox[0]
     result = np.full(shape, moving.minimum, dtype)
     slabs = sampling.slabs_on_lattice(
