@@ -19,7 +19,6 @@ from LDRCore import geometry
 from LDRCore.io import transforms
 
 SAME_MM = 1e-3  # two point maps
-SINGLE_MM = 2e-4  # what programs lose that hold coordinates of some 100 mm in single precision
 TURN = np.array([[0.36, 0.48, -0.8], [-0.8, 0.6, 0.0], [0.48, 0.64, 0.6]])
 AFFINE = np.array([[1.05, 0.06, -0.02, 3.0], [-0.05, 0.95, 0.04, 2.0], [0.02, 0.01, 1.03, -4.0], [0, 0, 0, 1]])
 CENTRE = np.array([10.0, -5.0, 20.0])

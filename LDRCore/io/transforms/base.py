@@ -79,28 +79,22 @@ class NiftiHead:
     """What a NIfTI-1 header says of a transform.
 
     Attributes:
-        order: "<" or ">".
         shape: sizes along the axes of the array, x first.
         spacing: of the header's pixdim, as many.
         intent: NIfTI's code.
         intent_name: in words.
         parameters: intent_p1, intent_p2, intent_p3.
         sform: 4x4 as stored.
-        offsets: qoffset_x, qoffset_y, qoffset_z.
-        extensions: whether extensions follow the header (AFNI writes one).
-        raw: the header's 348 bytes.
+        extensions: what follows the header before the values (AFNI writes its attributes there).
     """
 
-    order: str
     shape: tuple[int, ...]
     spacing: tuple[float, ...]
     intent: int
     intent_name: str
     parameters: tuple[float, float, float]
     sform: np.ndarray
-    offsets: tuple[float, float, float]
     extensions: bytes
-    raw: bytes
 
     @classmethod
     def of(cls, head: bytes) -> NiftiHead | None:
@@ -115,18 +109,14 @@ class NiftiHead:
         sform = np.eye(4)
         sform[:3] = np.array(struct.unpack_from(order + "12f", head, 280)).reshape(3, 4)
         first, second, third = struct.unpack_from(order + "3f", head, 56)
-        x, y, z = struct.unpack_from(order + "3f", head, 268)
         return cls(
-            order,
             tuple(sizes[:dimensions]),
             tuple(spacing[:dimensions]),
             struct.unpack_from(order + "h", head, 68)[0],
             head[328:344].split(b"\0")[0].decode("latin-1"),
             (first, second, third),
             sform,
-            (x, y, z),
             head[352 : max(352, offset)] if head[348] else b"",
-            head[:348],
         )
 
     @property

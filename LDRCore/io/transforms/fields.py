@@ -198,7 +198,6 @@ def write_nifti(
     *,
     intent: int = 0,
     intent_name: str = "",
-    parameters: tuple[float, float, float] = (0, 0, 0),
     affine: np.ndarray | None = None,
 ) -> None:
     """Write an array of float32 as a NIfTI-1 file, with the placement that SimpleITK gives an image.
@@ -208,7 +207,7 @@ def write_nifti(
         values: (components, D, H, W).
         grid: image of its placement.
         tail: sizes of the axes behind x, y and z.
-        intent, intent_name, parameters: see `NiftiHead`.
+        intent, intent_name: see `NiftiHead`.
         affine: 4x4 to write as sform instead, where a program stores another.
     """
     shape = (*grid.GetSize(), *tail)
@@ -216,7 +215,6 @@ def write_nifti(
         raise ValueError(f"tail must hold {len(values)} values a voxel, got {tail}")
     header = bytearray(_placed_header(grid))
     struct.pack_into("<8h", header, 40, len(shape), *shape, *[1] * (7 - len(shape)))
-    struct.pack_into("<3f", header, 56, *parameters)
     struct.pack_into("<3h", header, 68, intent, *_FLOAT32)
     struct.pack_into("<4f", header, 92, 1, 1, 1, 1)
     struct.pack_into("<3f", header, 108, 352, 1, 0)

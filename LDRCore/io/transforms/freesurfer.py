@@ -22,7 +22,7 @@ from LDRCore.io.transforms.grids import grid_from_ras
 _VOXELS, _RAS = 0, 1  # types of .lta
 _WARP_INTENT = 3  # in a .mgz file's version
 _COORDINATE_VOX, _DISPLACEMENT_VOX, _COORDINATE_RAS, _DISPLACEMENT_RAS = range(4)
-_GEOMETRY_TAG, _META_TAG, _SHEAR_TAG = 10, 13, 15
+_GEOMETRY_TAG, _META_TAG = 10, 13
 _GEOMETRY_BYTES = 4 + 12 + 60 + 512
 _HEADER_BYTES = 284
 _PARAMETER_BYTES = 20  # after the values

@@ -18,7 +18,6 @@ _HDF5_SUFFIXES = (".h5", ".hdf5")
 _TEXT_SUFFIXES = (".tfm", ".txt")
 _IMAGE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
 _MATLAB_NAMES = (b"_double_3_3\0", b"_float_3_3\0")  # of the first matrix of a .mat file
-_HDF5 = b"\x89HDF"
 
 
 class ItkFormat(TransformFormat):
@@ -162,8 +161,3 @@ def _read_field(path: Path, name: str, modeling: bool) -> sitk.Transform:
             "add ,inverse for the way from moving to fixed"
         )
     return sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64))
-
-
-def is_hdf5_of_itk(head: FileHead) -> bool:
-    """Return whether a file is HDF5 with ITK's group of transforms, and not X5, which has a group of that name too."""
-    return head.first.startswith(_HDF5) and b"TransformGroup" in head.first and b"X5" not in head.first
