@@ -90,9 +90,9 @@ def _read(argument: TransformArgument, context: transforms.Context, name: str) -
     already the inverse of what its file stands for.
     """
     path, format_name, inverse = argument
-    ends = context.swapped() if inverse else context
-    stored_backwards = Path(path).is_file() and transforms.holds_modeling_field(Path(path))
-    if stored_backwards and inverse:
-        return transforms.read_transform(path, name, format_name=format_name, context=ends.accepting_modeling())
-    transform = transforms.read_transform(path, name, format_name=format_name, context=ends)
-    return inversion.invert_by_parts(transform) if inverse else transform
+    if not inverse:
+        return transforms.read_transform(path, name, format_name=format_name, context=context)
+    way_back = context.swapped()
+    if Path(path).is_file() and transforms.holds_modeling_field(Path(path)):
+        return transforms.read_transform(path, name, format_name=format_name, context=way_back.accepting_modeling())
+    return inversion.invert_by_parts(transforms.read_transform(path, name, format_name=format_name, context=way_back))
