@@ -34,14 +34,8 @@ _ALL: tuple[TransformFormat, ...] = (
 FORMATS: dict[str, TransformFormat] = {one.name: one for one in _ALL}
 """Every format by the name that users call it by; the earlier ones are asked first what they recognise."""
 
-_ITK_SUFFIXES = (".h5", ".hdf5", ".tfm", ".txt", ".mat", ".xfm")
-_BY_SUFFIX: dict[tuple[str, ...], str] = {  # where a name is enough
-    (".lta", ".mgz", ".mgh", ".m3z"): "freesurfer",
-    (".x5",): "x5",
-    (".dcm",): "dicom",
-    (".1d",): "afni",
-    (*_ITK_SUFFIXES, ".nrrd", ".mha", ".mhd", ".nhdr"): "itk",
-}
+_BY_SUFFIX = dict.fromkeys((".lta", ".mgz", ".mgh", ".m3z"), "freesurfer")  # other names are ITK's
+_BY_SUFFIX |= {".x5": "x5", ".dcm": "dicom", ".1d": "afni"}
 _DEFAULT_TARGETS = {".h5", ".hdf5", ".tfm", ".nrrd", ".mha", ".x5", ".lta", ".dcm", ".mgz", ".mgh", ".1d", ".xfm"}
 
 
@@ -80,10 +74,11 @@ def identify(path: Path, name: str) -> TransformFormat:
         raise _ask(name, path, "an array", "voxelmorph", "convexadam")
     if head.nifti is not None and len(head.nifti.shape) > 3 and 3 in (head.nifti.shape[0], *head.nifti.shape[3:]):
         raise _ask(name, path, "vectors of no stated kind", "fsl", "itk", "afni", "convexadam", "voxelmorph")
-    for suffixes, format_name in _BY_SUFFIX.items():
-        if head.named(*suffixes):
-            return FORMATS[format_name]
-    return FORMATS["itk"]
+    return FORMATS[_format_of_name(path)]
+
+
+def _format_of_name(path: Path) -> str:
+    return _BY_SUFFIX.get(path.suffix.lower(), "itk")
 
 
 def _ask(name: str, path: Path, what: str, *candidates: str) -> RegistrationError:
@@ -109,8 +104,7 @@ def check_target(path: Path, format_name: str) -> TransformFormat:
                 f"the format to write must be named where the file's name does not tell, got {path.name}: "
                 f"one of {', '.join(sorted(FORMATS))}"
             )
-        by_suffix = (name for suffixes, name in _BY_SUFFIX.items() if path.name.lower().endswith(suffixes))
-        format_name = next(by_suffix)
+        format_name = _format_of_name(path)
     chosen = format_named(format_name)
     if not path.name.lower().endswith(chosen.suffixes):
         raise RegistrationError(f"{chosen.title} has {' '.join(chosen.suffixes)}, got the name {path.name}")
