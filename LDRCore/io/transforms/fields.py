@@ -17,7 +17,7 @@ from LDRCore import geometry
 from LDRCore.errors import RegistrationError
 from LDRCore.io import images, nifti
 from LDRCore.io.quiet import silent_libraries
-from LDRCore.io.transforms.base import FileHead, NiftiHead, lps_from_ijk
+from LDRCore.io.transforms.base import NiftiHead, lps_from_ijk
 from LDRCore.io.transforms.grids import first_axes
 
 SLAB_VOXELS = 200_000  # that are computed at once
@@ -59,10 +59,7 @@ def read_components(path: Path, name: str, count: int = 3) -> tuple[np.ndarray, 
         RegistrationError: another shape, cut off or damaged.
     """
     with silent_libraries():
-        header = nifti.read_header(path, name)
-    head = NiftiHead.of(header.raw + bytes(4)) if header is not None else None
-    if header is None or head is None:
-        raise RegistrationError(f"{name} must be a NIfTI-1 file, got {path}")
+        header, head = _nifti_1(nifti.read_header(path, name), path, name)
     if math.prod(head.shape[3:]) != count or len(head.shape) < 4:
         raise RegistrationError(f"{name} must be 3D with {count} values a voxel, got the shape {head.shape} in {path}")
     x, y, z = head.shape[:3]
@@ -76,11 +73,20 @@ def read_array(path: Path, name: str) -> tuple[np.ndarray, NiftiHead]:
     Raises:
         RegistrationError: another file, cut off or damaged.
     """
-    header = nifti.read_plain_header(path, name)
-    head = FileHead.of(path).nifti
+    header, head = _nifti_1(nifti.read_plain_header(path, name), path, name)
+    return nifti.read_array(header, math.prod(head.shape), name).reshape(head.shape[::-1]).T, head
+
+
+def _nifti_1(header: nifti.Header | None, path: Path, name: str) -> tuple[nifti.Header, NiftiHead]:
+    """Return a header that was read, and what it says of a transform.
+
+    Raises:
+        RegistrationError: the file is none of NIfTI-1.
+    """
+    head = NiftiHead.of(header.raw + bytes(4)) if header is not None else None
     if header is None or head is None:
         raise RegistrationError(f"{name} must be a NIfTI-1 file, got {path}")
-    return nifti.read_array(header, math.prod(head.shape), name).reshape(head.shape[::-1]).T, head
+    return header, head
 
 
 def check_same_size(grid: sitk.Image, reference: sitk.Image, name: str, path: Path) -> None:
