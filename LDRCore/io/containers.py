@@ -18,6 +18,7 @@ import SimpleITK as sitk
 from LDRCore.errors import RegistrationError
 
 CHUNK_BYTES = 1 << 20  # decompressed at once
+MOST_INFLATED = 1100  # times as long as its gzip file is a file at most
 _GZIP = b"\x1f\x8b"
 _HEADER_BYTES = 1 << 16  # of MetaImage and NRRD headers, at most
 _GIPL_BYTES = 256  # of a header

@@ -31,7 +31,6 @@ _TYPES = {  # by the header's `datatype`
     for code, name in {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4"}.items()
 }
 _INTENT_DISPLACEMENT, _INTENT_VECTOR = 1006, 1007
-_MOST_INFLATED = 1100  # times as long as its gzip file is a file at most
 _SAME_PLACE_MM = 0.1  # two placements that differ less are the same
 _READ_ERRORS = (EOFError, OSError, zlib.error)
 
@@ -224,7 +223,7 @@ def read_array(header: Header, count: int, name: str) -> np.ndarray:
     stored_type = _TYPES.get(header.datatype)
     if stored_type is None:
         raise RegistrationError(f"{name} must hold real numbers, got NIfTI's type {header.datatype} in {header.path}")
-    length = header.path.stat().st_size * (_MOST_INFLATED if containers.is_gzip(header.path) else 1)
+    length = header.path.stat().st_size * (containers.MOST_INFLATED if containers.is_gzip(header.path) else 1)
     if count * stored_type.itemsize != header.data_bytes or header.data_offset + header.data_bytes > length:
         raise containers.damaged(header.path, name)
     values = np.empty(header.data_bytes // stored_type.itemsize, stored_type)

@@ -155,7 +155,8 @@ def _read_warp(path: Path, name: str) -> sitk.Transform:
                 raise RegistrationError(f"{name} must be a warp of three float frames, got another .mgz, {path}")
             numbers = np.array(struct.unpack_from(">15f", header, 30))
             count = 3 * x * y * z
-            content = stream.read(4 * count) if 4 * count < 1100 * path.stat().st_size else b""
+            most = containers.MOST_INFLATED * path.stat().st_size
+            content = stream.read(4 * count) if 4 * count < most else b""
             values = np.frombuffer(content, ">f4").reshape(3, z, y, x).astype(np.float32)
             stream.read(_PARAMETER_BYTES)
             rest = stream.read()
