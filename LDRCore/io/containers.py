@@ -36,7 +36,8 @@ def is_gzip(path: Path) -> bool:
 def named_by_content(path: Path) -> Iterator[Path]:
     """Give a path of the same file whose suffix tells its format, by which SimpleITK chooses how to read it.
 
-    NIfTI, NRRD and MetaImage are known by their first bytes; any other file keeps its name.
+    NIfTI, NRRD and MetaImage are known by their first bytes; any other file keeps its name. What is refused meanwhile
+    is refused by the name that the user knows.
     """
     suffixes = _suffixes(path)
     if not suffixes or path.name.lower().endswith(suffixes):
@@ -48,7 +49,10 @@ def named_by_content(path: Path) -> Iterator[Path]:
             os.symlink(path.resolve(), named)
         except OSError:  # not allowed on every Windows
             shutil.copyfile(path, named)
-        yield named
+        try:
+            yield named
+        except RegistrationError as error:
+            raise RegistrationError(str(error).replace(str(named), str(path))) from None
 
 
 def _suffixes(path: Path) -> tuple[str, ...]:

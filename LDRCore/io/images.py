@@ -91,8 +91,6 @@ def read_file(path: Path, name: str) -> sitk.Image:
             if placement:
                 image.SetMetaData(_PLACEMENT, placement)
             return image
-    except RegistrationError as error:  # of the file by a name of ours
-        raise RegistrationError(str(error).replace(str(file), str(path))) from None
     except (RuntimeError, OSError, UnicodeError) as error:
         raise RegistrationError(
             f"{name} must be an image that SimpleITK can read (NIfTI, NRRD, MetaImage, DICOM ...), "

@@ -146,6 +146,16 @@ def test_dense_fields_that_are_only_read(tmp_path, values, keywords):
     assert_maps_densely(transforms.read_transform(path, context=CONTEXT))
 
 
+@pytest.mark.parametrize("name", ["itk", "slicer", "spm", "niftyreg", "fsl"])
+def test_the_content_of_a_field_counts_and_not_its_name(tmp_path, name):
+    _, values, keywords, _ = DENSE[name]
+    path = nifti(tmp_path / "field.nrrd", values, **keywords)
+    assert_maps_densely(transforms.read_transform(path, context=CONTEXT))
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(RegistrationError, match=r"got \S*field\.nrrd \(cut off or damaged\)"):
+        transforms.read_transform(path, context=CONTEXT)
+
+
 def test_a_mapping_of_dipy(tmp_path):
     """Its affine is the inverse of the static image's; [..., 1] pulls, and [..., 0] takes mapped points back."""
     transforms.write(dense(), tmp_path / "m.nii.gz", "dipy", fixed=fixed())

@@ -15,7 +15,7 @@ import SimpleITK as sitk
 
 from LDRCore import geometry
 from LDRCore.errors import RegistrationError
-from LDRCore.io import images, nifti
+from LDRCore.io import containers, images, nifti
 from LDRCore.io.quiet import silent_libraries
 from LDRCore.io.transforms.base import NiftiHead, lps_from_ijk
 from LDRCore.io.transforms.grids import first_axes
@@ -58,13 +58,16 @@ def read_components(path: Path, name: str, count: int = 3) -> tuple[np.ndarray, 
     Raises:
         RegistrationError: another shape, cut off or damaged.
     """
-    with silent_libraries():
-        header, head = _nifti_1(nifti.read_header(path, name), path, name)
-    if math.prod(head.shape[3:]) != count or len(head.shape) < 4:
-        raise RegistrationError(f"{name} must be 3D with {count} values a voxel, got the shape {head.shape} in {path}")
-    x, y, z = head.shape[:3]
-    values = nifti.read_array(header, math.prod(head.shape), name).reshape(count, z, y, x)
-    return values, first_axes(header.grid, name)
+    with containers.named_by_content(path) as file:
+        with silent_libraries():
+            header, head = _nifti_1(nifti.read_header(file, name), path, name)
+        if math.prod(head.shape[3:]) != count or len(head.shape) < 4:
+            raise RegistrationError(
+                f"{name} must be 3D with {count} values a voxel, got the shape {head.shape} in {path}"
+            )
+        x, y, z = head.shape[:3]
+        values = nifti.read_array(header, math.prod(head.shape), name).reshape(count, z, y, x)
+        return values, first_axes(header.grid, name)
 
 
 def read_array(path: Path, name: str) -> tuple[np.ndarray, NiftiHead]:
