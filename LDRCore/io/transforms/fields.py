@@ -49,11 +49,11 @@ def _read_images(path: Path, name: str, convert: Convert | None) -> tuple[list[s
     return _component_images(values, grid, convert), grid
 
 
-def read_components(path: Path, name: str, count: int = 3) -> tuple[np.ndarray, sitk.Image]:
-    """Read a NIfTI file whose axes behind x, y and z hold so many values.
+def read_components(path: Path, name: str) -> tuple[np.ndarray, sitk.Image]:
+    """Read a NIfTI file whose axes behind x, y and z hold three values.
 
     Returns:
-        (values, grid): (count, D, H, W) as stored, and an empty image.
+        (values, grid): (3, D, H, W) as stored, and an empty image.
 
     Raises:
         RegistrationError: another shape, cut off or damaged.
@@ -61,12 +61,10 @@ def read_components(path: Path, name: str, count: int = 3) -> tuple[np.ndarray, 
     with containers.named_by_content(path) as file:
         with silent_libraries():
             header, head = _nifti_1(nifti.read_header(file, name), path, name)
-        if math.prod(head.shape[3:]) != count or len(head.shape) < 4:
-            raise RegistrationError(
-                f"{name} must be 3D with {count} values a voxel, got the shape {head.shape} in {path}"
-            )
+        if math.prod(head.shape[3:]) != 3 or len(head.shape) < 4:
+            raise RegistrationError(f"{name} must be 3D with 3 values a voxel, got the shape {head.shape} in {path}")
         x, y, z = head.shape[:3]
-        values = nifti.read_array(header, math.prod(head.shape), name).reshape(count, z, y, x)
+        values = nifti.read_array(header, math.prod(head.shape), name).reshape(3, z, y, x)
         return values, first_axes(header.grid, name)
 
 
