@@ -28,7 +28,7 @@ from LDRCore.geometry.fields import (
     lps_to_displacement,
     transform_parts,
 )
-from LDRCore.geometry.grids import Grid, corners_lps, index_to_lps, points_lps
+from LDRCore.geometry.grids import Grid, corners_lps, empty_image, index_to_lps, points_lps
 from LDRCore.geometry.jacobian import jacobian_determinant_image, summarise_jacobian
 from LDRCore.geometry.points import transform_points
 from LDRCore.geometry.warping import INTERPOLATIONS, volumes_of, warp_volume, warp_volumes
@@ -45,6 +45,7 @@ __all__ = [
     "dense_then_affine",
     "displacement_field_image",
     "displacement_to_lps",
+    "empty_image",
     "field_image",
     "field_in_voxels",
     "fit_affine",

@@ -33,6 +33,24 @@ def points_lps(image: sitk.Image) -> np.ndarray:
     return index @ lps_from_index[:3, :3].T + lps_from_index[:3, 3]
 
 
+def empty_image(
+    size: Sequence[int], spacing: Sequence[float], origin: Sequence[float], direction: Sequence[float] | np.ndarray
+) -> sitk.Image:
+    """Make an image whose grid alone matters.
+
+    Args:
+        size: along the image's axes.
+        spacing: mm, likewise.
+        origin: (x, y, z) LPS mm of the first voxel.
+        direction: 3x3, unit axes as columns; or its numbers by rows, as SimpleITK has them.
+    """
+    image = sitk.Image([int(n) for n in size], sitk.sitkUInt8)
+    image.SetSpacing([float(s) for s in spacing])
+    image.SetOrigin([float(x) for x in origin])
+    image.SetDirection(np.ravel(direction).tolist())
+    return image
+
+
 @dataclass(frozen=True)
 class Grid:
     """A grid whose axes are the patient's (tensor axes S, P, L; identity direction), for working in.

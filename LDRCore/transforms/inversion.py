@@ -207,8 +207,5 @@ def _lattice(reference: sitk.Image, spacing_mm: float) -> sitk.Image:
     extent = [(n - 1) * s for n, s in zip(reference.GetSize(), reference.GetSpacing(), strict=True)]
     spacing_mm = max(spacing_mm, (np.prod(extent) / _MAX_VOXELS) ** (1 / 3))
     count = [max(2, int(np.ceil(e / spacing_mm)) + 1) for e in extent]
-    lattice = sitk.Image(count, sitk.sitkUInt8)
-    lattice.SetSpacing([e / (n - 1) for e, n in zip(extent, count, strict=True)])
-    lattice.SetOrigin(reference.GetOrigin())
-    lattice.SetDirection(reference.GetDirection())
-    return lattice
+    spacing = [e / (n - 1) for e, n in zip(extent, count, strict=True)]
+    return geometry.empty_image(count, spacing, reference.GetOrigin(), reference.GetDirection())

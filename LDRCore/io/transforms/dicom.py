@@ -195,11 +195,8 @@ def _right_handed(image: sitk.Image) -> sitk.Image:
     axes = np.array(image.GetDirection()).reshape(3, 3)
     if np.linalg.det(axes) > 0:
         return image
-    grid = sitk.Image(image.GetSize(), sitk.sitkUInt8)
-    grid.SetSpacing(image.GetSpacing())
-    grid.SetOrigin(image.TransformIndexToPhysicalPoint((0, 0, image.GetSize()[2] - 1)))
-    grid.SetDirection((axes * (1, 1, -1)).ravel().tolist())
-    return grid
+    last_slice = image.TransformIndexToPhysicalPoint((0, 0, image.GetSize()[2] - 1))
+    return geometry.empty_image(image.GetSize(), image.GetSpacing(), last_slice, axes * (1, 1, -1))
 
 
 def _series(given: ImageLike | None, side: str) -> list[Any]:

@@ -82,11 +82,8 @@ class ElastixFormat(TransformFormat):
 
 def _grown(image: sitk.Image) -> sitk.Image:
     """Return the grid of an image with a voxel more on every side."""
-    grid = sitk.Image([n + 2 for n in image.GetSize()], sitk.sitkUInt8)
-    grid.SetOrigin(image.TransformContinuousIndexToPhysicalPoint((-1.0, -1.0, -1.0)))
-    grid.SetSpacing(image.GetSpacing())
-    grid.SetDirection(image.GetDirection())
-    return grid
+    origin = image.TransformContinuousIndexToPhysicalPoint((-1.0, -1.0, -1.0))
+    return geometry.empty_image([n + 2 for n in image.GetSize()], image.GetSpacing(), origin, image.GetDirection())
 
 
 def _placement(image: sitk.Image, prefix: str) -> list[tuple[str, str]]:
@@ -124,11 +121,9 @@ def _added(
     own: sitk.Transform, before: sitk.Transform, parameters: Parameters, path: Path, name: str
 ) -> sitk.Transform:
     """Return ``x -> own(x) + before(x) - x`` as a field on the grid that the file names."""
-    size, spacing = _numbers(parameters, "Size", 3, path, name), _numbers(parameters, "Spacing", 3, path, name)
-    grid = sitk.Image([int(n) for n in size], sitk.sitkUInt8)
-    grid.SetSpacing(spacing)
-    grid.SetOrigin(_numbers(parameters, "Origin", 3, path, name))
-    grid.SetDirection(np.array(_numbers(parameters, "Direction", 9, path, name)).reshape(3, 3).T.ravel().tolist())
+    size, spacing, origin = (_numbers(parameters, key, 3, path, name) for key in ("Size", "Spacing", "Origin"))
+    direction = np.array(_numbers(parameters, "Direction", 9, path, name)).reshape(3, 3).T  # stored by columns
+    grid = geometry.empty_image([int(n) for n in size], spacing, origin, direction)
     total = geometry.displacement_field_image(own, grid) + geometry.displacement_field_image(before, grid)
     return sitk.DisplacementFieldTransform(sitk.Cast(total, sitk.sitkVectorFloat64))
 

@@ -47,11 +47,8 @@ def first_axes(source: sitk.ImageFileReader | sitk.Image, name: str) -> sitk.Ima
     placement = [*source.GetSpacing()[:3], *source.GetOrigin()[:3], *source.GetDirection()]
     if not (np.isfinite(placement).all() and min(placement[:3]) > 0):
         raise RegistrationError(f"{name} must have a finite origin, direction and spacing, got {placement}")
-    image = sitk.Image([int(n) for n in source.GetSize()[:3]], sitk.sitkUInt8)
-    image.SetOrigin(source.GetOrigin()[:3])
-    image.SetSpacing(source.GetSpacing()[:3])
-    image.SetDirection(np.array(source.GetDirection()).reshape(dimension, dimension)[:3, :3].ravel().tolist())
-    return image
+    direction = np.array(source.GetDirection()).reshape(dimension, dimension)[:3, :3]
+    return geometry.empty_image(source.GetSize()[:3], source.GetSpacing()[:3], source.GetOrigin()[:3], direction)
 
 
 def grid_from_ras(ras_from_ijk: np.ndarray, size: tuple[int, ...], name: str) -> sitk.Image:
@@ -65,8 +62,4 @@ def grid_from_ras(ras_from_ijk: np.ndarray, size: tuple[int, ...], name: str) ->
     axes = lps_from_index[:3, :3] / np.where(spacing > 0, spacing, 1)
     if not (np.isfinite(lps_from_index).all() and np.abs(axes.T @ axes - np.eye(3)).max() < images.SHEAR):
         raise RegistrationError(f"{name} must lie on a grid with axes at right angles, got {ras_from_ijk.tolist()}")
-    image = sitk.Image([int(n) for n in size], sitk.sitkUInt8)
-    image.SetSpacing(spacing.tolist())
-    image.SetDirection(axes.ravel().tolist())
-    image.SetOrigin(lps_from_index[:3, 3].tolist())
-    return image
+    return geometry.empty_image(size, spacing.tolist(), lps_from_index[:3, 3].tolist(), axes)

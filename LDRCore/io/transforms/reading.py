@@ -113,10 +113,8 @@ def transform_lattice(transform_or_path: TransformLike, to_lps: np.ndarray, shap
     """
     transform = read_transform(transform_or_path)
     spacing = np.linalg.norm(to_lps[:3, :3], axis=0)
-    reference = sitk.Image([int(n) for n in shape[::-1]], sitk.sitkUInt8)
-    reference.SetSpacing(spacing[::-1].tolist())
-    reference.SetDirection((to_lps[:3, :3] / spacing)[:, ::-1].ravel().tolist())
-    reference.SetOrigin(to_lps[:3, 3].tolist())
+    axes = (to_lps[:3, :3] / spacing)[:, ::-1]
+    reference = geometry.empty_image(shape[::-1], spacing[::-1].tolist(), to_lps[:3, 3].tolist(), axes)
     field = geometry.displacement_field_image(transform, reference)
     moved: np.ndarray = geometry.points_lps(reference) + sitk.GetArrayViewFromImage(field)
     wrong = images.count_non_finite(moved)
