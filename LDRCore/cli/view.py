@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import webbrowser
-from pathlib import Path
 
 from LDRCore.cli.files import check_output_file
 from LDRCore.cli.output import CommandOutput
@@ -20,18 +19,9 @@ def run(options: argparse.Namespace) -> CommandOutput:
         check_output_file(options.save, options.overwrite, [options.fixed, options.moving])
     text = make_page(read_result(options.result, options.fixed, options.moving))
     if options.save is not None:
-        save_page(text, options.save)
+        write_file(options.save, lambda path: path.write_text(text, encoding="utf-8"))
         return CommandOutput({"file": str(options.save)}, f"written {options.save}")
     return serve(text, show=not options.no_browser)
-
-
-def save_page(text: str, path: Path) -> None:
-    """Write a page as one file."""
-
-    def write(part: Path) -> None:
-        part.write_text(text, encoding="utf-8")
-
-    write_file(path, write)
 
 
 def serve(text: str, *, show: bool = True) -> CommandOutput:

@@ -35,11 +35,7 @@ def write_page(out: Path, rows: Sequence[dict[str, Any]]) -> None:
         RegistrationError: it cannot be written.
     """
     text = make_page(out, rows)
-
-    def write(path: Path) -> None:
-        path.write_text(text, encoding="utf-8")
-
-    write_file(out / PAGE, write)
+    write_file(out / PAGE, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def badness(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -82,7 +82,8 @@ def register_many(
         run = _Run(chosen, settings, folder, planned, progress)
         run.reuse()
         plan.check_disk(folder, run.left, run.planned)
-        write_file(folder / COHORT, lambda path: _write_json(path, {"settings": settings.as_dict(), "n": len(chosen)}))
+        facts = json.dumps({"settings": settings.as_dict(), "n": len(chosen)}, indent=1) + "\n"
+        write_file(folder / COHORT, lambda path: path.write_text(facts, encoding="utf-8"))
         if run.left:
             run.work(scheduler)
         summary = run.finish()
@@ -125,10 +126,6 @@ def _check_settings_of(folder: Path, settings: CohortSettings, overwrite: bool) 
             f"the output folder must hold results of the same options (or overwrite must be set), got {folder} with "
             f"{different} {flat[0].get(different)!r} instead of {flat[1][different]!r}"
         )
-
-
-def _write_json(path: Path, values: Any) -> None:
-    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 class _Run:

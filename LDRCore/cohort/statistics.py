@@ -89,11 +89,8 @@ def write_statistics(
             written.append(str(path))
     path = out / FOLDER / "pairs.json"
     facts = {"n": len(names), "smallest_determinant": SMALLEST_DETERMINANT, "pairs": list(names)}
-
-    def write(part: Path) -> None:
-        part.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-
-    write_file(path, write)
+    text = json.dumps(facts, indent=1) + "\n"
+    write_file(path, lambda part: part.write_text(text, encoding="utf-8"))
     return [*written, str(path)]
 
 

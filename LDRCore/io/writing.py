@@ -20,12 +20,12 @@ _HDF5_BYTES = 1 << 16  # of a transform's file beside its parameters
 _NOT_WHOLE = "the file was not written whole: is the disk full?"
 
 
-def write_file(path: Path, write: Callable[[Path], None]) -> None:
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file that appears at `path` when it is complete; an earlier one stays as it was on an error.
 
     Args:
         path: of the file; its folder is created if needed.
-        write: writes the file whose path it is given.
+        write: writes the file whose path it is given; what it returns is lost.
 
     Raises:
         RegistrationError: a file type that cannot be written, a full disk, or a folder that cannot be written.
