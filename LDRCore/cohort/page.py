@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import html
 import json
 import math
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from LDRCore.cohort.settings import THUMBNAIL
+from LDRCore.io import page_template
 from LDRCore.io.writing import write_file
 
 PAGE = "index.html"
@@ -59,8 +59,6 @@ def make_page(out: Path, rows: Sequence[dict[str, Any]]) -> str:
     ]
     folder = Path(__file__).parent
     script = (folder / "page.js").read_text(encoding="utf-8")
-    template = (folder / "page.html").read_text(encoding="utf-8")
-    style = template.partition("<style>")[2].partition("</style>")[0]
     notes = []
     if len(worst) < len(rows):
         notes.append(f"The {len(worst)} worst of {len(rows)} pairs; all are in results.csv.")
@@ -71,14 +69,11 @@ def make_page(out: Path, rows: Sequence[dict[str, Any]]) -> str:
         "TITLE": html.escape(out.resolve().name),
         "COUNTS": html.escape(_count(rows)),
         "NOTE": " ".join(notes),
-        "STYLE_HASH": _hash(style),
-        "SCRIPT_HASH": _hash(script),
         "DATA": json.dumps({"columns": _COLUMNS, "rows": data}).replace("<", "\\u003c"),
         "SCRIPT": script,
         "THUMBNAILS": "\n".join(f'<script type="text/plain" id="t{n}">{text}</script>' for n, text in pictures.items()),
     }
-    pieces = template.split("@")
-    return "".join(parts.get(piece, piece) if k % 2 else piece for k, piece in enumerate(pieces))
+    return page_template.fill(folder / "page.html", parts, [script])
 
 
 def _count(rows: Sequence[dict[str, Any]]) -> str:
@@ -86,10 +81,6 @@ def _count(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         counts[row["status"]] = counts.get(row["status"], 0) + 1
     return ", ".join(f"{counts[status]} {status}" for status in ("done", "failed", "waiting") if status in counts)
-
-
-def _hash(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _read_thumbnails(out: Path, rows: Sequence[dict[str, Any]]) -> dict[int, str]:

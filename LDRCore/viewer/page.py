@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import html
 import importlib.util
 import json
@@ -11,6 +10,7 @@ import re
 from pathlib import Path
 
 from LDRCore.errors import RegistrationError
+from LDRCore.io import page_template
 from LDRCore.viewer.volumes import JACOBIAN_RANGE, ViewedResult
 
 _CLASS = re.compile(r'"Creating new Niivue instance"\);.{0,200}?\bnew ([\w$]+)\(', re.DOTALL)
@@ -46,14 +46,10 @@ def make_page(result: ViewedResult) -> str:
         RegistrationError: see `niivue_script`.
     """
     folder = Path(__file__).parent
-    template = (folder / "view.html").read_text(encoding="utf-8")
     scripts = [_inline(niivue_script()), (folder / "view.js").read_text(encoding="utf-8")]
-    style = template.partition("<style>")[2].partition("</style>")[0]
     parts = {
         "TITLE": html.escape(result.title),
         "FACTS": "".join(f"<li>{html.escape(line)}</li>" for line in result.facts),
-        "STYLE_HASH": _hash(style),
-        "SCRIPT_HASHES": " ".join(f"'sha256-{_hash(script)}'" for script in scripts),
         "NIIVUE": scripts[0],
         "SCRIPT": scripts[1],
         "SETTINGS": json.dumps({"jacobian_range": JACOBIAN_RANGE}),
@@ -62,14 +58,9 @@ def make_page(result: ViewedResult) -> str:
             for name, data in result.volumes.items()
         ),
     }
-    pieces = re.split(r"@([A-Z_]+)@", template)
-    return "".join(parts[piece] if k % 2 else piece for k, piece in enumerate(pieces))
+    return page_template.fill(folder / "view.html", parts, scripts)
 
 
 def _inline(script: str) -> str:
     """Return a script that an HTML page can hold: what would end or begin a script there is written otherwise."""
     return re.sub(r"<(?=/script|script|!--)", r"\\x3c", script, flags=re.IGNORECASE)
-
-
-def _hash(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
