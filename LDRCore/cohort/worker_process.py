@@ -66,7 +66,7 @@ def main() -> None:
                 row = perform.write_pair(registered, settings, out)
             except Exception as error:
                 row = {"error": perform.sentence_of(error), "unwritten": True}
-            answer({"number": number, "row": row, "peak_bytes": peak_bytes()})
+            answer({"number": number, "row": row, "peak_bytes": memory.peak_bytes() or 0})
             del item, registered
 
     threads = [threading.Thread(target=target, daemon=True) for target in (read, write)]
@@ -112,15 +112,6 @@ def _prepare_process(threads: int) -> None:
     memory.keep_freed_blocks()
     torch.set_num_threads(threads)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-
-
-def peak_bytes() -> int:
-    """Return the most memory that this process has held; 0 where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

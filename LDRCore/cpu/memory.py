@@ -1,10 +1,11 @@
-"""How much memory a registration needs at its peak, and keeping what it freed. Standard library only."""
+"""How much memory a registration needs and a process has taken, and keeping what it freed. Standard library only."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 MAX_WORKING_VOXELS = 5_000_000  # as pipeline.dense.MAX_VOXELS
@@ -49,6 +50,32 @@ def needed_bytes(
     if jacobian:
         peak += _JACOBIAN_SLABS + _JACOBIAN * fixed
     return int(peak)
+
+
+def peak_bytes(process: str = "self") -> int | None:
+    """Return the most memory that a running process has held.
+
+    `getrusage` is asked only where the system has no /proc: its value begins at the memory of the process that started
+    this one.
+
+    Args:
+        process: its number, or "self".
+
+    Returns:
+        None where it is not known.
+    """
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:  # it has ended, or the system has no /proc
+        try:
+            import resource
+        except ImportError:  # Windows
+            return None
+        if process != "self":
+            return None
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    high_water = [line for line in lines if line.startswith("VmHWM:")]
+    return 1024 * int(high_water[0].split()[1]) if high_water else None
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from LDRCore.cpu import memory
@@ -30,3 +33,15 @@ def test_a_working_grid_has_its_limit():
     working = memory.MAX_WORKING_VOXELS
     expected = memory.BASE + memory._NATIVE * 2000 + (memory._WORKING + memory._CASCADE) * working
     assert needed == pytest.approx(expected, abs=1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems tell it otherwise")
+def test_the_peak_of_a_process_is_its_own():
+    """Not that of the (large) process that started it, which `getrusage` tells."""
+    held = bytearray(300_000_000)
+    held[::4096] = b"x" * len(held[::4096])
+    code = "from LDRCore.cpu import memory; a = bytearray(50_000_000); print(memory.peak_bytes())"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
+    assert 50e6 < int(told.stdout) < 200e6
+    assert memory.peak_bytes() > 300e6
+    assert memory.peak_bytes("none") is None
