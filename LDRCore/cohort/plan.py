@@ -13,7 +13,7 @@ from pathlib import Path
 
 from LDRCore.cohort.pairs import CohortPair
 from LDRCore.cohort.settings import CohortSettings
-from LDRCore.cpu.memory import BASE, MAX_WORKING_VOXELS, needed_bytes
+from LDRCore.cpu.memory import BASE, needed_bytes, working_voxels
 from LDRCore.errors import RegistrationError
 
 _SAMPLED = 50  # pairs whose headers are read
@@ -160,12 +160,7 @@ def _working_voxels(fixed: _Header, settings: CohortSettings) -> float:
 
     if settings.options["kind"] != "deformable":
         return 0.0
-    grid = model_info(settings.options["model"])["working_grid"]
-    voxels = math.prod(
-        (n * s + 2 * grid["margin_mm"]) / grid["spacing_mm"]
-        for n, s in zip(fixed.size[:3], fixed.spacing_mm[:3], strict=True)
-    )
-    return min(voxels, MAX_WORKING_VOXELS)
+    return working_voxels(model_info(settings.options["model"]), fixed.size[:3], fixed.spacing_mm[:3])
 
 
 def _pair_bytes(pair: CohortPair, fixed: _Header, moving: _Header, settings: CohortSettings) -> float:

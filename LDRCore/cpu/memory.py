@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,16 @@ BASE = 400e6  # Python, weights, a CPU build of torch (CUDA builds take about a 
 _JACOBIAN_SLABS = 80e6  # what the Jacobian map takes at any size
 # bytes a voxel at the peak, measured on CPU runs of 4 to 17 million voxels; non-linear `initial` transforms take more
 _NATIVE, _JACOBIAN, _WORKING, _CASCADE, _REFINED, _INVERSE = 7.0, 4.0, 60.0, 6.0, 90.0, 380.0
+
+
+def working_voxels(card: dict[str, Any], fixed_size: Sequence[int], fixed_spacing_mm: Sequence[float]) -> float:
+    """Return the voxels of the working grid over the whole field of view; see `needed_bytes`."""
+    settings = card["working_grid"]
+    voxels = math.prod(
+        (n * s + 2 * settings["margin_mm"]) / settings["spacing_mm"]
+        for n, s in zip(fixed_size, fixed_spacing_mm, strict=True)
+    )
+    return min(voxels, MAX_WORKING_VOXELS)
 
 
 def needed_bytes(
@@ -36,12 +47,8 @@ def needed_bytes(
         refine: whether there is instance optimisation.
         jacobian: whether `RegistrationResult.jacobian_determinant` is asked for as well.
     """
-    settings = card["working_grid"]
-    fixed, moving, working = 1.0, 1.0, 1.0
-    for n, m, s in zip(fixed_size, moving_size, fixed_spacing_mm, strict=True):
-        fixed, moving = fixed * n, moving * m
-        working *= (n * s + 2 * settings["margin_mm"]) / settings["spacing_mm"]
-    working = min(working, MAX_WORKING_VOXELS)
+    fixed, moving = math.prod(fixed_size), math.prod(moving_size)
+    working = working_voxels(card, fixed_size, fixed_spacing_mm)
     peak = BASE + _NATIVE * (fixed + moving) + (_WORKING + _CASCADE * cascades) * working
     if refine:
         peak += _REFINED * working

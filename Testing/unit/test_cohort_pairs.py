@@ -170,6 +170,15 @@ def test_bytes_by_hand(tmp_path):
     assert plan.estimate(pairs, settings)[0] == round(expected)
 
 
+def test_a_flat_image_does_not_end_the_estimate(tmp_path):
+    """It is refused where it is registered, as one row; here it only counts for less."""
+    fixed, flat = header(tmp_path / "f.nii", [10] * 3, sitk.sitkInt16), tmp_path / "m.nii"
+    sitk.WriteImage(sitk.Image([10, 10], sitk.sitkInt16), str(flat))
+    settings = check_settings({"model": "none"}, ("warped",), "lps")
+    for pair in ({"fixed": fixed, "moving": str(flat)}, {"fixed": str(flat), "moving": fixed}):
+        assert plan.estimate(make_pairs([pair]), settings)[0] > 40_000
+
+
 def test_a_disk_that_is_too_small(tmp_path, monkeypatch):
     planned = plan.Plan(1, 1, False, pair_bytes=2_000_000, worker_bytes=0)
     monkeypatch.setattr(plan, "free_bytes", lambda folder: 9_000_000)
