@@ -70,7 +70,7 @@ def read_result(folder: Path, fixed: str | None, moving: str | None) -> ViewedRe
     }
     volumes = {name: _encode(_resample(image, reference, t), reference, w) for name, (image, t, w) in scan.items()}
     volumes["jacobian"] = _encode(determinant, reference, JACOBIAN_RANGE)
-    volumes["grid"] = _encode(_grid_lines(transform, reference), reference, (0.0, 255.0))
+    volumes["grid"] = _encode(_grid_lines(field), reference, (0.0, 255.0))
     title = f"{Path(str(sources['moving'])).name} onto {Path(str(sources['fixed'])).name}"
     return ViewedResult(title, volumes, _describe(report))
 
@@ -111,17 +111,21 @@ def _window(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(max(high, low + 1e-6))
 
 
-def _grid_lines(transform: sitk.Transform, reference: sitk.Image) -> np.ndarray:
-    """Return 255 where planes of the moving image, every `GRID_MM`, come to lie after the affine part is undone."""
-    points = geometry.points_lps(reference)
-    mapped = points + sitk.GetArrayFromImage(geometry.displacement_field_image(transform, reference))
+def _grid_lines(field: sitk.Image) -> np.ndarray:
+    """Return 255 where planes of the moving image, every `GRID_MM`, come to lie after the affine part is undone.
+
+    Args:
+        field: ``T(x) - x``, mm LPS.
+    """
+    points = geometry.points_lps(field)
+    mapped = points + sitk.GetArrayViewFromImage(field)
     step = max(1, round((points[..., 0].size / 50_000) ** (1 / 3)))
     some = (slice(None, None, step),) * 3
     affine = geometry.fit_affine(points[some].reshape(-1, 3), mapped[some].reshape(-1, 3))
     back = np.linalg.inv(affine)
     nonlinear = mapped @ back[:3, :3].T + back[:3, 3]
     near = np.abs(np.mod(nonlinear + GRID_MM / 2, GRID_MM) - GRID_MM / 2)  # mm from the nearest plane
-    width = 0.5 * max(reference.GetSpacing())
+    width = 0.5 * max(field.GetSpacing())
     count = (near < width).sum(-1)  # a line of a slice lies on one plane more than the slice's own
     return np.where(count >= 1, 255, 0).astype(np.uint8)
 
