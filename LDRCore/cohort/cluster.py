@@ -86,7 +86,7 @@ class Cluster:
     def __init__(self, address: str, settings: CohortSettings, out: Path, threads: int) -> None:
         if importlib.util.find_spec("distributed") is None:
             raise RegistrationError("a scheduler needs dask: pip install 'LDRCore[cluster]'")
-        self._settings, self._out, self._threads = settings, out, threads
+        self._settings, self._out, self._threads, self._versions = settings, out, threads, versions()
         self._client = _connect(address)
         try:
             self.workers = self._check_workers(address)
@@ -109,7 +109,7 @@ class Cluster:
                 f"{text[-1] if text else ''}"
             ) from None
         for one in found.values():
-            _check_versions(one, versions())
+            _check_versions(one, self._versions)
         return sum(self._client.nthreads().values())
 
     def run(self, pairs: Iterable[tuple[int, CohortPair]]) -> Iterator[Answer]:
@@ -148,7 +148,7 @@ class Cluster:
             if following is None:
                 return
             future = self._client.submit(
-                perform, following[1], self._settings, out, probe, self._threads, versions(), pure=False
+                perform, following[1], self._settings, out, probe, self._threads, self._versions, pure=False
             )
             numbers[future] = following
             completed.add(future)
