@@ -21,7 +21,6 @@ from LDRCore.cohort.thumbnail import write_thumbnail
 from LDRCore.errors import RegistrationError
 from LDRCore.evaluation import scoring
 from LDRCore.io import files, images, writing
-from LDRCore.io.points import read_points
 from LDRCore.io.quiet import silent_libraries
 from LDRCore.pipeline.inputs import FixedImage
 from LDRCore.registration import register, warp_image
@@ -111,8 +110,7 @@ def load_pair(pair: CohortPair, settings: CohortSettings, fixed_images: FixedIma
     for side, image in (("fixed", fixed.image), ("moving", moving)):
         path = getattr(pair, f"{side}_landmarks")
         if path:
-            points = read_points(Path(path), settings.frame)
-            known[f"{side}_landmarks_lps"] = scoring.landmarks_lps(points, settings.frame, image, f"{side} landmarks")
+            known[f"{side}_landmarks_lps"] = scoring.load_landmarks(path, settings.frame, image, f"{side} landmarks")
     mask = images.read(pair.moving_mask, "moving mask") if pair.moving_mask else None
     return LoadedPair(pair, marks, fixed, moving, mask, labels, scoring.Truth(fixed.image, **known))
 

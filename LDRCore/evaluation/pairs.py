@@ -18,7 +18,6 @@ from LDRCore.evaluation import learn2reg, scoring
 from LDRCore.evaluation.scoring import Truth
 from LDRCore.io import images
 from LDRCore.io.files import read_text
-from LDRCore.io.points import read_points
 from LDRCore.io.transforms import Context, read_transform
 
 NUMBERS = (*scoring.NUMBERS, "seconds")  # of a pair, in the order of columns
@@ -224,8 +223,7 @@ def _read_truth(files: PairFiles, fixed: sitk.Image, moving: sitk.Image, frame: 
         if labels:
             known[f"{side}_labels"] = scoring.load_labels(labels, f"{side} labels")
         if landmarks:
-            points = read_points(Path(landmarks), frame)
-            known[f"{side}_landmarks_lps"] = scoring.landmarks_lps(points, frame, image, f"{side} landmarks")
+            known[f"{side}_landmarks_lps"] = scoring.load_landmarks(landmarks, frame, image, f"{side} landmarks")
     return Truth(fixed, **known)
 
 

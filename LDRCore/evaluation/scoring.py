@@ -5,8 +5,10 @@ SimpleITK and numpy only. The measures themselves are `metrics` (numpy) and `sur
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from LDRCore.errors import RegistrationError
 from LDRCore.evaluation import metrics, surface
 from LDRCore.io import images
 from LDRCore.io.images import ImageLike
+from LDRCore.io.points import read_points
 
 MEASURES = ("overlap", "surface", "landmarks", "regularity", "ndv")
 NUMBERS = (  # what `score` can measure of a pair as one number each, in the order of columns
@@ -91,6 +94,19 @@ def load_labels(source: ImageLike, name: str) -> sitk.Image:
     if high == 0:
         raise RegistrationError(f"{name} must hold a label above 0, got only background")
     return sitk.Cast(image, sitk.sitkInt32)
+
+
+def load_landmarks(path: str | os.PathLike[str], frame: str, image: sitk.Image, name: str) -> np.ndarray:
+    """Read landmarks and convert them to LPS mm, (N, 3).
+
+    Args:
+        path: of a file that `read_points` knows.
+        frame, image, name: see `landmarks_lps`.
+
+    Raises:
+        RegistrationError: unreadable, another frame, or a landmark outside its image.
+    """
+    return landmarks_lps(read_points(Path(path), frame), frame, image, name)
 
 
 def landmarks_lps(points: np.ndarray, frame: str, image: sitk.Image, name: str) -> np.ndarray:

@@ -19,7 +19,6 @@ import SimpleITK as sitk
 from LDRCore.errors import RegistrationError
 from LDRCore.evaluation import scoring
 from LDRCore.io import images
-from LDRCore.io.points import read_points
 from Training.data.rcn import PAIRED, Rcn
 from Training.data.scan_set import DataError
 from Training.data.subject_views import random_pose
@@ -198,7 +197,7 @@ def load(data: DataSet, pair: Pair) -> Loaded:
         moving = posed(moving, pair.pose_seed)
         moving_labels = posed(moving_labels, pair.pose_seed) if moving_labels is not None else None
     points = [
-        _landmarks(side, image, data.landmarks, name)
+        scoring.load_landmarks(side.landmarks, data.landmarks, image, name) if side.landmarks else None
         for side, image, name in ((pair.fixed, fixed, "fixed landmarks"), (pair.moving, moving, "moving landmarks"))
     ]
     return Loaded(fixed, moving, scoring.Truth(fixed, fixed_labels, moving_labels, *points))
@@ -224,13 +223,6 @@ def posed(image: sitk.Image, seed: int) -> sitk.Image:
     out.SetDirection((rotation @ direction).ravel().tolist())
     out.SetOrigin((rotation @ (np.array(image.GetOrigin()) - centre) + centre + matrix[:3, 3]).tolist())
     return out
-
-
-def _landmarks(side: Side, image: sitk.Image, frame: str, name: str) -> np.ndarray | None:
-    if not side.landmarks:
-        return None
-    points = read_points(Path(side.landmarks), frame)
-    return scoring.landmarks_lps(points, frame, image, name)
 
 
 def _load_rcn(data: DataSet, pair: Pair) -> Loaded:
