@@ -135,24 +135,11 @@ class _Header:
 def _read_header(path: str, name: str) -> _Header:
     import SimpleITK as sitk
 
-    from LDRCore.io import images
-    from LDRCore.io.quiet import silent_libraries
+    from LDRCore.io.images import read_header
 
-    reader = sitk.ImageFileReader()
-    if Path(path).is_dir():  # a DICOM series has no single header
-        image = images.read(path, name)
-        return _Header(image.GetSize(), image.GetSpacing(), image.GetSizeOfPixelComponent())
-    if not Path(path).exists():
-        raise RegistrationError(f"{name} must be an existing file, got {path} (not found)")
-    reader.SetFileName(path)
-    try:
-        with silent_libraries():
-            reader.ReadImageInformation()
-    except RuntimeError:  # known by its content perhaps
-        image = images.read(path, name)
-        return _Header(image.GetSize(), image.GetSpacing(), image.GetSizeOfPixelComponent())
-    bits = re.search(r"(\d+)-bit", sitk.GetPixelIDValueAsString(reader.GetPixelID()))
-    return _Header(reader.GetSize(), reader.GetSpacing(), int(bits[1]) // 8 if bits else 1)
+    header = read_header(Path(path), name)
+    bits = re.search(r"(\d+)-bit", sitk.GetPixelIDValueAsString(header.GetPixelID()))
+    return _Header(header.GetSize(), header.GetSpacing(), int(bits[1]) // 8 if bits else 1)
 
 
 def _working_voxels(fixed: _Header, settings: CohortSettings) -> float:

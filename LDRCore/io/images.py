@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Union
 
@@ -62,6 +63,22 @@ def read(source: ImageLike, name: str) -> sitk.Image:
     with silent_libraries():
         image = dicom.read_folder(path, name) if path.is_dir() else read_file(path, name)
     return check_right_angles(image, name)
+
+
+def read_header(path: Path, name: str) -> sitk.ImageFileReader | sitk.Image:
+    """Read size, placement and pixel type of an image: from its header alone, or the image where that does not do.
+
+    Raises:
+        RegistrationError: missing, unreadable, or a placement that ITK does not come back from.
+    """
+    if path.is_file():
+        nifti.check_placement(path, name)
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        with silent_libraries(), suppress(RuntimeError):  # known by its content perhaps
+            reader.ReadImageInformation()
+            return reader
+    return read(path, name)  # also a DICOM series, which has no single header
 
 
 def read_file(path: Path, name: str) -> sitk.Image:

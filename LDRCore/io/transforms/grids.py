@@ -10,9 +10,8 @@ import SimpleITK as sitk
 
 from LDRCore import geometry
 from LDRCore.errors import RegistrationError
-from LDRCore.io import images, nifti
+from LDRCore.io import images
 from LDRCore.io.images import ImageLike
-from LDRCore.io.quiet import silent_libraries
 
 
 def read_grid(source: ImageLike, name: str) -> sitk.Image:
@@ -22,15 +21,7 @@ def read_grid(source: ImageLike, name: str) -> sitk.Image:
         RegistrationError: it cannot be read, or is not 3D.
     """
     if isinstance(source, (str, os.PathLike)) and Path(source).is_file():
-        nifti.check_placement(Path(source), name)
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(os.fspath(source))
-        with silent_libraries():
-            try:
-                reader.ReadImageInformation()
-            except RuntimeError:
-                return first_axes(images.read(source, name), name)
-        return first_axes(reader, name)
+        return first_axes(images.read_header(Path(source), name), name)
     image = images.read(source, name)
     return image if image.GetDimension() == 3 else first_axes(image, name)
 
