@@ -16,7 +16,7 @@ import SimpleITK as sitk
 
 from LDRCore.cohort.pairs import CohortPair
 from LDRCore.cohort.settings import FILES, REPORT, THUMBNAIL, CohortSettings
-from LDRCore.cohort.store import folder_of, input_marks, publish, seal, staging
+from LDRCore.cohort.store import folder_of, input_marks, mark_of, publish, seal, staging
 from LDRCore.cohort.thumbnail import write_thumbnail
 from LDRCore.errors import RegistrationError
 from LDRCore.evaluation import scoring
@@ -73,7 +73,7 @@ class FixedImages:
         return self._kept(("labels", path), lambda: scoring.load_labels(path, "fixed labels"))
 
     def _kept(self, names: tuple[str, ...], read: Callable[[], Any]) -> Any:
-        key = (*names, *(_mark(path) for path in names[1:]))
+        key = (*names, *(str(mark_of(path)) for path in names[1:]))
         with self._lock:
             if key not in self._images:
                 kind = [old for old in self._images if old[0] == names[0]]
@@ -82,14 +82,6 @@ class FixedImages:
                 self._images[key] = read()
             self._images[key] = self._images.pop(key)  # the last used at the end
             return self._images[key]
-
-
-def _mark(path: str) -> Any:
-    try:
-        found = Path(path).stat() if path else None
-    except OSError:
-        return None
-    return found and (found.st_size, found.st_mtime_ns)
 
 
 def load_pair(pair: CohortPair, settings: CohortSettings, fixed_images: FixedImages) -> LoadedPair:

@@ -58,14 +58,18 @@ def only_run(out: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def mark_of(path: str) -> list[int] | None:
+    """Return [bytes, time of change in ns] of a file, by which a change is seen; None where there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return [found.st_size, found.st_mtime_ns]
+
+
 def input_marks(pair: CohortPair) -> dict[str, list[int]]:
-    """Return {input: [bytes, time of change in ns]} of the inputs that are files now."""
-    marks = {}
-    for name in _INPUTS:
-        with suppress(OSError, ValueError):
-            found = os.stat(getattr(pair, name))
-            marks[name] = [found.st_size, found.st_mtime_ns]
-    return marks
+    """Return {input: its mark} of the inputs that are files now."""
+    return {name: found for name in _INPUTS if (found := mark_of(getattr(pair, name))) is not None}
 
 
 def _digest(path: Path) -> str:
