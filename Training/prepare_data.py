@@ -14,10 +14,12 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from Training.data import prepared
 from Training.data.scan_set import DataError, Scan, ScanSet
 from Training.data.scans import open_scans
+from Training.data.subject_views import grow
 
 MARGIN = 3  # voxels of air about what is labelled, so that growing it by one reaches no border
 
@@ -31,9 +33,7 @@ def strip(scan: Scan) -> Scan:
     if scan.labels is None or scan.image is None or not scan.labels.any():
         raise DataError(f"stripping needs an image and labels, got none for {scan.name}")
     brain = np.pad(scan.labels > 0, MARGIN)
-    kept = brain
-    for axis in range(3):
-        kept = kept | np.roll(kept, 1, axis) | np.roll(kept, -1, axis)
+    kept = grow(torch.from_numpy(brain)).numpy()
     spans = [np.flatnonzero(brain.any(tuple(a for a in range(3) if a != axis)))[[0, -1]] for axis in range(3)]
     box = tuple(slice(low - MARGIN, high + 1 + MARGIN) for low, high in spans)
     first = np.array([part.start for part in box]) - MARGIN  # of the box, in voxels of the scan

@@ -50,6 +50,13 @@ def random_pose(
     return pose
 
 
+def grow(mask: torch.Tensor) -> torch.Tensor:
+    """A mask (D, H, W) grown by one voxel along every axis in turn; what leaves at one border enters at the other."""
+    for axis in range(3):
+        mask = mask | mask.roll(1, axis) | mask.roll(-1, axis)
+    return mask
+
+
 @dataclasses.dataclass
 class Subject:
     """What a view is made from; its tensors live on one device.
@@ -74,10 +81,7 @@ class Subject:
         """`brain` grown by one voxel, as a generous skull-stripping tool would leave it."""
         if self.brain is None:
             raise ValueError("a skull can only be removed where there are labels, got a scan without")
-        grown = self.brain
-        for axis in range(3):
-            grown = grown | grown.roll(1, axis) | grown.roll(-1, axis)
-        return grown
+        return grow(self.brain)
 
 
 @dataclasses.dataclass
