@@ -7,7 +7,6 @@ from collections.abc import Generator
 import numpy as np
 import slicer
 
-from .background import chunks
 from .outputs import fill_volume, new_node, prepare_display
 from .volume_nodes import matrix_of, new_image, voxel_to_local
 
@@ -67,7 +66,7 @@ def jacobian_within_content(
     jacobian: slicer.vtkMRMLScalarVolumeNode,
     node: slicer.vtkMRMLScalarVolumeNode,
 ) -> Generator[None, None, None]:
-    """Fill a node with a Jacobian map that is transparent outside the fixed volume's content, a chunk in each step.
+    """Fill a node with a Jacobian map that is transparent outside the fixed volume's content, a slab in each step.
 
     Args:
         fixed, jacobian: volumes on one grid.
@@ -81,12 +80,8 @@ def jacobian_within_content(
         display.SetAutoThreshold(False)
         display.SetThreshold(-LARGEST, LARGEST)  # NaN lies outside and is transparent
         display.SetApplyThreshold(True)
-    inside = content(values)
-    for target, rows in zip(chunks(shown), chunks(source), strict=True):
-        target[...] = rows
-        yield
-    for plane, keep in zip(shown, inside, strict=True):
-        plane[~keep] = np.nan
+    for target, plane, inside in zip(shown, source, content(values), strict=True):
+        target[...] = np.where(inside, plane, np.nan)
         yield
     fill_volume(node, image, jacobian)
 
