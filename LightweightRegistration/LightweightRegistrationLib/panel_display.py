@@ -144,7 +144,7 @@ class PanelDisplay:
         wanted = (
             (p.overlay, *(volume.GetImageData().GetMTime() for volume in (source, p.fixedVolume))) if source else None
         )
-        if wanted == self._computedFor and self._drawing is None:
+        if wanted == self._computedFor:  # it is there, or on its way
             return
         self._stopDrawing()
         outputs.remove_node(self.computed)

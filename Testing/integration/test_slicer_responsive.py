@@ -93,6 +93,19 @@ def test_the_checkerboard_is_drawn_in_steps(done, one_step_a_turn):
     assert done.panel.display.computed is None
 
 
+def test_other_colours_do_not_begin_the_drawing_anew(done, one_step_a_turn):
+    display = done.panel.display
+    choose(done.ui.overlayComboBox, "Jacobian map (colours)")
+    node, drawing = display.computed, display._drawing
+    assert display.busy
+    done.ui.jacobianFactorSlider.value = 4
+    assert display.computed is node
+    assert display._drawing is drawing
+    wait_until(lambda: settle() or not display.busy, lambda: "still drawing")
+    assert np.isfinite(array(node)[12, 13, 14])
+    assert node.GetDisplayNode().GetWindowLevelMax() == pytest.approx(4.0)
+
+
 def count_steps(steps):
     """How many steps there are, and what the last one returns."""
     count = 0
