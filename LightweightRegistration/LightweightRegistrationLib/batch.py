@@ -49,7 +49,7 @@ class BatchJob(Job):
         options = {key: value for key, value in self._settings.options().items() if value is not None}
         request: dict[str, Any] = {
             "do": "register many",
-            "options": {**options, "initial": "center" if self._settings.prealignment == "centre" else "none"},
+            "options": {**options, "initial": self._settings.initial},
             "out": str(Path(folder).absolute()),
             "workers": self._settings.threads or None,
         }

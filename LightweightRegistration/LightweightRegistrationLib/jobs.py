@@ -42,6 +42,9 @@ class Settings:
         similarity: what it makes larger: "auto", "local-ncc" or "mind", as in `LDRCore.register`.
         device: "auto", "cpu" or "cuda".
         threads: CPU threads, 0 for all.
+
+    Raises:
+        InputError: the pre-alignment is unknown; LDRCore checks the others.
     """
 
     model: str = "brain-t1-gradient"
@@ -53,6 +56,15 @@ class Settings:
     device: str = "auto"
     threads: int = 0
     kind: str = "deformable"
+
+    def __post_init__(self) -> None:
+        if self.prealignment not in PREALIGNMENTS:
+            raise InputError(f"prealignment must be one of {PREALIGNMENTS}, got {self.prealignment!r}")
+
+    @property
+    def initial(self) -> str:
+        """Where the alignment begins without an initial transform, in the words of `LDRCore.register`."""
+        return "center" if self.prealignment == "centre" else "none"
 
     @property
     def deforms(self) -> bool:
@@ -288,11 +300,8 @@ def register_request(
     """Build the arrays and the request for the worker process, in steps, without masks and wanted outputs.
 
     Raises:
-        InputError: the pre-alignment is unknown, or leaves nothing to do; or the volumes do not overlap and are not
-            centred first.
+        InputError: the pre-alignment leaves nothing to do; or the volumes do not overlap and are not centred first.
     """
-    if settings.prealignment not in PREALIGNMENTS:
-        raise InputError(f"prealignment must be one of {PREALIGNMENTS}, got {settings.prealignment!r}")
     if not settings.deforms and settings.prealignment == "none" and initial is None:
         raise InputError(
             f"a {settings.kind} registration must align something, got the pre-alignment 'none': choose another one"
@@ -301,7 +310,7 @@ def register_request(
     request: dict[str, Any] = {
         "do": "register",
         "options": settings.options(),
-        "initial": "center" if settings.prealignment == "centre" else "none",
+        "initial": settings.initial,
         "threads": settings.threads,
         **{name: volume_request(image, f"{name}.npy") for name, image in images.items()},
     }

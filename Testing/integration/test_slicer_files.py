@@ -258,6 +258,13 @@ def test_folders_whose_names_do_not_agree_are_refused(logic, folders, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_list_with_an_unknown_pre_alignment_is_refused(logic, folders, tmp_path):
+    from LightweightRegistrationLib.module_errors import InputError
+
+    with pytest.raises(InputError, match=r"prealignment must be one of .*, got 'center'"):
+        logic.registerMany(folders, tmp_path / "out", kind="rigid", threads=1, prealignment="center")
+
+
 def test_a_batch_is_cancelled_by_the_button_and_can_be_pressed_again(opened, folders, tmp_path):
     ui, p = opened.ui, opened.widget._parameterNode
     p.cascades = p.threads = 1
