@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,13 +97,26 @@ def spin(job: Any, until: Callable[[], bool] = lambda: False) -> None:
     wait_until(lambda: job.poll() or until(), lambda: f"still at {job.fraction} {job.message}")
 
 
-def result_of(steps: Generator[None, None, Any]) -> Any:
-    """Take every step, and return what the last one returns."""
+def count_steps(steps: Generator[None, None, Any]) -> tuple[int, Any]:
+    """Take every step; return how many there are, and what the last one returns."""
+    count = 0
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            return end.value
+            return count, end.value
+        count += 1
+
+
+def result_of(steps: Generator[None, None, Any]) -> Any:
+    """Take every step, and return what the last one returns."""
+    return count_steps(steps)[1]
+
+
+def process_runs(pid: int) -> bool:
+    """Whether Linux lists a process that has not ended."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
 
 
 def pause(process: Any) -> None:

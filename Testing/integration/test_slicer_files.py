@@ -13,7 +13,19 @@ import SimpleITK as sitk
 
 from LDRCore.io import transforms
 from LDRCore.models import weights
-from Testing.slicer_scene import LPS, blobs, image_of, linear, local, moved, snapshot, spin, turned, wait_until
+from Testing.slicer_scene import (
+    LPS,
+    blobs,
+    image_of,
+    linear,
+    local,
+    moved,
+    process_runs,
+    snapshot,
+    spin,
+    turned,
+    wait_until,
+)
 from Testing.slicer_window import choose, click, run, unfold
 
 slicer = pytest.importorskip("slicer", reason="needs slicer-core (make test installs it)")
@@ -295,11 +307,6 @@ def test_cancel_ends_the_processes_of_a_batch_and_the_next_run_works(logic, fold
     started = children()
     job.cancel()
     assert process.returncode not in (None, 0)
-    wait_until(lambda: not any(_runs(pid) for pid in started), lambda: f"one of {started} is still there")
+    wait_until(lambda: not any(process_runs(pid) for pid in started), lambda: f"one of {started} is still there")
     done = logic.registerMany(folders, tmp_path / "out2", kind="rigid", threads=1)
     assert done["done"] == 2
-
-
-def _runs(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"

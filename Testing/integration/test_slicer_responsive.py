@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from Testing.slicer_scene import add_volume, array, blobs, frames, local, result_of, snapshot, wait_until
+from Testing.slicer_scene import add_volume, array, blobs, count_steps, frames, local, result_of, snapshot, wait_until
 from Testing.slicer_window import choose, settle
 
 slicer = pytest.importorskip("slicer", reason="needs slicer-core (make test installs it)")
@@ -104,17 +104,6 @@ def test_other_colours_do_not_begin_the_drawing_anew(done, one_step_a_turn):
     wait_until(lambda: settle() or not display.busy, lambda: "still drawing")
     assert np.isfinite(array(node)[12, 13, 14])
     assert node.GetDisplayNode().GetWindowLevelMax() == pytest.approx(4.0)
-
-
-def count_steps(steps):
-    """How many steps there are, and what the last one returns."""
-    count = 0
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return count, end.value
-        count += 1
 
 
 def test_a_mask_is_read_a_slab_at_a_time(scene, monkeypatch):

@@ -6,12 +6,11 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from Testing.slicer_scene import GUARD_S, add_volume, blobs, pause, snapshot, spin, wait_until
+from Testing.slicer_scene import GUARD_S, add_volume, blobs, pause, process_runs, snapshot, spin, wait_until
 
 slicer = pytest.importorskip("slicer", reason="needs slicer-core (make test installs it)")
 
@@ -140,9 +139,9 @@ def test_cancel_reaches_the_interpreter_behind_a_launcher(slicer_module, scene, 
     job = slicer_module.LightweightRegistrationLogic(worker).startRegistration(*blobs(), 3, refinementSteps=ENDLESS)
     spin(job, until=lambda: job.message == "refining")
     interpreter = int(note.read_text(encoding="utf-8"))
-    assert _runs(interpreter)
+    assert process_runs(interpreter)
     job.cancel()
-    wait_until(lambda: not _runs(interpreter), lambda: f"process {interpreter} is still there")
+    wait_until(lambda: not process_runs(interpreter), lambda: f"process {interpreter} is still there")
 
 
 LAUNCHER = """
@@ -151,11 +150,6 @@ process = subprocess.Popen(sys.argv[2:], start_new_session=True)
 open(sys.argv[1], "w").write(str(process.pid))
 sys.exit(process.wait())
 """
-
-
-def _runs(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
 
 
 def test_a_process_that_is_no_longer_wanted_ends_whatever_it_is_doing(slicer_module):
