@@ -162,8 +162,9 @@ class Run:
         session = self.folder.parent
         with contextlib.suppress(OSError):  # a full disk must not spoil the result
             kept = Path(tempfile.mkdtemp(prefix=time.strftime(f"{KEPT_PREFIX}%Y%m%d-%H%M%S-"), dir=session.parent))
-            for file in [*self.folder.iterdir(), session / "log.txt"]:
-                (shutil.copy if file.parent == session else shutil.move)(file, kept)
+            for file in self.folder.iterdir():
+                shutil.move(file, kept)
+            shutil.copy(session / "log.txt", kept)
             return kept
         return None
 

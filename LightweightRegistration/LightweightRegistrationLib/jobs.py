@@ -192,7 +192,8 @@ class Job:
         self.clean_up()
         if self._run is not None:
             kept = self._run.finish(self._keep_files)
-            self.kept += [kept] if kept is not None else []
+            if kept is not None:
+                self.kept.append(kept)
             self._run = None
 
     def _handle_event(self, event: dict[str, Any]) -> None:
