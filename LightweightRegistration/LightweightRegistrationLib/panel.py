@@ -201,7 +201,8 @@ class Panel(JobRunner):
         ui.sequenceButton.toolTip = "" if p.fixedVolume is not None else _("Choose the fixed volume in Inputs")
 
     def _updateResults(self) -> None:
-        report, rows = self._report(), self._resultRows()
+        report = self._report()
+        rows = report_text.rows(report, self._titles)
         verdict = report_text.verdict_as_html(report)
         self.ui.verdictLabel.text = verdict
         self.ui.verdictLabel.visible = bool(verdict) and self.job is None
@@ -211,9 +212,6 @@ class Panel(JobRunner):
     def _report(self) -> dict[str, Any]:
         p = self._parameterNode
         return outputs.read_report(p.transform, p.warpedVolume, p.jacobianMap)
-
-    def _resultRows(self) -> report_text.Rows:
-        return report_text.rows(self._report(), self._titles)
 
     def _warmUp(self, p: LightweightRegistrationParameterNode) -> None:
         """Start the registration process before Apply is pressed, once for each choice that needs another start."""
@@ -252,7 +250,7 @@ class Panel(JobRunner):
 
     def onCopyButton(self, *_clicked: Any) -> None:
         """Put the results on the clipboard."""
-        qt.QApplication.clipboard().setText(report_text.as_text(self._resultRows()))
+        qt.QApplication.clipboard().setText(report_text.as_text(report_text.rows(self._report(), self._titles)))
         self.showStatus(_("The results are on the clipboard."))
 
     def onLogButton(self, *_clicked: Any) -> None:
