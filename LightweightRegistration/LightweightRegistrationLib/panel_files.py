@@ -133,9 +133,9 @@ class PanelFiles:
         """Register every pair of the list, or of the two folders."""
         ui = self.ui
         folders = (ui.batchFixedEdit.currentPath, ui.batchMovingEdit.currentPath)
-        pairs = ui.batchListEdit.currentPath or (folders if all(folders) else None)
-        folder = ui.batchOutputEdit.currentPath
-        if pairs and any(folders) and ui.batchListEdit.currentPath:
+        table, folder = ui.batchListEdit.currentPath, ui.batchOutputEdit.currentPath
+        pairs = table or (folders if all(folders) else None)
+        if table and any(folders):
             self.showStatus(_("Choose a list or two folders, not both."))
         elif not pairs:
             self.showStatus(_("Choose a list of pairs, or a folder of fixed and one of moving images."))
