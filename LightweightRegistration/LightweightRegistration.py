@@ -111,7 +111,7 @@ class LightweightRegistrationLogic(FileLogic, ScriptedLoadableModuleLogic):
         cascades: int | None = None,
         *,
         kind: str = "deformable",
-        model: str = "brain-t1-gradient",
+        model: str = Settings.model,
         fixedMask: slicer.vtkMRMLDisplayableNode | None = None,
         movingMask: slicer.vtkMRMLDisplayableNode | None = None,
         initialTransform: slicer.vtkMRMLTransformNode | None = None,
@@ -168,7 +168,7 @@ class LightweightRegistrationLogic(FileLogic, ScriptedLoadableModuleLogic):
         job.start(fixedNode, movingNode)
         return job
 
-    def warmUp(self, model: str = "brain-t1-gradient", device: str = "auto", threads: int = 0) -> None:
+    def warmUp(self, model: str = Settings.model, device: str = "auto", threads: int = 0) -> None:
         """Start the worker process and let it import torch and load a model; does nothing without torch.
 
         Without it, the first registration waits for these.

@@ -15,6 +15,8 @@ from slicer import (
 )
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 
+from .jobs import Settings
+
 
 class Labelled(enum.Enum):
     """A choice in a combo box; the value is its label."""
@@ -96,7 +98,7 @@ class LightweightRegistrationParameterNode:
     movingMask: vtkMRMLSegmentationNode | vtkMRMLLabelMapVolumeNode | vtkMRMLMarkupsROINode | None
     initialTransform: vtkMRMLTransformNode
 
-    model: str = "brain-t1-gradient"
+    model: str = Settings.model
     kind: Kind = Kind.deformable
     quality: Quality = Quality.accurate
     cascades: Annotated[int, WithinRange(1, 10)] = 10  # every one: the panel lowers it to what the model has
