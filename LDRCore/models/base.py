@@ -1,4 +1,4 @@
-"""Parts that networks share: check of inputs, dense interface, start of the flow layer, way down and up."""
+"""Parts that networks share: check of inputs, dense interface, start of the flow layer, way down and up, smoothing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from LDRCore.refinement import torch_ops
+from LDRCore.refinement.backend import operations
 from LDRCore.transforms import spatial
 
 
@@ -83,3 +85,11 @@ def encode_and_decode(
     for layer in decoder:
         features = torch.cat((torch.relu(layer(features)), skips.pop()), dim=1)
     return features
+
+
+def smooth(displacements: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Smooth (B, 3, D, H, W) by a Gaussian of `sigma` voxels, normalised at the border; differentiable."""
+    if displacements.requires_grad or displacements.is_meta:
+        weights = torch_ops.gaussian(sigma)
+        return torch_ops.filtered(displacements, weights) * torch_ops.normalisation(displacements, weights)
+    return spatial.batch([operations(u[0]).smooth(u, sigma)[0] for u in displacements])

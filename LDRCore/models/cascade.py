@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from LDRCore.models.affine import AffineStem
-from LDRCore.models.base import DenseNetwork
+from LDRCore.models.base import DenseNetwork, smooth
 from LDRCore.transforms import separable, spatial
 
 # {size: (moving, fixed)}: both images averaged to the sizes that stages take
@@ -183,7 +183,7 @@ class Cascade(nn.Module):
                 increment = increment * self.multiplier
             total = increment if total is None else spatial.compose(spatial.upsample(total, shape), increment)
             if network.sigma_total:
-                total = separable.smooth(total, network.sigma_total)
+                total = smooth(total, network.sigma_total)
             increments.append(increment)
             composed.append(total)
         assert total is not None

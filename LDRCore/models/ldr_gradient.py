@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from LDRCore.models.base import DenseNetwork, check_pair, encode_and_decode, initialise_flow
+from LDRCore.models.base import DenseNetwork, check_pair, encode_and_decode, initialise_flow, smooth
 from LDRCore.refinement.backend import operations
 from LDRCore.transforms import separable, spatial
 
@@ -116,7 +116,7 @@ class Forces:
             return displacement
         shape = self.smoothed.shape[2:]
         gains = separable.interpolate(flow[:, 4:] + fine_gain.float(), shape)
-        return torch.addcmul(spatial.upsample(displacement, shape), gains, self.smoothed)
+        return spatial.upsample(displacement, shape).addcmul_(gains, self.smoothed)
 
 
 @torch.no_grad()
@@ -137,11 +137,10 @@ def forces(moving: torch.Tensor, fixed: torch.Tensor, window: int, epsilon: floa
 
 def forms_of(gradients: Sequence[torch.Tensor], sigma: float) -> Forces:
     """Compute the forms of a batch's gradients, (3, D, H, W) each, which are overwritten."""
-    smoothed = None
+    gradient, smoothed = spatial.batch(gradients), None
     if sigma:
-        smoothed = spatial.batch([operations(g[0]).smooth(g, sigma)[0] for g in gradients])
+        smoothed = smooth(gradient, sigma)
         smoothed.div_(_typical_length(_all_lengths(smoothed)))
-    gradient = spatial.batch(gradients)
     coarse = _smooth(_halve(gradient))
     coarse.div_(_typical_length(_lengths(coarse)))
     lengths = _all_lengths(gradient)

@@ -72,6 +72,12 @@ def _slabs(shape: Sequence[int], halo: int) -> Iterator[tuple[slice, slice, slic
         yield slice(start, stop), slice(low, high), slice(start - low, stop - low)
 
 
+def normalisation(values: torch.Tensor, weights: tuple[float, ...]) -> torch.Tensor:
+    """Return one over the sum of the weights that fall onto the grid, for every voxel of (..., D, H, W): (D, H, W)."""
+    z, y, x = (1 / values.new_tensor(totals(n, weights)) for n in values.shape[-3:])
+    return z[:, None, None] * (y[:, None] * x)
+
+
 def smooth(displacement: torch.Tensor, sigma: float, out: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
     """Smooth (3, D, H, W) by a Gaussian of `sigma` voxels (0: leave it), and return the longest vector's length too.
 
@@ -80,15 +86,14 @@ def smooth(displacement: torch.Tensor, sigma: float, out: torch.Tensor | None = 
     if sigma <= 0:
         return displacement, float(displacement.square().sum(0).max().sqrt())
     weights, shape = gaussian(sigma), displacement.shape[1:]
-    z, y, x = (1 / displacement.new_tensor(totals(n, weights)) for n in shape)
-    plane = y[:, None] * x
+    factors = normalisation(displacement, weights)
     result = torch.empty_like(displacement, memory_format=torch.contiguous_format) if out is None else out
     longest = 0.0
     for slab, wide, inner in _slabs(shape, len(weights) - 1):
         square: torch.Tensor | None = None
         for source, target in zip(displacement, result, strict=True):
             part = filtered(source[wide], weights)[inner]
-            torch.mul(part, plane * z[slab, None, None], out=target[slab])
+            torch.mul(part, factors[slab], out=target[slab])
             square = target[slab].square() if square is None else square.addcmul_(target[slab], target[slab])
         assert square is not None
         longest = max(longest, float(square.max()))

@@ -1,4 +1,4 @@
-"""Resampling and smoothing of images and displacements by one matrix product an axis. Differentiable.
+"""Resampling of images and displacements by one matrix product an axis. Differentiable.
 
 Corner voxels of two resolutions of a grid coincide, as in `spatial`.
 """
@@ -38,11 +38,6 @@ def shrink(image: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return _along_axes(image, [_box_average(n, m) for n, m in zip(image.shape[2:], shape, strict=True)])
 
 
-def smooth(values: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Smooth (B, C, D, H, W) by a Gaussian of `sigma` voxels; at the border the weights on the grid are normalised."""
-    return _along_axes(values, [_gaussian(n, sigma) for n in values.shape[2:]])
-
-
 def _along_axes(values: torch.Tensor, weights: Sequence[np.ndarray]) -> torch.Tensor:
     """Multiply by a matrix (m, n) along each axis of (B, C, D, H, W)."""
     z, y, x = (torch.from_numpy(w).to(values) for w in weights)
@@ -66,12 +61,4 @@ def _box_average(n: int, m: int) -> np.ndarray:
     voxel = np.arange(n)[None]
     high = np.minimum(middle + width / 2, voxel + 0.5)
     weights = (high - np.maximum(middle - width / 2, voxel - 0.5)).clip(0)
-    return weights / weights.sum(1, keepdims=True)
-
-
-@lru_cache(maxsize=32)
-def _gaussian(n: int, sigma: float) -> np.ndarray:
-    """Return the weights (n, n) of a Gaussian about each of n points."""
-    distance = np.arange(n)[:, None] - np.arange(n)
-    weights = np.exp(-0.5 * (distance / sigma) ** 2)
     return weights / weights.sum(1, keepdims=True)

@@ -208,6 +208,8 @@ def warp_by_coarse(image: torch.Tensor, displacement: torch.Tensor) -> torch.Ten
     """
     _check_displacement(displacement)
     shape = tuple(image.shape[2:])
+    if image.shape[2:] == displacement.shape[2:]:
+        return warp(image, displacement)
     if image.shape[1] != 1 or not sampling.can_take(image[0, 0].numel(), image, displacement):
         return warp(image, upsample(displacement, shape))
     ratio = np.array([(n - 1) / max(m - 1, 1) for n, m in zip(shape, displacement.shape[2:], strict=True)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 from LDRCore import losses
 from LDRCore.cpu import layout
 from LDRCore.models import registry, weights
+from LDRCore.models.base import smooth
 from LDRCore.models.cascade import Cascade
 from LDRCore.models.ldr_gradient import LIMIT, LDRGradient, forces
 from LDRCore.refinement import torch_ops
@@ -282,3 +285,28 @@ def test_a_cascade_prepares_once_for_a_network_that_is_applied_again(monkeypatch
     first, again = trained(0), trained(1)
     Cascade([first, again], repeats=[1, 3]).dense(*images())
     assert prepared == [first, again]
+
+
+def test_smoothing_spreads_an_impulse_as_a_gaussian_and_keeps_constants():
+    impulse = torch.zeros(2, 3, 7, 9, 8)
+    impulse[1, 2, 3, 4, 4] = 1
+    side = math.exp(-2)  # exp(-d^2 / (2 sigma^2)) at d = 1 for sigma = .5; at d = 2 it is negligible
+    line = torch.tensor([0, side, 1, side, 0]) / (1 + 2 * side)
+    expected = line[:, None, None] * line[:, None] * line
+    for values in (impulse, impulse.clone().requires_grad_()):
+        smoothed = smooth(values, 0.5).detach()
+        assert torch.allclose(smoothed[1, 2, 1:6, 2:7, 2:7], expected, atol=1e-6)
+        assert smoothed.sum() == pytest.approx(1, abs=1e-5)
+    assert torch.allclose(smooth(torch.ones(1, 3, 7, 9, 8), 0.9), torch.ones(1), atol=1e-6)
+
+
+def test_a_cascade_smooths_what_was_composed():
+    moving, fixed = images()
+    network = trained(sigma=0.9, sigma_total=0.7)
+    with torch.no_grad():
+        whole = Cascade([network], repeats=[2], multiplier=1).dense(moving, fixed)
+        first = smooth(network.predict(moving, fixed), 0.7)
+        second = smooth(spatial.compose(first, network.predict(spatial.warp(moving, first), fixed)), 0.7)
+    assert torch.allclose(whole.composed[0], first, atol=1e-5)
+    assert torch.allclose(whole.displacement, second, atol=1e-4)
+    assert not torch.allclose(first, network.predict(moving, fixed), atol=1e-2)
