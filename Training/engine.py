@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from LDRCore.cpu import memory
 from LDRCore.distillation import disk
@@ -75,6 +76,21 @@ def learning_rate(settings: RunSettings, step: int) -> float:
     """Linear warm-up, then a cosine down to a hundredth of the largest rate."""
     ramp = min(1.0, (step + 1) / max(settings.warmup, 1))
     return settings.lr * ramp * max(0.01, 0.5 * (1 + math.cos(math.pi * step / settings.steps)))
+
+
+def follow(average: nn.Module, model: nn.Module, keep: float, step: int) -> None:
+    """Update a moving average of a model's weights, which keeps less of what was in the first steps of a run.
+
+    Args:
+        average: a copy of the model, changed.
+        model: after an optimizer's step.
+        keep: share of the average that stays, below 1.
+        step: of the run, from 0.
+    """
+    update = get_ema_multi_avg_fn(min(keep, (step + 1) / (step + 10)))
+    update(list(average.parameters()), list(model.parameters()), step)
+    for own, other in zip(average.buffers(), model.buffers(), strict=True):
+        own.copy_(other)
 
 
 class Run:

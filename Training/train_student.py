@@ -9,10 +9,14 @@ With a teacher this is Algorithm 1 of the paper: `n_gen` iterations on the recon
 adversarial term, in which the discriminator is updated too. `distil` adds the plain difference of field values and
 gradients in those iterations. With objective "none" and distil 0 the teacher says only which pairs are trained on: the
 same student without a teacher, on the same samples. A run that is started again with the same keys continues.
+
+With `average` near 1 (.998) the weights that are validated and exported are a moving average of the trained ones, which
+is steadier than any of them.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
 from pathlib import Path
@@ -53,11 +57,14 @@ class StudentSettings(engine.RunSettings, PairSettings, objectives.ModelSettings
     penalty_norm: str | None = option(None, 'of the penalty: "rms" (default with critic) or "l2" (Eq. 7; with paper)')
     discriminator_lr: float = option(1e-4, "learning rate of the discriminator")
     distil: float = option(0.0, "weight of the difference of field values and gradients from the teacher's")
+    average: float = option(0.0, "share that a moving average of the weights keeps in a step; it is what is exported")
     val_every: int = option(1000, "steps between validations")
 
     def __post_init__(self) -> None:
         for base in StudentSettings.__bases__:
             base.__post_init__(self)
+        if not 0 <= self.average < 1:
+            raise config.ConfigError(f"average must be at least 0 and below 1, got {self.average}")
         if self.objective not in OBJECTIVES:
             raise config.ConfigError(f"objective must be one of {OBJECTIVES}, got {self.objective!r}")
         if self.preset not in PRESETS:
@@ -82,6 +89,10 @@ def train(settings: StudentSettings) -> engine.Run:
     field_shape = model.field_shape(settings.shape)
     optimizer = engine.adam(model.parameters(), settings.lr)
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer}
+    exported = model
+    if settings.average:
+        exported = copy.deepcopy(model)
+        parts |= {"model": exported, "trained": model}
 
     share = rank.share(settings.batch)
     teacher = TeacherStore(settings.teacher) if settings.teacher else None
@@ -141,13 +152,15 @@ def train(settings: StudentSettings) -> engine.Run:
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
                 optimizer.step()
+            if settings.average:
+                engine.follow(exported, model, settings.average, step)
 
             run.picture(step, lambda batch=batch, output=output: objectives.picture(batch, output.displacement))
             if validation is not None and run.is_due(step, settings.val_every):
-                figures = objectives.validate(model, validation)
+                figures = objectives.validate(exported, validation)
                 run.log_validation(step + 1, figures, objectives.criterion(figures, settings.similarity))
     if settings.init and rank.leads and not run.stopped:
-        print(*fine_tuning.compare(settings, model, source, validation), sep="\n")
+        print(*fine_tuning.compare(settings, exported, source, validation), sep="\n")
     return run
 
 

@@ -20,6 +20,7 @@ from LDRCore.io.transforms import transform_lattice
 from LDRCore.models import registry, weights
 from Training import (
     checkpoints,
+    engine,
     export_weights,
     extract_teacher,
     inspect_critic,
@@ -140,16 +141,38 @@ def teacher(tiny_brains, tmp_path_factory) -> Path:
 def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(tiny_brains, teacher, tmp_path):
     """With adversary, augmentation and two cascades: weights of student and discriminator, moments of both Adams."""
     changes = {"teacher": teacher, "cascades": 2, "steps": 8, "free_form": 0.5, "stripped": 0.5, "n_gen": 1}
+    changes |= {"average": 0.7}
     train_student.train(student(tiny_brains, tmp_path / "whole.pt", **changes))
     for _ in range(9):
         train_student.train(student(tiny_brains, tmp_path / "parts.pt", minutes=0.0, **changes))
     whole, parts = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "parts"))
     assert parts["step"] == 8
-    for part in ("model", "discriminator"):
+    for part in ("model", "trained", "discriminator"):
         assert all(torch.equal(v, parts[part][k]) for k, v in whole[part].items())
     for part in ("optimizer", "discriminator_optimizer"):
         for k, moments in whole[part]["state"].items():
             assert all(torch.equal(v, parts[part]["state"][k][n]) for n, v in moments.items())
+
+
+def test_a_moving_average_of_the_weights_is_what_is_exported(tiny_brains, tmp_path):
+    plain, averaged = (student(tiny_brains, tmp_path / f"{share}.pt", average=share) for share in (0.0, 0.15))
+    train_student.train(plain)
+    train_student.train(averaged)
+    trained = torch.load(averaged.out, weights_only=True)["trained"]
+    assert all(torch.equal(v, trained[k]) for k, v in weights_of(plain.out).items())
+    difference = max((v - trained[k]).abs().max().item() for k, v in weights_of(averaged.out).items())
+    assert 0 < difference < plain.lr  # a tenth or so of the last step, which is at most about lr
+
+
+def test_a_moving_average_by_hand():
+    model, average = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(average.weight, 0.0)
+    expected = 0.0
+    for step, (weight, kept) in enumerate([(1.0, 1 / 10), (2.0, 2 / 11), (3.0, 0.2), (4.0, 0.2)]):
+        torch.nn.init.constant_(model.weight, weight)
+        engine.follow(average, model, 0.2, step)
+        expected = kept * expected + (1 - kept) * weight
+        assert average.weight.item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("objective", ["critic", "paper", "none"])
