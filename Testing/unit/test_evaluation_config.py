@@ -66,6 +66,8 @@ def test_placeholders_and_paths(tmp_path):
         ('reference = "mine"', 'reference = "yours"', "reference must be the name of a system, got 'yours'"),
         ('reference = "mine"', 'measures = ["dice"]', "measures must be some of .*, got 'dice'"),
         ('reference = "mine"', "speed = 1", "knows the keys .*, got 'speed'"),
+        ('reference = "mine"', "systems = 1", "systems of c.toml must name a TOML file, got 1"),
+        ('reference = "mine"', 'datasets = "none.toml"', r"existing TOML file, got .*none\.toml"),
         ("[[dataset]]", "[[dataset", "must be TOML, got"),
     ],
 )
@@ -75,13 +77,39 @@ def test_mistakes_are_named(tmp_path, old, new, message):
         read(tmp_path, GOOD.replace(old, new))
 
 
+def test_data_sets_and_systems_of_another_file_come_first(tmp_path):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "other.toml").write_text(GOOD)
+    text = """
+datasets = "shared/other.toml"
+systems = "shared/other.toml"
+[[dataset]]
+name = "two"
+kind = "csv"
+root = "{data}/y"
+pairs = "pairs.csv"
+"""
+    loaded = read(tmp_path, text)
+    assert [d.name for d in loaded.datasets] == ["one", "two"]
+    folders = [tmp_path / "shared", tmp_path]  # paths are relative to the file that they stand in
+    assert [d.pairs for d in loaded.datasets] == [str(folder / "pairs.csv") for folder in folders]
+    assert [s.name for s in loaded.systems] == ["nothing", "affine only", "mine"]
+
+
+def test_the_cards_of_all_models_are_measured_on_the_same_data():
+    places = {"data": "/data", "model": "m.pt"}
+    first, second = (config.load(CONFIGS / f"evaluate-card{more}.toml", places) for more in ("", "-gradient"))
+    assert first.datasets == second.datasets
+    assert [d.name for d in first.datasets] == ["val-stripped", "val-whole", "test-stripped", "test-whole"]
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(RegistrationError, match=r"existing TOML file, got .*none\.toml \(not found\)"):
         config.load(tmp_path / "none.toml", {})
 
 
 @pytest.mark.parametrize(
-    "name", ["evaluate-ixi.toml", "evaluate-paper.toml", "evaluate-card.toml", "evaluate-refine.toml"]
+    "name", [f"evaluate-{what}.toml" for what in ("ixi", "paper", "card", "card-gradient", "refine")]
 )
 def test_the_configurations_that_ship_can_be_read(name):
     loaded = config.load(CONFIGS / name, {"data": "/data", "model": "m.pt"})

@@ -1,7 +1,7 @@
 """Reads the configuration of an evaluation, one TOML file. An unknown key or a wrong type is an error that names it.
 
 Placeholders in strings: {data} (the --data folder) everywhere, {model} (--model) and {domain} (the data set's `domain`)
-in a system's `model`. Relative paths of pair lists and of `systems` are relative to the TOML file.
+in a system's `model`. Relative paths of pair lists, of `systems` and of `datasets` are relative to the TOML file.
 """
 
 from __future__ import annotations
@@ -148,7 +148,8 @@ def load(path: Path, places: dict[str, str]) -> Config:
     """Read and check a configuration.
 
     Args:
-        path: the TOML. Its key `systems` may name another TOML that holds the systems.
+        path: the TOML. Its keys `systems` and `datasets` may name another TOML, whose systems or data sets come before
+            its own.
         places: values of the placeholders {data} and {model}; one that is used but not given is an error.
     """
     return from_table(read_toml(path), path, places)
@@ -163,22 +164,34 @@ def from_table(table: dict[str, Any], path: Path, places: dict[str, str]) -> Con
         places: see `load`.
     """
     table = dict(table)
-    systems = table.pop("system", [])
-    shared = table.pop("systems", None)
-    if shared is not None:
-        systems = read_toml(path.parent / shared).get("system", []) + systems
-    datasets = table.pop("dataset", [])
+    datasets, systems = (_entries(table, name, path) for name in ("dataset", "system"))
     config = build(
         Config,
         {
             **table,
-            "datasets": [_dataset(d, path, places) for d in datasets],
-            "systems": [_system(s, path, places) for s in systems],
+            "datasets": [_dataset(entry, source, places) for entry, source in datasets],
+            "systems": [_system(entry, source, places) for entry, source in systems],
         },
         path.name,
     )
     _check(config, path)
     return config
+
+
+def _entries(table: dict[str, Any], name: str, path: Path) -> list[tuple[dict[str, Any], Path]]:
+    """Take the entries `[[name]]` out of a table, each with its file; first those of the TOML that `names` gives.
+
+    Raises:
+        RegistrationError: that key is no text, or its file missing or not TOML.
+    """
+    own = [(entry, path) for entry in table.pop(name, [])]
+    other = table.pop(f"{name}s", None)
+    if other is None:
+        return own
+    if not isinstance(other, str):
+        raise RegistrationError(f"{name}s of {path.name} must name a TOML file, got {other!r}")
+    source = path.parent / other
+    return [(entry, source) for entry in read_toml(source).get(name, [])] + own
 
 
 def _filled(text: str, places: dict[str, str], where: str) -> str:
