@@ -112,7 +112,8 @@ class InitialTransforms:
         if self._stem is None or not pairs:
             return
         facts = (
-            self.scans.identity,
+            self.scans.source.stamp(),
+            self.scans.spacing_mm,
             self._stem.card.get("sha256", self._stem.name),
             self.settings.stripped >= 0.5,
             sorted(pairs),

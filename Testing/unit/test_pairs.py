@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -171,3 +173,23 @@ def test_what_needs_labels_says_so(tiny_brains, tmp_path, changes, rule):
     (tmp_path / "images.csv").write_text("\n".join(lines) + "\n")
     with pytest.raises(ConfigError, match=f"{rule} needs labels, got none for"):
         PairSource(settings(tmp_path / "images.csv", **changes), "train", 1, CPU)
+
+
+def test_kept_initial_transforms_are_those_of_these_scans(tiny_brains, tmp_path):
+    data = shutil.copytree(tiny_brains, tmp_path / "data")
+
+    def first_transform(**changes) -> np.ndarray:
+        found = PairSource(settings(data, initial="stem", stem="brain-t1-small", n_pairs=1, **changes), "train", 1, CPU)
+        return found.moving_from_fixed(*found.pairs[0])
+
+    cache = tmp_path / "cache"
+    first = first_transform(cache=cache)
+    np.testing.assert_array_equal(first_transform(cache=cache), first)
+    finer = {"scan_spacing_mm": 1.0}  # the same scans, on other voxels
+    np.testing.assert_array_equal(first_transform(cache=cache, **finer), first_transform(**finer))
+    assert not np.allclose(first_transform(**finer), first)
+    for number in range(4):  # the same names, other scans
+        for what in ("image", "labels"):
+            shutil.copy(tiny_brains / f"s{(number + 1) % 4}-{what}.nii.gz", data / f"s{number}-{what}.nii.gz")
+    np.testing.assert_array_equal(first_transform(cache=cache), first_transform())
+    assert not np.allclose(first_transform(), first)

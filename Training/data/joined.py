@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 from Training.data.scan_set import DataError, Scan, ScanSet
 
@@ -46,3 +47,7 @@ class Joined:
     def count_labels(self) -> int:
         """One more than the largest label value of both."""
         return max(scans.n_labels for scans in self._sets)
+
+    def stamp(self) -> list[Any]:
+        """What changes when the source does."""
+        return [scans.source.stamp() for scans in self._sets]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from Training.data.scan_set import DataError, Scan, ScanSet
+from Training.data.scan_set import DataError, Scan, ScanSet, file_stamp
 
 FORMAT = "scans 1"
 ARRAYS = ("image", "labels", "points", "to_lps")
@@ -113,3 +113,7 @@ class Prepared:
     def count_labels(self) -> int:
         """One more than the largest label value, 0 without labels."""
         return self._n_labels
+
+    def stamp(self) -> list[Any]:
+        """What changes when the source does."""
+        return [file_stamp(self.path), self.split]

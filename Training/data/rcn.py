@@ -20,7 +20,7 @@ import numpy as np
 
 from LDRCore import geometry
 from Training.data import scan_files
-from Training.data.scan_set import DataError, Scan
+from Training.data.scan_set import DataError, Scan, file_stamp
 
 SCHEME_OF_SPLIT = {"train": "1", "val": "2"}
 PAIRED = ":paired"
@@ -180,3 +180,7 @@ class Rcn:
         if self.read(0).labels is None:
             return 0
         return 2 if self.values is None else max(int(v) for v in self.values.values()) + 1
+
+    def stamp(self) -> list[Any]:
+        """What changes when the source does."""
+        return [file_stamp(path) for path in sorted({self._group(name)[0] for name in self.names})]

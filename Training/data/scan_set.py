@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -58,6 +59,14 @@ class Source(Protocol):
     def read(self, index: int) -> Scan: ...  # noqa: D102
 
     def count_labels(self) -> int: ...  # noqa: D102
+
+    def stamp(self) -> list[Any]: ...  # noqa: D102
+
+
+def file_stamp(path: Path) -> tuple[str, int, int]:
+    """What changes when a file does: where it lies, its size, and when it was last written."""
+    facts = path.stat()
+    return str(path.resolve()), facts.st_size, facts.st_mtime_ns
 
 
 class ScanSet:

@@ -18,7 +18,7 @@ import numpy as np
 
 from Training.data import scan_files
 from Training.data.scan_files import Item
-from Training.data.scan_set import DataError, Scan
+from Training.data.scan_set import DataError, Scan, file_stamp
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".npz")
 IMAGE_COLUMNS = ("image", "labels", "landmarks", "split")
@@ -90,14 +90,9 @@ class Files:
     def stamp(self) -> list[Any]:
         """What changes when the source does."""
         return [
-            [item.name, None if item.points is None else item.points.tolist()] + [_file_stamp(p) for p in item.files()]
+            [item.name, None if item.points is None else item.points.tolist()] + [file_stamp(p) for p in item.files()]
             for item in self.items
         ]
-
-
-def _file_stamp(path: Path) -> tuple[str, int, int]:
-    facts = path.stat()
-    return str(path.resolve()), facts.st_size, facts.st_mtime_ns
 
 
 def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
