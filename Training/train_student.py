@@ -69,6 +69,9 @@ class StudentSettings(engine.RunSettings, PairSettings, objectives.ModelSettings
             raise config.ConfigError(f"objective must be one of {OBJECTIVES}, got {self.objective!r}")
         if self.preset not in PRESETS:
             raise config.ConfigError(f"preset must be one of {sorted(PRESETS)}, got {self.preset!r}")
+        for name, unused in (("distil", 0), ("teacher_gain", None)):
+            if getattr(self, name) != unused and self.teacher is None:
+                raise config.ConfigError(f"{name} needs a teacher, got {getattr(self, name)} without one")
         self.aldk()
 
     def aldk(self) -> ALDKSettings:
@@ -129,6 +132,7 @@ def train(settings: StudentSettings) -> engine.Run:
         run.facts = {"architecture": settings.architecture(), "data_identity": source.scans.identity}
         learns_from_it = algorithm is not None or settings.distil > 0  # otherwise only the pairs are the teacher's
         run.facts |= {"teacher": teacher.meta} if teacher is not None and learns_from_it else {}
+        run.facts |= fine_tuning.started_from(settings.init)
         learner = processes.parallel(model, rank, device)
         for step, batch in source.batches(iter(run), share, needs_teacher):
             run.waited(source.waited_s)

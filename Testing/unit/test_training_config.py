@@ -9,6 +9,7 @@ import pytest
 
 from Training import config
 from Training.config import ConfigError, option
+from Training.train_student import StudentSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,14 @@ def test_refusals_of_a_file(tmp_path, text, message):
         config.load(Example, ["--config", str(file), "--out", "x"], "")
 
 
+@pytest.mark.parametrize("given", [{"distil": 1.0}, {"teacher_gain": 0.0}])
+def test_what_a_teacher_is_needed_for_is_refused_without_one(given):
+    (name,) = given
+    with pytest.raises(ConfigError, match=f"{name} needs a teacher, got {given[name]} without one"):
+        config.build(StudentSettings, {"data": "x", **given})
+    config.build(StudentSettings, {"data": "x", "teacher": "x", **given})
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"config must be a readable TOML file, got .*nowhere.toml"):
         config.load(Example, ["--config", str(tmp_path / "nowhere.toml")], "")
@@ -80,7 +89,6 @@ def test_help_tells_every_key(capsys):
 
 
 def test_the_shipped_configurations_are_valid():
-    from Training.train_student import StudentSettings
     from Training.train_teacher import TeacherSettings
 
     files = sorted((Path(config.__file__).parent / "configs").glob("*.toml"))
