@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from LDRCore.transforms import spatial
 from Training.config import ConfigError
 from Training.data import augmentation, contrasts
 from Training.data.joined import Joined
-from Training.data.scan_set import ScanSet
+from Training.data.scan_set import Scan, ScanSet
 from Training.data.scans import open_scans
 from Training.data.subject_views import (
     Subject,
@@ -88,23 +89,11 @@ class PairSource:
         self.scans: ScanSet = open_scans(
             source, split, spacing_mm=spacing, cache=settings.cache, scheme=settings.scheme
         )
+        self._require_parts(self.scans[0], source)
         if settings.more_data:
             second = open_scans(settings.more_data, split, spacing_mm=spacing, cache=settings.cache)
+            self._require_parts(second[0], settings.more_data)
             self.scans = ScanSet(Joined(self.scans, second, settings.more_share), split)
-        first = self.scans[0]
-        for wanted, rule in (
-            (settings.initial == "centroids", "initial = centroids"),
-            (settings.stripped > 0, "stripped > 0"),
-            (settings.cut > 0, "cut > 0"),
-            (settings.synthesis > 0, "synthesis"),
-            (labels, "dice > 0"),
-        ):
-            if wanted and first.labels is None:
-                raise ConfigError(f"{rule} needs labels, got none for {first.name} in {source}")
-        if first.image is None and settings.synthesis < 1:
-            raise ConfigError(f"a data set without images needs synthesis = 1, got {settings.synthesis:g} for {source}")
-        if first.image is None and settings.initial in ("stem", "aligned"):
-            raise ConfigError(f"initial = {settings.initial} needs images, got label maps alone in {source}")
         self.subject = lru_cache(maxsize=512)(self._subject)
         self.canonical = lru_cache(maxsize=None)(self._canonical)
         self._initial = InitialTransforms(settings, self.scans, self.canonical, device)
@@ -112,6 +101,28 @@ class PairSource:
         self.pairs = self.list_pairs(keys)
         if self.pairs is not None:
             self._initial.run_stem(self.pairs)
+
+    def _require_parts(self, scan: Scan, source: Path | None) -> None:
+        """Refuse a data set whose scans lack labels or images that the settings need.
+
+        Args:
+            scan: the first one, which stands for all.
+            source: of the data set.
+        """
+        settings = self.settings
+        for wanted, rule in (
+            (settings.initial == "centroids", "initial = centroids"),
+            (settings.stripped > 0, "stripped > 0"),
+            (settings.cut > 0, "cut > 0"),
+            (settings.synthesis > 0, "synthesis"),
+            (self.with_labels, "dice > 0"),
+        ):
+            if wanted and scan.labels is None:
+                raise ConfigError(f"{rule} needs labels, got none for {scan.name} in {source}")
+        if scan.image is None and settings.initial in ("stem", "aligned"):
+            raise ConfigError(f"initial = {settings.initial} needs images, got label maps alone in {source}")
+        if scan.image is None and not settings.synthesis:
+            raise ConfigError(f"a data set without images needs synthesis, got 0 for {source}")
 
     def list_pairs(self, keys: list[str] | None) -> list[tuple[int, int]] | None:
         """List the pairs: those of the keys, of the teacher or of the data set; None where any two scans will do."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -89,12 +91,18 @@ def test_the_loss_sees_one_contrast_where_the_network_sees_two(tiny_brains):
     assert not torch.allclose(changed.fixed, plain.fixed, atol=0.1)
 
 
-def test_label_maps_get_targets_of_one_contrast(tiny_brains, tmp_path):
+@pytest.fixture
+def label_maps(tiny_brains, tmp_path) -> Path:
+    """A folder of label maps without images."""
     for k in range(4):
         labels = sitk.ReadImage(str(tiny_brains / f"s{k}-labels.nii.gz"))
         sitk.WriteImage(labels, str(tmp_path / f"s{k}.nii.gz"))
+    return tmp_path
+
+
+def test_label_maps_get_targets_of_one_contrast(label_maps):
     options = {"synthesis": 1.0, "remap": 0.5, "initial": "centroids"}
-    source = PairSource(settings(tmp_path, **options), "train", 1, CPU, labels=True)
+    source = PairSource(settings(label_maps, **options), "train", 1, CPU, labels=True)
     sample = source.sample(0, 0)
     apart, alike = local_ncc(sample.moving, sample.fixed), local_ncc(sample.moving_target, sample.fixed_target)
     assert float(alike) < float(apart)  # minus the correlation
@@ -127,6 +135,21 @@ def test_pairs_of_two_data_sets_stay_within_one(tiny_brains):
     assert all(left[0] == right[0] for left, right in (key.split("|") for key in keys))
     with pytest.raises(DataError, match=r"two data sets must be read at one spacing .*, got 2 and 4 mm"):
         Joined(first, open_scans(tiny_brains, "val", spacing_mm=4.0), 0.5)
+
+
+def test_each_of_two_data_sets_must_have_what_is_needed(tiny_brains, label_maps, tmp_path):
+    def refusal(more_data: Path, **changes) -> str:
+        with pytest.raises(ConfigError) as refused:
+            PairSource(settings(tiny_brains, more_data=more_data, **changes), "train", 1, CPU, labels=True)
+        return str(refused.value)
+
+    assert refusal(label_maps) == f"a data set without images needs synthesis, got 0 for {label_maps}"
+    assert refusal(label_maps, initial="stem", synthesis=0.5).startswith("initial = stem needs images, got label maps")
+    rows = "".join(f"{tiny_brains}/s{k}-image.nii.gz\n" for k in range(3))
+    (tmp_path / "images.csv").write_text(f"image\n{rows}", encoding="utf-8")
+    assert refusal(tmp_path / "images.csv").startswith("dice > 0 needs labels, got none for ")
+    both = settings(tiny_brains, more_data=label_maps, more_share=1.0, synthesis=0.1)
+    assert PairSource(both, "train", 1, CPU, labels=True).sample(0, 0).keys[0].startswith("1/")
 
 
 def test_changed_contrasts_are_validated_beside_the_plain_ones(tiny_brains):
