@@ -6,8 +6,8 @@ r"""Put trained networks and an affine stem together into a model that `register
 Takes the run's best checkpoint (runs/student.best.pt: highest Dice of the last cascade in validation, or correlation
 without labels), and the last one where the run was not validated or with `--which last`; the card says which, and of
 which step. Writes NAME.pt (half precision) and NAME.json (the model card: architecture, working grid, the whole
-configuration of the run, its data's identity, steps and hours, the teacher). `Training.evaluate --write-card` adds
-results. Copy both files into LDRCore/bundled only when they beat what ships.
+configuration of the run, its data's identity, steps and hours, the teacher, the model that it started from).
+`Training.evaluate --write-card` adds results. Copy both files into LDRCore/bundled only when they beat what ships.
 """
 
 from __future__ import annotations
@@ -102,10 +102,13 @@ def stem_of(source: str | None) -> tuple[dict[str, torch.Tensor], dict[str, Any]
 
 
 def run_facts(state: dict[str, Any]) -> dict[str, Any]:
-    """Say what a card records: best or last checkpoint, configuration without paths, steps, hours, data, teacher."""
+    """Say what a card records: best or last checkpoint, configuration without paths, steps, hours, and its facts.
+
+    Those are the data's identity, the teacher, and the model that it started from.
+    """
     paths = ("out", "data", "more_data", "pairs", "cache", "tensorboard", "device", "minutes", "init", "teacher")
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in state["config"].items() if k not in paths}
-    facts = {k: v for k, v in state["facts"].items() if k in ("data_identity", "teacher")}
+    facts = {k: v for k, v in state["facts"].items() if k in ("data_identity", "teacher", "init")}
     which = {"checkpoint": "best", "validation": state["best"]} if state.get("best") else {"checkpoint": "last"}
     return {"steps": state["step"], "hours": round(state["seconds"] / 3600, 3), **which, **facts, "config": settings}
 
@@ -124,7 +127,8 @@ def export(settings: ExportSettings) -> Path:
         recipe = {"first": run_facts(checkpoints.read_checkpoint(settings.first)), **recipe}
     if stem_recipe:
         recipe = {"stem": stem_recipe, **recipe}
-    supervision = {"labels": SUPERVISION} if run.get("dice") else {}
+    labels = SUPERVISION if run.get("dice") else dense["facts"].get("init", {}).get("labels")
+    supervision = {"labels": labels} if labels else {}
     card = {
         "name": settings.name,
         "version": LDRCore.__version__,

@@ -7,6 +7,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+from LDRCore.models import weights
 from LDRCore.models.cascade import Cascade
 from Training import checkpoints, objectives
 from Training.pairs import PairSource
@@ -33,6 +34,19 @@ def losses_of_card(card: dict[str, Any], given: dict[str, Any]) -> dict[str, Any
     if given.get("pairs") and not _all_have_labels(Path(given["pairs"])):
         found.pop("dice", None)
     return found
+
+
+def started_from(init: str | None) -> dict[str, Any]:
+    """What a card says of the model that a run started from: its name, its weights, labels that it learned from.
+
+    Args:
+        init: as in `ModelSettings`; a checkpoint is no model, and is recorded by `Training.export_weights --first`.
+    """
+    if init is None or checkpoints.is_checkpoint(init):
+        return {}
+    card = weights.model_info(init)
+    labels = card.get("data", {}).get("labels")
+    return {"init": {"name": card["name"], "sha256": card.get("sha256")} | ({"labels": labels} if labels else {})}
 
 
 def _all_have_labels(pairs: Path) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from LDRCore.models import weights
-from Training import checkpoints, config, fine_tuning, train_student
+from Training import checkpoints, config, export_weights, fine_tuning, train_student
 from Training.train_student import StudentSettings, from_card
 
 MODEL = "brain-t1-small"
@@ -57,6 +59,29 @@ def test_before_and_after_are_printed(demo_pair, tmp_path, capsys):
     assert f"-> {best:.4f}, correlation" in held_out  # of the checkpoint that an export takes
     assert 0.3 < figures[0] < 0.9
     assert all("worse than before on some" in line for line in rest)
+    model = weights.model_info(MODEL)
+    words = {"summary": "s", "made_for": "m", "licence": "l"}
+    exported = export_weights.export(
+        export_weights.ExportSettings(dense=settings.out, stem=MODEL, name="mine", out=tmp_path, **words)
+    )
+    card = json.loads(exported.read_text(encoding="utf-8"))
+    started = {"name": MODEL, "sha256": model["sha256"], "labels": model["data"]["labels"]}
+    assert card["recipe"]["networks"]["init"] == started
+    assert card["data"]["labels"] == export_weights.SUPERVISION
+
+
+def test_a_card_names_the_labels_that_the_first_model_learned_from(tmp_path):
+    facts = {"architecture": weights.model_info(MODEL)["architecture"], "init": {"name": MODEL, "labels": "of others"}}
+    state = {"model": weights.load_cascade(MODEL).state_dict(), "step": 1, "seconds": 1.0, "facts": facts}
+    checkpoints.save_atomically(state | {"config": {"spacing_mm": 2.0, "dice": 0.0}}, tmp_path / "a.pt")
+    words = {"name": "mine", "summary": "s", "made_for": "m", "licence": "l"}
+    settings = export_weights.ExportSettings(dense=tmp_path / "a.pt", stem=MODEL, out=tmp_path / "x", **words)
+    assert json.loads(export_weights.export(settings).read_text(encoding="utf-8"))["data"]["labels"] == "of others"
+
+
+def test_only_a_model_is_recorded_as_what_a_run_started_from(tmp_path):
+    assert fine_tuning.started_from(None) == fine_tuning.started_from(str(tmp_path / "a.pt")) == {}
+    assert fine_tuning.started_from(MODEL)["init"]["name"] == MODEL
 
 
 def test_pairs_without_labels_are_judged_by_their_similarity(demo_pair, tmp_path, capsys):
