@@ -69,6 +69,8 @@ def _run(a: argparse.Namespace) -> int:
         raise ConfigError("one of --data and --prepared must be given, got neither")
     runner = Runner(paper, a.out, a.prepared or paper.data.replace("{data}", a.data), minutes=a.minutes, trial=a.trial)
     if a.stage != "report":
+        if not Path(runner.data).exists():  # a mistake of the whole run, not of its rows
+            raise ConfigError(f"the data to train on must exist, got {runner.data} (not found)")
         runner.run(a.retry_failed)
     folder = runner.export()
     if a.stage != "train":

@@ -399,3 +399,11 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path, capsys):
     words = ["--config", write_config(tmp_path), "--out", tmp_path / "out"]
     assert paper.main([str(word) for word in words]) == 2
     assert capsys.readouterr().err == "paper: one of --data and --prepared must be given, got neither\n"
+
+
+def test_data_that_are_missing_fail_no_row(tmp_path, capsys):
+    words = ["--config", write_config(tmp_path), "--prepared", tmp_path / "none.npz", "--out", tmp_path / "out"]
+    assert paper.main([str(word) for word in words]) == 2
+    message = f"paper: the data to train on must exist, got {tmp_path / 'none.npz'} (not found)\n"
+    assert capsys.readouterr().err == message
+    assert not (tmp_path / "out").exists()  # the same command with the right name needs no --retry-failed
