@@ -23,8 +23,10 @@ import dataclasses
 import hashlib
 import importlib
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -193,8 +195,17 @@ _worker: Extraction | None = None
 def _start_worker(settings: ExtractSettings, threads: int) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that writes ends the others
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     _worker = Extraction(settings)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that writes is gone: killed, it can end no other."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run_in_worker(pair: tuple[int, int]) -> Extracted:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import signal
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -157,6 +162,30 @@ def test_a_worker_that_ends_is_told(tiny_brains, tmp_path):
     settings = settings_for(tiny_brains, tmp_path / "t.h5", workers=2, threads=2)
     with pytest.raises(ConfigError, match="every worker must live, got one that ended"):
         extract(dataclasses.replace(settings, teacher=f"{__name__}:ends"))
+
+
+def kills(moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+    """A teacher that kills the process that writes, and never returns."""
+    os.kill(os.getppid(), signal.SIGKILL)
+    threading.Event().wait()
+    raise AssertionError
+
+
+def test_no_worker_outlives_an_extraction_that_is_killed(tiny_brains, tmp_path):
+    words = ["--data", tiny_brains, "--out", tmp_path / "t.h5", "--teacher", f"{__name__}:kills", "--workers", 2]
+    words += ["--shape", "32,32,32", "--initial", "centred", "--n_pairs", 2, "--cache", "none", "--device", "cpu"]
+    command = [sys.executable, "-m", "Training.extract_teacher", *map(str, words)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, env=os.environ | paths, start_new_session=True, **pipes) as run:
+        try:
+            _, errors = run.communicate(
+                timeout=600
+            )  # until the last process has let go of the pipes; only a fault takes so long
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
+    assert run.returncode == -signal.SIGKILL, errors
 
 
 @pytest.mark.parametrize(
