@@ -75,7 +75,8 @@ def read_dense(out: Path, which: str) -> dict[str, Any]:
     if which == "last" or not best.exists():
         return state
     found = checkpoints.read_checkpoint(best)
-    if found["facts"] != state["facts"] or found["step"] > state["step"]:
+    of_both = found["facts"].keys() & state["facts"].keys()  # a run that goes on may know more than it began with
+    if any(found["facts"][k] != state["facts"][k] for k in of_both) or found["step"] > state["step"]:
         raise ConfigError(f"the best checkpoint must be of the run of {out}, got one of another run in {best}")
     return found
 

@@ -130,26 +130,21 @@ class PairSource:
             keys = self.teacher.keys
         if keys is not None:
             index = {name: k for k, name in enumerate(self.scans.names)}
-            every = {
-                pair_key(fixed, moving): (index[fixed], index[moving])
-                for fixed in index
-                for moving in index
-                if fixed != moving
-            }
-            unknown = [k for k in keys if k not in every]
+            named = [[index.get(name, -1) for name in key.split("|")] for key in keys]
+            unknown = [key for key, pair in zip(keys, named, strict=True) if -1 in pair or len(set(pair)) != 2]
             if unknown:
                 raise ConfigError(
                     f"a pair must name two scans of the data set, got {unknown[0]!r} ({len(unknown)} unknown)"
                 )
-            return [every[k] for k in keys]
+            return [(fixed, moving) for fixed, moving in named]
         if self.scans.pairs is not None:
             return self.scans.pairs
         if self.settings.n_pairs is None:
             return None
         rng = np.random.default_rng((self.seed, 11))
         found: dict[tuple[int, int], None] = {}
-        most = len(self.scans) * (len(self.scans) - 1)
-        while len(found) < min(self.settings.n_pairs, most):
+        wanted = min(self.settings.n_pairs, self.scans.count_pairs())
+        while len(found) < wanted:
             found[self.scans.draw_pair(rng)] = None
         return list(found)
 

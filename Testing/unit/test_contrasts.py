@@ -137,6 +137,13 @@ def test_pairs_of_two_data_sets_stay_within_one(tiny_brains):
         Joined(first, open_scans(tiny_brains, "val", spacing_mm=4.0), 0.5)
 
 
+def test_no_more_pairs_are_listed_than_two_data_sets_have(tiny_brains):
+    source = PairSource(settings(tiny_brains, more_data=tiny_brains, n_pairs=100), "train", 1, CPU)
+    assert source.scans.count_pairs() == 2 * 4 * 3
+    assert len(source.pairs) == len(set(source.pairs)) == 2 * 4 * 3  # and not 8 * 7: none leads from one to the other
+    assert all((fixed < 4) == (moving < 4) for fixed, moving in source.pairs)
+
+
 def test_each_of_two_data_sets_must_have_what_is_needed(tiny_brains, label_maps, tmp_path):
     def refusal(more_data: Path, **changes) -> str:
         with pytest.raises(ConfigError) as refused:

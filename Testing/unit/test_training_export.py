@@ -63,6 +63,15 @@ def test_a_best_checkpoint_of_another_run_is_not_exported(tmp_path):
         export(last)
 
 
+def test_a_run_that_went_on_may_know_more_than_its_best_checkpoint(tmp_path):
+    last = checkpoint(tmp_path / "a.pt", 100, 0.5)
+    checkpoint(tmp_path / "a.best.pt", 40, 0.25, BEST)
+    state = checkpoints.read_checkpoint(last)
+    state["facts"]["init"] = {"name": "brain-t1"}
+    checkpoints.save_atomically(state, last)
+    assert export(last)[0] == 0.25
+
+
 def test_another_word_is_refused(tmp_path):
     with pytest.raises(ConfigError, match='which must be "best" or "last", got \'newest\''):
         export(tmp_path / "a.pt", which="newest")

@@ -115,6 +115,13 @@ class ScanSet:
         """One scan from its source, without keeping it."""
         return self.source.read(index)
 
+    def count_pairs(self) -> int:
+        """Of how many different pairs `draw_pair` takes one."""
+        if self.pairs is not None:
+            return len(self.pairs)
+        groups = self.groups or [(1.0, list(range(len(self))))]
+        return sum(len(members) * (len(members) - 1) for share, members in groups if share)
+
     def draw_pair(self, rng: np.random.Generator) -> tuple[int, int]:
         """(fixed, moving): one of `pairs`, or two different scans (of one group, where there are groups)."""
         if self.groups is not None:
