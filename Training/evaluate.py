@@ -81,7 +81,7 @@ def caption(plan: Plan, data: DataSet, found: list[result_rows.Row]) -> str:
     labels = f"; {span} structures a pair" if structures else ""
     how = sorted({(int(r["threads"]), int(r["workers"])) for r in found if r.get("threads")})
     pace = ", ".join(f"{t} thread{'s' * (t > 1)} a system, {w} at a time" for t, w in how)
-    note = f" {data.note}" if data.note else ""
+    note = f" {data.note.removesuffix('.')}." if data.note else ""
     count = len(plan.pairs[data.name])
     return (
         f"{count} pair{'s' * (count > 1)}{labels}; labels warped by the protocol {data.protocol!r}.{note} "

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from LDRCore.errors import RegistrationError
-from Training.evaluation import result_rows, tables
+from Training import evaluate
+from Training.evaluation import config, result_rows, tables
+from Training.evaluation.plan import Plan
+from Training.evaluation.systems import Place
 
 
 def row(system: str, pair: str, dice: float | None, **more) -> result_rows.Row:
@@ -100,3 +103,10 @@ def test_means_of_structures():
         ]
     )
     assert means == {"a": {1: {"dice": pytest.approx(0.3), "hd95_mm": 3.0}, 2: {"dice": 1.0}}}
+
+
+@pytest.mark.parametrize("note", ["Manual labels", "Manual labels."])
+def test_a_note_is_a_sentence_of_the_caption(note):
+    data = config.DataSet("d", "csv", "root", note=note)
+    plan = Plan(config.Config([data], []), Place((), "python", 1), {"d": [None]}, {}, {})
+    assert "the protocol 'nearest'. Manual labels. Mean ± std over pairs" in evaluate.caption(plan, data, [])
