@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from tqdm import tqdm
 
 from LDRCore.cpu import memory
 from LDRCore.distillation import disk
@@ -184,13 +185,10 @@ class Run:
         self.asked_to_stop = True
 
     def __iter__(self) -> Iterator[int]:
-        from tqdm import tqdm
-
         began, before = time.monotonic(), self.seconds
         bar = tqdm(
             total=self.settings.steps, initial=self.step, disable=not self.rank.leads, mininterval=5, unit="step"
         )
-        self._bar = bar
         try:
             while self.step < self.settings.steps and not self.stopped:
                 step_began = time.monotonic()
@@ -246,7 +244,7 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(text + "\n")
-        self._bar.write(text)
+        tqdm.write(text)
 
     def log(self, step: int, terms: Mapping[str, float | None]) -> None:
         """Take the terms of one step: curves, and an end when one of them is not finite.

@@ -73,11 +73,12 @@ def compare(settings: Any, model: Cascade, source: PairSource, validation: dict[
     """
     device = next(model.parameters()).device
     began = objectives.build(settings, settings, settings.shape).to(device)
-    ended, which = model, "last"
+    ended, which, unchanged = model, "last", False
     best = checkpoints.best_path(settings.out)
     if best.exists():
-        which, ended = "best", copy.deepcopy(model)
-        ended.load_state_dict(checkpoints.read_checkpoint(best)["model"])
+        which, ended, kept = "best", copy.deepcopy(model), checkpoints.read_checkpoint(best)
+        ended.load_state_dict(kept["model"])
+        unchanged = kept["step"] == 0
     groups: dict[str, dict[str, PairSource]] = {}
     if source.pairs:
         few = copy.copy(source)
@@ -94,6 +95,8 @@ def compare(settings: Any, model: Cascade, source: PairSource, validation: dict[
         lines.append(f"  {name}: {figures}, folding {before[_FOLDING]:.4f} -> {after[_FOLDING]:.4f} %")
         judged = objectives.criterion(after, settings.similarity)
         worse |= after[judged] < before[judged] - _SAME
+    if unchanged:
+        lines.append("  no step was better on the held-out pairs: the best checkpoint is what the run began with")
     if not validation:
         lines.append("  no held-out pairs: give a column `split` and --val_split, as pairs trained on flatter a model")
     if worse:

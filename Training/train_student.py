@@ -133,6 +133,10 @@ def train(settings: StudentSettings) -> engine.Run:
         learns_from_it = algorithm is not None or settings.distil > 0  # otherwise only the pairs are the teacher's
         run.facts |= {"teacher": teacher.meta} if teacher is not None and learns_from_it else {}
         run.facts |= fine_tuning.started_from(settings.init)
+        if settings.init and validation is not None and run.step == 0:  # what it starts from may stay the best
+            figures = objectives.validate(exported, validation)
+            run.log_validation(0, figures, objectives.criterion(figures, settings.similarity))
+            run.save()
         learner = processes.parallel(model, rank, device)
         for step, batch in source.batches(iter(run), share, needs_teacher):
             run.waited(source.waited_s)

@@ -58,7 +58,8 @@ def test_before_and_after_are_printed(demo_pair, tmp_path, capsys):
     best = checkpoints.read_checkpoint(checkpoints.best_path(settings.out))["best"]["value"]
     assert f"-> {best:.4f}, correlation" in held_out  # of the checkpoint that an export takes
     assert 0.3 < figures[0] < 0.9
-    assert all("worse than before on some" in line for line in rest)
+    advice = "worse than before on some", "the best checkpoint is what the run began with"
+    assert all(any(text in line for text in advice) for line in rest)
     model = weights.model_info(MODEL)
     words = {"summary": "s", "made_for": "m", "licence": "l"}
     exported = export_weights.export(
@@ -68,6 +69,21 @@ def test_before_and_after_are_printed(demo_pair, tmp_path, capsys):
     started = {"name": MODEL, "sha256": model["sha256"], "labels": model["data"]["labels"]}
     assert card["recipe"]["networks"]["init"] == started
     assert card["data"]["labels"] == export_weights.SUPERVISION
+
+
+def test_what_a_run_began_with_stays_the_best_where_no_step_is_better(demo_pair, tmp_path, capsys):
+    settings = settings_of(
+        *("--init", MODEL, "--pairs", pairs_csv(demo_pair, tmp_path / "my.csv"), "--out", tmp_path / "mine.pt"),
+        *("--steps", 1, "--lr", 0.0, "--shape", "64,80,64", "--val_split", "val", "--device", "cpu"),
+        *("--cache", tmp_path / "cache"),
+    )
+    train_student.train(settings)
+    best = checkpoints.read_checkpoint(checkpoints.best_path(settings.out))
+    assert best["step"] == best["best"]["step"] == 0
+    assert "no step was better on the held-out pairs" in capsys.readouterr().out
+    began = weights.load_cascade(MODEL).networks.state_dict()
+    assert all(torch.equal(best["model"][f"networks.{name}"], value.float()) for name, value in began.items())
+    assert checkpoints.read_checkpoint(settings.out)["step"] == 1
 
 
 def test_a_card_names_the_labels_that_the_first_model_learned_from(tmp_path):
