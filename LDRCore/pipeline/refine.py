@@ -34,6 +34,8 @@ MARGIN_MM = 8.0  # of the grid about the fixed image's content
 TAPER_MM = 24.0  # the field fades to zero over such a distance outside of the grid
 MAX_VOXELS = 5_000_000  # of the grid; content that needs more is looked at more coarsely
 MAX_NATIVE_VOXELS = 16_000_000  # of the grid where the fixed image's own voxels were asked for
+_WHOLE = 0.99  # of what a voxel averages lies inside of an image, but for rounding
+_OUTSIDE = -1e9  # next to an image: below 0 also where a voxel beyond has the least weight
 _PARALLEL = 1e-3  # of a voxel over the grid, by which axes may deviate from the patient's and count as parallel
 
 
@@ -162,8 +164,9 @@ def refine(
         warp = _warper(moving.fine.averaged(min(grid.spacing_mm)), grid, field.affine_lps)
         target = _on_level(fixed.fine, finest, blocks)
         mask = _mask(fixed, moving, grid, field.affine_lps)
+        inside = _inside(fixed.fine, finest, blocks)
         if not facts:
-            begin = warp(displacement)
+            begin = warp(displacement).clamp_min_(0)
             obstacle = _obstacle(begin, target, mask)
             if obstacle:
                 return field, {"refinement": [], "refinement_skipped": obstacle}
@@ -175,7 +178,7 @@ def refine(
         share = settings.iterations / total
         outcome = optimise(
             displacement,
-            _make_similarity(similarity, level, warp, target, mask),
+            _make_similarity(similarity, level, warp, target, mask, inside),
             settings,
             progress=None if progress is None else _part(progress, done / total, share),
         )
@@ -195,10 +198,15 @@ def refine(
 
 
 def _make_similarity(
-    name: str, level: Level, warp: Warp, target: torch.Tensor, mask: torch.Tensor | None
+    name: str,
+    level: Level,
+    warp: Warp,
+    target: torch.Tensor,
+    mask: torch.Tensor | None,
+    inside: torch.Tensor | None,
 ) -> Similarity:
     if name == "local-ncc":
-        return LocalCorrelation(warp, target, window=level.window, mask=mask)
+        return LocalCorrelation(warp, target, window=level.window, mask=mask, inside=inside)
     return Mind(warp, target, mask=mask)
 
 
@@ -293,13 +301,24 @@ def _on_level(volume: Volume, finest: Grid, blocks: Blocks) -> torch.Tensor:
     return image[0, 0].contiguous()
 
 
+def _inside(volume: Volume, finest: Grid, blocks: Blocks) -> torch.Tensor | None:
+    """Where an image has voxels on a level's grid, (D, H, W) boolean; None where it has them everywhere."""
+    inside = _on_level(Volume(torch.ones_like(volume.data), volume.to_lps), finest, blocks) > _WHOLE
+    return None if inside.all() else inside
+
+
 def _warper(volume: Volume, grid: Grid, affine_lps: np.ndarray) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return what samples the moving image once at A (x + u(x)), for u in voxels of the grid."""
+    """Return what samples the moving image once at A (x + u(x)), for u in voxels of the grid.
+
+    Outside of the moving image the result is below 0.
+    """
     moving_from_grid = volume.from_lps @ affine_lps @ grid.to_lps
+    moving_from_grid[:3, 3] += 1
+    image = F.pad(volume.data[0, 0], (1,) * 6, value=_OUTSIDE)
 
     def warp(u: torch.Tensor) -> torch.Tensor:
         displacement = multiply(moving_from_grid[:3, :3], u)
-        return sampling.on_lattice(volume.data[0, 0], grid.shape, moving_from_grid, displacement, np.eye(4))
+        return sampling.on_lattice(image, grid.shape, moving_from_grid, displacement, np.eye(4), padding="border")
 
     return warp
 

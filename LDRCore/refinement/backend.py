@@ -16,7 +16,11 @@ class Correlation(Protocol):
     def __init__(self, fixed: torch.Tensor, window: int, epsilon: float) -> None: ...
 
     def gradient(
-        self, warped: torch.Tensor, mask: torch.Tensor | None = None, out: torch.Tensor | None = None
+        self,
+        warped: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
+        windows: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, float]:
         """See `torch_ops.Correlation`."""
 

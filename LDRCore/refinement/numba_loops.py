@@ -310,10 +310,14 @@ class Correlation:
         self._buffer = np.empty((3, *self._fixed.shape), np.float32)
 
     def gradient(
-        self, warped: torch.Tensor, mask: torch.Tensor | None = None, out: torch.Tensor | None = None
+        self,
+        warped: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
+        windows: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, float]:
         """See `torch_ops.Correlation`."""
-        similarity, *arguments = self._factors(warped)
+        similarity, *arguments = self._factors(warped, windows)
         weight = np.empty((0, 1, 1), np.float32) if mask is None else array(mask, 3)
         out = torch.empty(3, *warped.shape, dtype=torch.float32, device=warped.device) if out is None else out
         target = array(out, 4)
@@ -327,12 +331,17 @@ class Correlation:
         share(len(force), lambda begin, end: _force(*arguments, self._radius, force, begin, end))
         return similarity, torch.from_numpy(force)
 
-    def _factors(self, warped: torch.Tensor) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+    def _factors(
+        self, warped: torch.Tensor, windows: torch.Tensor | None = None
+    ) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
         """(mean similarity, warped, fixed, what `_window_factors` computes)."""
         w, f, factors = array(warped, 3), self._fixed, self._buffer
         if w.shape != f.shape:
             raise ValueError(f"both images must have one shape, got {w.shape} and {f.shape}")
         similarity = np.zeros(len(w))
-        arguments = w, f, self._mean, self._variance, self._radius, self._epsilon, factors, similarity
+        variance, count = self._variance, w.size
+        if windows is not None:  # p is zero where the variance is infinite
+            variance, count = np.where(windows.numpy(), variance, np.float32(np.inf)), int(windows.sum())
+        arguments = w, f, self._mean, variance, self._radius, self._epsilon, factors, similarity
         share(len(w), lambda begin, end: _window_factors(*arguments, begin, end))
-        return float(similarity.sum() / w.size), w, f, factors
+        return float(similarity.sum() / max(count, 1)), w, f, factors

@@ -16,7 +16,7 @@ from LDRCore.refinement import torch_ops
 from LDRCore.refinement.backend import operations
 
 Warp = Callable[[torch.Tensor], torch.Tensor]
-"""Displacement (3, D, H, W) in voxels -> the moving image on the grid, (D, H, W)."""
+"""Displacement (3, D, H, W) in voxels -> the moving image on the grid, (D, H, W), below 0 where it has no voxel."""
 
 
 class Similarity(Protocol):
@@ -41,6 +41,7 @@ class LocalCorrelation:
         window: int = 3,
         epsilon: float = 1e-4,
         mask: torch.Tensor | None = None,
+        inside: torch.Tensor | None = None,
     ) -> None:
         """Compute what depends on the fixed image alone.
 
@@ -50,13 +51,21 @@ class LocalCorrelation:
             window: odd edge, voxels.
             epsilon: variance that is added to that of every window; well below it a window counts as constant.
             mask: (D, H, W), 0 where nothing may drive the displacement.
+            inside: (D, H, W) boolean, where the fixed image has voxels; everywhere if not given.
         """
-        self._warp, self._mask = warp, mask
+        self._warp, self._mask, self._radius = warp, mask, window // 2
+        self._windows = None if inside is None else torch_ops.eroded(inside, self._radius)
         self._correlation = operations(fixed).Correlation(fixed, window, epsilon)
 
     def gradient(self, displacement: torch.Tensor, out: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
         """See `Similarity`."""
-        return self._correlation.gradient(self._warp(displacement), self._mask, out)
+        warped, windows = self._warp(displacement), self._windows
+        inside = warped >= 0
+        if not inside.all():
+            warped = warped.clamp_min_(0)
+            inside = torch_ops.eroded(inside, self._radius + 1)  # the window, and the neighbours of its voxels
+            windows = inside if windows is None else inside.logical_and_(windows)
+        return self._correlation.gradient(warped, self._mask, out, windows)
 
 
 class Mind:

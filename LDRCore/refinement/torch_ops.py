@@ -109,6 +109,17 @@ def gradient(image: torch.Tensor) -> torch.Tensor:
     return result.mul_(0.5)
 
 
+def eroded(inside: torch.Tensor, radius: int) -> torch.Tensor:
+    """Return where every voxel of a box of edge 2 radius + 1 is inside, (D, H, W) boolean; beyond the grid counts so."""
+    for axis in range(3):
+        n = inside.shape[axis]
+        line, inside = inside, inside.clone()
+        for d in range(1, min(radius, n - 1) + 1):
+            inside.narrow(axis, d, n - d).logical_and_(line.narrow(axis, 0, n - d))
+            inside.narrow(axis, 0, n - d).logical_and_(line.narrow(axis, d, n - d))
+    return inside
+
+
 def check_window(window: int) -> None:
     """Refuse a window that has no middle, or no neighbours.
 
@@ -187,7 +198,11 @@ class Correlation:
         self._fixed, self._mean, self._inverse = self._flat(fixed), self._flat(mean), self._flat(1 / variance)
 
     def gradient(
-        self, warped: torch.Tensor, mask: torch.Tensor | None = None, out: torch.Tensor | None = None
+        self,
+        warped: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
+        windows: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, float]:
         """Compute the gradient by a displacement that is composed before the warped image's.
 
@@ -195,13 +210,17 @@ class Correlation:
             warped: (D, H, W).
             mask: (D, H, W), a factor on the gradient.
             out: (3, D, H, W) that the gradient is written to; a new tensor if not given.
+            windows: (D, H, W) boolean, the middles of the windows that count; all if not given.
 
         Returns:
-            (gradient (3, D, H, W) of the sum over voxels, mean similarity).
+            (gradient (3, D, H, W) of the sum over windows, their mean similarity).
         """
         result = warped.new_empty(3, *self._shape) if out is None else out
         flat, total = self._flat(warped), 0.0
-        for slab, similarity, force in self._forces(flat):
+        inverse, count = self._inverse, warped.numel()
+        if windows is not None:
+            inverse, count = inverse * self._flat(windows.to(inverse)), max(int(windows.sum()), 1)
+        for slab, similarity, force in self._forces(flat, inverse):
             total += similarity
             if mask is not None:
                 self._image(force).mul_(mask[slab])
@@ -215,12 +234,12 @@ class Correlation:
         for axis, n in enumerate(self._shape):
             result[axis].narrow(axis, 0, 1).zero_()
             result[axis].narrow(axis, n - 1, 1).zero_()
-        return result, total / warped.numel()
+        return result, total / count
 
     def force(self, warped: torch.Tensor) -> tuple[float, torch.Tensor]:
         """Compute the mean similarity and the gradient of its sum by the warped image."""
         result, total = torch.empty_like(warped, memory_format=torch.contiguous_format), 0.0
-        for slab, similarity, force in self._forces(self._flat(warped)):
+        for slab, similarity, force in self._forces(self._flat(warped), self._inverse):
             total += similarity
             result[slab] = self._image(force.mul_(2 / self._window**3))
         return total / warped.numel(), result
@@ -244,11 +263,12 @@ class Correlation:
         _, height, width = self._shape
         return slices.view(-1, self._steps[2] // self._steps[1], self._steps[1])[:, :height, :width]
 
-    def _forces(self, warped: torch.Tensor) -> Iterator[tuple[slice, float, torch.Tensor]]:
+    def _forces(self, warped: torch.Tensor, inverse: torch.Tensor) -> Iterator[tuple[slice, float, torch.Tensor]]:
         """Yield for every slab: its slices, the sum of its similarity, the sum's gradient by the warped image.
 
         Args:
             warped: from `_flat`.
+            inverse: one over the variance of the fixed image's windows, likewise; 0 for a window that does not count.
 
         Yields:
             The gradient is in flat memory, with anything between rows and slices, free to be overwritten, and still to
@@ -264,14 +284,14 @@ class Correlation:
             size = (slices + 4 * radius) * plane + 2 * guard
             first, second = workspace[:, :, :size]
             begin = start * plane
-            w, f, mean_f, inverse = (t[begin : begin + size] for t in (warped, self._fixed, self._mean, self._inverse))
+            w, f, mean_f, inverse_f = (t[begin : begin + size] for t in (warped, self._fixed, self._mean, inverse))
             first[0] = w
             torch.mul(w, w, out=first[1])
             torch.mul(w, f, out=first[2])
             # of the windows about `radius` slices more on either side
             within = slice(guard + radius * plane, size - guard - radius * plane)
             total, variance, covariance = (s[within] for s in self._window_sums(first, second))
-            mean_f, inverse = mean_f[within], inverse[within]
+            mean_f, inverse_f = mean_f[within], inverse_f[within]
             covariance.addcmul_(total, mean_f, value=-1)
             variance.addcmul_(total, total, value=-1 / voxels).clamp_min_(0).add_(voxels * self._epsilon)
             mean = total.mul_(1 / voxels)
@@ -280,7 +300,7 @@ class Correlation:
             factors[:, :guard] = 0
             factors[:, -guard:] = 0
             q = variance.reciprocal_().mul_(covariance)
-            torch.mul(q, inverse, out=p)  # zero between rows and slices, and outside of the image
+            torch.mul(q, inverse_f, out=p)  # zero between rows and slices, and outside of the image
             torch.mul(p, q, out=pq)
             torch.mul(pq, mean, out=rest).addcmul_(p, mean_f, value=-1)
             own = slice(radius * plane, (radius + slices) * plane)

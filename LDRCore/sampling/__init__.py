@@ -180,19 +180,20 @@ def on_lattice(
     displacement: torch.Tensor | None = None,
     to_field: np.ndarray | None = None,
     *,
+    padding: str = "zeros",
     content: lattice.Box | None = None,
 ) -> torch.Tensor:
-    """Sample an image at ``M x + u(F x)`` for every index x of a lattice, zeros outside; see `slabs_on_lattice`.
+    """Sample an image at ``M x + u(F x)`` for every index x of a lattice; see `slabs_on_lattice`.
 
     Args:
-        content: see `slabs_on_lattice`.
+        padding, content: see `slabs_on_lattice`.
 
     Returns:
         (D', H', W') float32.
     """
     everything = content is None
     result = (torch.empty if everything else torch.zeros)(tuple(shape), dtype=torch.float32, device=image.device)
-    for block, values in slabs_on_lattice(image, shape, matrix, displacement, to_field, content=content):
+    for block, values in slabs_on_lattice(image, shape, matrix, displacement, to_field, padding=padding, content=content):
         if everything and values.shape == result.shape:
             return values
         result[block] = values
