@@ -34,8 +34,8 @@ MARGIN_MM = 8.0  # of the grid about the fixed image's content
 TAPER_MM = 24.0  # the field fades to zero over such a distance outside of the grid
 MAX_VOXELS = 5_000_000  # of the grid; content that needs more is looked at more coarsely
 MAX_NATIVE_VOXELS = 16_000_000  # of the grid where the fixed image's own voxels were asked for
-_WHOLE = 0.99  # of what a voxel averages lies inside of an image, but for rounding
-_OUTSIDE = -1e9  # next to an image: below 0 also where a voxel beyond has the least weight
+_WHOLE = 0.99  # of what a voxel averages is known, but for rounding
+_UNKNOWN = -1e9  # with the least weight that an interpolation can give it still below 0
 _PARALLEL = 1e-3  # of a voxel over the grid, by which axes may deviate from the patient's and count as parallel
 
 
@@ -162,9 +162,8 @@ def refine(
         grid = coarsened(finest, blocks)
         displacement = field.on(grid)
         warp = _warper(moving.fine.averaged(min(grid.spacing_mm)), grid, field.affine_lps)
-        target = _on_level(fixed.fine, finest, blocks)
+        target, inside = _on_level(fixed.fine, finest, blocks)
         mask = _mask(fixed, moving, grid, field.affine_lps)
-        inside = _inside(fixed.fine, finest, blocks)
         if not facts:
             begin = warp(displacement).clamp_min_(0)
             obstacle = _obstacle(begin, target, mask)
@@ -291,30 +290,45 @@ def coarsened(grid: Grid, blocks: Blocks) -> Grid:
     return Grid((x, y, z), (a, b, c), (d, h, w))
 
 
-def _on_level(volume: Volume, finest: Grid, blocks: Blocks) -> torch.Tensor:
-    """An image (D, H, W) on a level's grid, averaged over the blocks of the finest one."""
-    image = volume.averaged(min(finest.spacing_mm)).on(finest)
+def _on_level(volume: Volume, finest: Grid, blocks: Blocks) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Average an image over the blocks of the finest grid.
+
+    Returns:
+        The image on a level's grid, and where it is known there, boolean; None where it is everywhere. (D, H, W) each.
+    """
+    source = continued(volume.averaged(min(finest.spacing_mm)))
+    image = sampling.on_lattice(source.data[0, 0], finest.shape, source.from_lps @ finest.to_lps, padding="border")
+    known = (image >= 0).to(image)
+    both = torch.stack((image.clamp_min_(0), known))[None]
     if blocks != (1, 1, 1):
         sizes = zip(reversed(finest.shape), reversed(blocks), strict=True)
         pad = [p for n, m in sizes for p in (0, max(0, 2 * m - n))]
-        image = F.avg_pool3d(F.pad(image, pad, mode="replicate") if any(pad) else image, blocks)
-    return image[0, 0].contiguous()
+        both = F.avg_pool3d(F.pad(both, pad, mode="replicate") if any(pad) else both, blocks)
+    inside = both[0, 1] > _WHOLE
+    return both[0, 0].contiguous(), None if inside.all() else inside
 
 
-def _inside(volume: Volume, finest: Grid, blocks: Blocks) -> torch.Tensor | None:
-    """Where an image has voxels on a level's grid, (D, H, W) boolean; None where it has them everywhere."""
-    inside = _on_level(Volume(torch.ones_like(volume.data), volume.to_lps), finest, blocks) > _WHOLE
-    return None if inside.all() else inside
+def continued(volume: Volume) -> Volume:
+    """Continue an image by a voxel on each side, to be sampled with border padding.
+
+    What lies beyond air is taken for air, 0; beyond anything else it is unknown and gets a value far below 0, so that
+    nothing which is interpolated from it can come to 0. An end of the field of view is no edge of a body.
+    """
+    data = F.pad(volume.data, (1,) * 6, mode="replicate")
+    data = torch.where(data < FOREGROUND_LEVEL, 0.0, _UNKNOWN)
+    data[..., 1:-1, 1:-1, 1:-1] = volume.data
+    to_lps = volume.to_lps.copy()
+    to_lps[:3, 3] -= to_lps[:3, :3].sum(1)
+    return Volume(data, to_lps)
 
 
 def _warper(volume: Volume, grid: Grid, affine_lps: np.ndarray) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return what samples the moving image once at A (x + u(x)), for u in voxels of the grid.
 
-    Outside of the moving image the result is below 0.
+    The result is below 0 where it is not known, see `continued`.
     """
-    moving_from_grid = volume.from_lps @ affine_lps @ grid.to_lps
-    moving_from_grid[:3, 3] += 1
-    image = F.pad(volume.data[0, 0], (1,) * 6, value=_OUTSIDE)
+    source = continued(volume)
+    image, moving_from_grid = source.data[0, 0], source.from_lps @ affine_lps @ grid.to_lps
 
     def warp(u: torch.Tensor) -> torch.Tensor:
         displacement = multiply(moving_from_grid[:3, :3], u)

@@ -16,7 +16,7 @@ from LDRCore.refinement import torch_ops
 from LDRCore.refinement.backend import operations
 
 Warp = Callable[[torch.Tensor], torch.Tensor]
-"""Displacement (3, D, H, W) in voxels -> the moving image on the grid, (D, H, W), below 0 where it has no voxel."""
+"""Displacement (3, D, H, W) in voxels -> the moving image on the grid, (D, H, W), below 0 where it is unknown."""
 
 
 class Similarity(Protocol):
@@ -51,7 +51,7 @@ class LocalCorrelation:
             window: odd edge, voxels.
             epsilon: variance that is added to that of every window; well below it a window counts as constant.
             mask: (D, H, W), 0 where nothing may drive the displacement.
-            inside: (D, H, W) boolean, where the fixed image has voxels; everywhere if not given.
+            inside: (D, H, W) boolean, where the fixed image is known; everywhere if not given.
         """
         self._warp, self._mask, self._radius = warp, mask, window // 2
         self._windows = None if inside is None else torch_ops.eroded(inside, self._radius)
@@ -60,12 +60,19 @@ class LocalCorrelation:
     def gradient(self, displacement: torch.Tensor, out: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
         """See `Similarity`."""
         warped, windows = self._warp(displacement), self._windows
-        inside = warped >= 0
-        if not inside.all():
-            warped = warped.clamp_min_(0)
-            inside = torch_ops.eroded(inside, self._radius + 1)  # the window, and the neighbours of its voxels
-            windows = inside if windows is None else inside.logical_and_(windows)
+        known = _known(warped, self._radius + 1)  # the window, and the neighbours of its voxels
+        if known is not None:
+            windows = known if windows is None else known.logical_and_(windows)
         return self._correlation.gradient(warped, self._mask, out, windows)
+
+
+def _known(warped: torch.Tensor, radius: int) -> torch.Tensor | None:
+    """Return where a box of edge 2 radius + 1 holds nothing unknown, which becomes 0; None where none does."""
+    known = warped >= 0
+    if known.all():
+        return None
+    warped.clamp_min_(0)
+    return torch_ops.eroded(known, radius)
 
 
 class Mind:
@@ -75,23 +82,40 @@ class Mind:
     Towards realtime multimodal fusion for image-guided interventions using self-similarities, 2013.
     """
 
-    def __init__(self, warp: Warp, fixed: torch.Tensor, *, mask: torch.Tensor | None = None) -> None:
+    def __init__(
+        self,
+        warp: Warp,
+        fixed: torch.Tensor,
+        *,
+        mask: torch.Tensor | None = None,
+        inside: torch.Tensor | None = None,
+    ) -> None:
         """Compute both images' descriptors.
 
         Args:
-            warp, fixed, mask: see `LocalCorrelation`.
+            warp, fixed, mask, inside: see `LocalCorrelation`.
         """
-        still = torch.zeros(3, *fixed.shape, dtype=fixed.dtype, device=fixed.device)
-        self._moving, self._fixed, self._mask = mind(warp(still)), mind(fixed), mask
+        moving = warp(torch.zeros(3, *fixed.shape, dtype=fixed.dtype, device=fixed.device))
+        known = _known(moving, _REACH + 1)  # of a descriptor, and of its neighbours'
+        self._moving, self._fixed, self._mask = mind(moving), mind(fixed), mask
+        self._inside = None if inside is None else torch_ops.eroded(inside, _REACH).to(fixed)
+        self._warps_known = known is not None
+        if known is not None:
+            self._moving = torch.cat((self._moving, known[None].to(fixed)))
 
     def gradient(self, displacement: torch.Tensor, out: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
         """See `Similarity`."""
-        warped = sampling.displaced(self._moving, displacement, "border")
+        warped, inside = sampling.displaced(self._moving, displacement, "border"), self._inside
+        if self._warps_known:
+            known = (warped[-1] > 1 - 1e-4).to(warped)
+            warped, inside = warped[:-1], known if inside is None else known * inside
         total = torch.zeros_like(displacement)
-        value = 0.0
+        value, count = 0.0, displacement[0].numel() if inside is None else max(float(inside.sum()), 1.0)
         for moving, fixed in zip(warped, self._fixed, strict=True):
             difference = fixed - moving
-            value -= float(difference.square().mean())
+            if inside is not None:
+                difference *= inside
+            value -= float(difference.square().sum()) / count
             if self._mask is not None:
                 difference = difference * self._mask
             total.add_(torch_ops.gradient(moving).mul_(difference))
@@ -140,7 +164,11 @@ _PAIRS = [
 ]
 
 
-def mind(image: torch.Tensor, patch: int = 3) -> torch.Tensor:
+_PATCH = 3
+_REACH = _PATCH // 2 + 1  # voxels that a descriptor depends on along each axis
+
+
+def mind(image: torch.Tensor, patch: int = _PATCH) -> torch.Tensor:
     """Compute the self-similarity context descriptor.
 
     Channel c is exp(-D_c / V). D_c is the mean squared difference, over a patch, of two of a voxel's six neighbours
