@@ -193,7 +193,9 @@ def on_lattice(
     """
     everything = content is None
     result = (torch.empty if everything else torch.zeros)(tuple(shape), dtype=torch.float32, device=image.device)
-    for block, values in slabs_on_lattice(image, shape, matrix, displacement, to_field, padding=padding, content=content):
+    for block, values in slabs_on_lattice(
+        image, shape, matrix, displacement, to_field, padding=padding, content=content
+    ):
         if everything and values.shape == result.shape:
             return values
         result[block] = values

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 
 from LDRCore import sampling
@@ -12,6 +14,7 @@ from LDRCore.refinement.backend import operations
 from LDRCore.refinement.optimiser import Settings, optimise
 from LDRCore.refinement.similarity import LocalCorrelation, Mind, mind
 from LDRCore.transforms import spatial
+from LDRCore.transforms.volume import Volume
 
 SHAPE = (32, 36, 40)
 SAME_VOX = 0.01  # by which the two backends' displacements may differ
@@ -30,12 +33,26 @@ def bend(shape: tuple[int, ...], voxels: float) -> torch.Tensor:
     return voxels * torch.stack((bump, -0.7 * bump, 0.8 * bump))
 
 
+def upper(stop: int) -> torch.Tensor:
+    """Where an image is known that ends before a slice, (D, H, W) boolean."""
+    inside = torch.ones(SHAPE, dtype=torch.bool)
+    inside[stop:] = False
+    return inside
+
+
+def cut_warper(moving: torch.Tensor, first: int, unknown: float = -1e9):
+    """Warp an image that is not known below a slice."""
+    image = moving.clone()
+    image[:first] = unknown
+    return warper(image)
+
+
 def warper(moving: torch.Tensor):
     return lambda u: spatial.warp(moving[None, None], u[None], padding="border")[0, 0]
 
 
-def similarity_sum(warped: torch.Tensor, fixed: torch.Tensor, window: int, epsilon: float) -> torch.Tensor:
-    """The sum of squared local correlation, window sums by a convolution: differentiable, any precision."""
+def similarity_of(warped: torch.Tensor, fixed: torch.Tensor, window: int, epsilon: float) -> torch.Tensor:
+    """Squared local correlation of every window, sums by a convolution: differentiable, any precision."""
     kernel = torch.full((1, 1, window, window, window), 1 / window**3, dtype=warped.dtype)
 
     def mean(image: torch.Tensor) -> torch.Tensor:
@@ -43,7 +60,7 @@ def similarity_sum(warped: torch.Tensor, fixed: torch.Tensor, window: int, epsil
 
     covariance = mean(warped * fixed) - mean(warped) * mean(fixed)
     variances = [(mean(i * i) - mean(i) ** 2).clamp_min(0) + epsilon for i in (warped, fixed)]
-    return (covariance**2 / (variances[0] * variances[1])).sum()
+    return covariance**2 / (variances[0] * variances[1])
 
 
 @pytest.mark.parametrize("window", [3, 5])
@@ -51,7 +68,7 @@ def test_the_closed_form_is_autograds_gradient(window):
     generator = torch.Generator().manual_seed(1)
     warped, fixed = (torch.rand(9, 8, 10, generator=generator, dtype=torch.float64) for _ in range(2))
     warped.requires_grad_()
-    total = similarity_sum(warped, fixed, window, 1e-3)
+    total = similarity_of(warped, fixed, window, 1e-3).sum()
     total.backward()
     total = total.detach()
     mean, square = torch_ops.window_means(torch.stack((fixed, fixed * fixed)), window)
@@ -78,6 +95,34 @@ def test_a_correlation_prepared_for_a_fixed_image_is_the_plain_formula(backend, 
         expected = torch_ops.gradient(warped) * (force if factor is None else force * factor)
         assert similarity == pytest.approx(float(values.mean()), rel=1e-4)
         assert torch.allclose(gradient, expected, rtol=1e-3, atol=1e-4 * float(force.abs().max()))
+
+
+@pytest.mark.parametrize("window", [3, 5])
+def test_windows_that_do_not_count_have_no_part_in_sum_and_gradient(backend, window):
+    generator = torch.Generator().manual_seed(4)
+    warped, fixed = (torch.rand(9, 8, 10, generator=generator) for _ in range(2))
+    windows = torch.rand(warped.shape, generator=generator) > 0.4
+    precise = warped.double().requires_grad_()
+    values = similarity_of(precise, fixed.double(), window, 1e-3)
+    values[windows].sum().backward()
+    correlation = operations(fixed).Correlation(fixed, window, 1e-3)
+    gradient, similarity = correlation.gradient(warped, windows=windows)
+    assert similarity == pytest.approx(float(values[windows].mean().detach()), rel=1e-4)
+    expected = torch_ops.gradient(warped) * precise.grad.float()
+    assert torch.allclose(gradient, expected, rtol=1e-3, atol=1e-4 * float(precise.grad.abs().max()))
+    nowhere = torch.zeros_like(windows)
+    gradient, similarity = correlation.gradient(warped, windows=nowhere)
+    assert similarity == 0
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("radius", [1, 2, 3])
+def test_erosion_is_that_of_a_box_and_takes_nothing_off_at_the_border(radius):
+    inside = torch.rand(2, 9, 14, generator=torch.Generator().manual_seed(5)) > 0.02
+    box = np.ones((2 * radius + 1,) * 3)
+    expected = scipy.ndimage.binary_erosion(inside.numpy(), box, border_value=1)
+    assert 0 < expected.sum() < inside.sum()
+    assert np.array_equal(torch_ops.eroded(inside, radius).numpy(), expected)
 
 
 def test_what_a_correlation_refuses(backend):
@@ -131,17 +176,19 @@ def test_the_gradient_points_uphill(backend):
     assert after - before == pytest.approx(expected, rel=0.2)
 
 
-def test_both_backends_are_alike():
+@pytest.mark.parametrize("cut", [False, True])
+def test_both_backends_are_alike(cut):
     if sampling.backend_name() != "numba":
         pytest.skip("needs the package numba (pip install 'LDRCore[fast]')")
     moving = texture(*SHAPE)
     fixed = warper(moving)(bend(SHAPE, 2.0))
     mask = torch.ones(SHAPE)
     mask[:, :6] = 0
+    warp = cut_warper(moving, 9) if cut else warper(moving)
     optimised = []
     for name in ("torch", "numba"):
         with sampling.forced(name):
-            similarity = LocalCorrelation(warper(moving), fixed, window=5, mask=mask)
+            similarity = LocalCorrelation(warp, fixed, window=5, mask=mask, inside=upper(28) if cut else None)
             optimised.append(optimise(torch.zeros(3, *SHAPE), similarity, Settings(8)))
     assert len(optimised[0].similarity) == len(optimised[1].similarity)
     assert float(optimised[0].displacement.abs().max()) > 0.5
@@ -180,6 +227,72 @@ def test_nothing_outside_of_the_mask_drives(backend):
     gradient, _ = LocalCorrelation(warper(moving), fixed, mask=mask).gradient(torch.zeros(3, *SHAPE))
     assert bool(gradient[:, :16].any())
     assert not gradient[:, 16:].any()
+
+
+SIMILARITIES = {
+    # what reaches into what is unknown: the window; and the window of the moving image with its neighbours' neighbours
+    "local-ncc": (lambda *images, **more: LocalCorrelation(*images, window=5, **more), 2, 3),
+    "mind": (Mind, 2, 3),
+}
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_what_lies_outside_of_the_fixed_image_does_not_matter(backend, name):
+    similarity, reach, _ = SIMILARITIES[name]
+    moving, start = texture(*SHAPE), bend(SHAPE, 1.0)
+    found = []
+    for beyond in (0.0, 0.7):
+        fixed = warper(moving)(bend(SHAPE, 2.0))
+        fixed[20:] = beyond
+        found.append(similarity(warper(moving), fixed, inside=upper(20)).gradient(start))
+    (gradient, value), (other, other_value) = found
+    assert value == pytest.approx(other_value, abs=0 if name == "local-ncc" else 2e-3)  # MIND scales by the whole image
+    assert torch.allclose(gradient, other, atol=(1e-6 if name == "local-ncc" else 2e-2) * float(gradient.abs().max()))
+    assert not gradient[:, 20 if name == "local-ncc" else 20 - reach :].any()
+    assert bool(gradient[:, 20 - reach - 1].any())
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_what_lies_outside_of_the_moving_image_does_not_drive(backend, name):
+    similarity, _, reach = SIMILARITIES[name]
+    moving, still = texture(*SHAPE), torch.zeros(3, *SHAPE)
+    fixed = warper(moving)(bend(SHAPE, 2.0))
+    (gradient, value), (other, _) = (
+        similarity(cut_warper(moving, 12, unknown), fixed).gradient(still) for unknown in (-1e9, -3e8)
+    )
+    assert torch.equal(gradient, other)
+    assert 0 < abs(value) < 1
+    first = 12 + 1 if name == "local-ncc" else 12 + reach  # a voxel that counts and whose neighbours are known
+    assert not gradient[:, :first].any()
+    assert bool(gradient[:, first].any())
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_a_cut_through_equal_images_moves_nothing(backend, name):
+    similarity, _, _ = SIMILARITIES[name]
+    image = texture(*SHAPE)
+    fixed = torch.where(upper(24), image, 0.0)
+    similarity = similarity(cut_warper(image, 10), fixed, inside=upper(24))
+    optimised = optimise(torch.zeros(3, *SHAPE), similarity, Settings(10, stall=0))
+    assert float(optimised.displacement.abs().max()) < 0.02
+
+
+def test_an_image_goes_on_as_air_beyond_air_and_is_unknown_beyond_tissue():
+    data = torch.full((1, 1, 4, 5, 6), 0.5)
+    data[..., 0] = 0.1
+    to_lps = np.diag([2.0, 2.0, 2.0, 1.0])
+    to_lps[:3, 3] = 10, 20, 30
+    known = refine.continued(Volume(data, to_lps))
+    index = known.from_lps @ np.array([10.0, 20.0, 30.0, 1.0])
+    assert index.tolist() == [1, 1, 1, 1]
+    along = np.array([[0, 0, 0, 2], [0, 0, 0, 3], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=float)  # row x from x = 0 on
+    line = sampling.on_lattice(known.data[0, 0], (1, 1, 12), along, padding="border")[0, 0]
+    assert line[:7].tolist() == pytest.approx([0, 0.1, 0.5, 0.5, 0.5, 0.5, 0.5])
+    assert bool((line[7:] < 0).all())
+    along[2, 3] = -3.0
+    assert sampling.on_lattice(known.data[0, 0], (1, 1, 4), along, padding="border")[0, 0].tolist()[:4] == [0, 0, 0, 0]
+    along[2, 3] = 6.001  # past the last voxel by a thousandth
+    assert float(sampling.on_lattice(known.data[0, 0], (1, 1, 1), along, padding="border")) < 0
 
 
 def test_what_options_allow_is_what_the_stage_offers():
