@@ -1,7 +1,8 @@
 """Stage 3, refine: instance optimisation of the pair's own displacement, by `LDRCore.refinement`.
 
 It starts from what came before (networks, an affine map, or an initial transform alone) and looks at both images at
-the working resolution, not at the field's coarser one. Never touches a model's weights.
+the working resolution, not at the field's coarser one. Where either image ends, other than in air, nothing is known:
+windows that reach there count for nothing (see `continued`). Never touches a model's weights.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def gradient(image: torch.Tensor) -> torch.Tensor:
 
 
 def eroded(inside: torch.Tensor, radius: int) -> torch.Tensor:
-    """Return where boxes of edge 2 radius + 1 lie inside, (D, H, W) boolean; voxels beyond the grid count as inside."""
+    """Return where a box of edge 2 radius + 1 is all inside, (D, H, W) boolean; beyond the grid counts as inside."""
     for axis in range(3):
         n = inside.shape[axis]
         line, inside = inside, inside.clone()
