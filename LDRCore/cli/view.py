@@ -7,6 +7,7 @@ import webbrowser
 
 from LDRCore.cli.files import check_output_file
 from LDRCore.cli.output import CommandOutput
+from LDRCore.io.files import check_not_input
 from LDRCore.io.writing import write_file
 from LDRCore.viewer.page import make_page
 from LDRCore.viewer.server import PageServer
@@ -16,9 +17,11 @@ from LDRCore.viewer.volumes import read_result
 def run(options: argparse.Namespace) -> CommandOutput:
     """Show a result folder until Ctrl-C, or save its page as one file."""
     if options.save is not None:
-        check_output_file(options.save, options.overwrite, [options.fixed, options.moving])
-    text = make_page(read_result(options.result, options.fixed, options.moving))
+        check_output_file(options.save, options.overwrite)
+    result = read_result(options.result, options.fixed, options.moving)
+    text = make_page(result)
     if options.save is not None:
+        check_not_input([options.save], result.sources)
         write_file(options.save, lambda path: path.write_text(text, encoding="utf-8"))
         return CommandOutput({"file": str(options.save)}, f"written {options.save}")
     return serve(text, show=not options.no_browser)

@@ -30,11 +30,13 @@ class ViewedResult:
         title: one line.
         volumes: {name: bytes of a .nii.gz}: fixed, moving (where the scanner put it), warped, jacobian, grid.
         facts: lines of text about the result.
+        sources: files that it was read from.
     """
 
     title: str
     volumes: dict[str, bytes]
     facts: list[str]
+    sources: list[Path]
 
 
 def read_result(folder: Path, fixed: str | None, moving: str | None) -> ViewedResult:
@@ -47,8 +49,9 @@ def read_result(folder: Path, fixed: str | None, moving: str | None) -> ViewedRe
     Raises:
         RegistrationError: no such result, or images that are not where the report says.
     """
+    report_path, transform_path = folder / "report.json", folder / "transform.h5"
     try:
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        report = json.loads(report_path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise RegistrationError(f"a result must be a folder with report.json, got {folder}") from None
     named = report.get("inputs", {}) if isinstance(report, dict) else {}
@@ -57,7 +60,7 @@ def read_result(folder: Path, fixed: str | None, moving: str | None) -> ViewedRe
     if missing is not None:
         raise RegistrationError(f"the report must name its images, got none in {folder}: give --{missing}")
     fixed_image, moving_image = (images.load(str(path), f"{side} image") for side, path in sources.items())
-    transform = read_transform(folder / "transform.h5")
+    transform = read_transform(transform_path)
     reference = _coarse_enough(fixed_image)
     identity = sitk.Transform(3, sitk.sitkIdentity)
     field = geometry.displacement_field_image(transform, reference)
@@ -72,7 +75,8 @@ def read_result(folder: Path, fixed: str | None, moving: str | None) -> ViewedRe
     volumes["jacobian"] = _encode(determinant, reference, JACOBIAN_RANGE)
     volumes["grid"] = _encode(_grid_lines(field), reference, (0.0, 255.0))
     title = f"{Path(str(sources['moving'])).name} onto {Path(str(sources['fixed'])).name}"
-    return ViewedResult(title, volumes, _describe(report))
+    files = [report_path, transform_path, *(Path(str(path)) for path in sources.values())]
+    return ViewedResult(title, volumes, _describe(report), files)
 
 
 def _describe(report: dict) -> list[str]:

@@ -185,6 +185,15 @@ def test_a_missing_viewer_is_one_sentence_before_any_work(result, tmp_path, monk
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.parametrize("file", ["moving.nii.gz", "result/report.json", "result/transform.h5"])
+def test_a_saved_page_replaces_nothing_that_it_shows(result, tmp_path, monkeypatch, capsys, file):
+    monkeypatch.setattr(page, "niivue_script", lambda: "")
+    before = (tmp_path / file).read_bytes()
+    assert cli.main(["view", str(result), "--save", str(tmp_path / file), "--overwrite"]) == 2
+    assert "must not replace an input" in capsys.readouterr().err
+    assert (tmp_path / file).read_bytes() == before
+
+
 def test_the_server_answers_only_who_knows_its_name():
     with server.PageServer("<p>hello</p>") as one:
         threading.Thread(target=one.serve_forever, daemon=True).start()
