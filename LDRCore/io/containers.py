@@ -76,23 +76,32 @@ def _suffixes(path: Path) -> tuple[str, ...]:
     return ()
 
 
-def inflated_bytes(stream: BinaryIO) -> int:
-    """Count the bytes of a zlib or gzip stream, decompressed; what follows it is passed over.
+def inflated(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield the content of a zlib or gzip stream in pieces; what follows it is passed over.
 
     Raises:
         EOFError: the stream is cut off.
         zlib.error: it is damaged.
     """
-    count, data = 0, stream.read(CHUNK_BYTES)
+    data = stream.read(CHUNK_BYTES)
     while True:
         inflater = zlib.decompressobj(47)  # zlib or gzip, whichever the first bytes say
         while not inflater.eof:
-            if not data:
+            piece = inflater.decompress(data, CHUNK_BYTES)
+            if not piece and not data:
                 raise EOFError
-            count += len(inflater.decompress(data))
-            data = inflater.unused_data if inflater.eof else stream.read(CHUNK_BYTES)
+            yield piece
+            data = inflater.unconsumed_tail or (b"" if inflater.eof else stream.read(CHUNK_BYTES))
+        data = inflater.unused_data
+        if len(data) < len(_GZIP):
+            data += stream.read(CHUNK_BYTES)
         if not data.startswith(_GZIP):  # no further part of a gzip file
-            return count
+            return
+
+
+def inflated_bytes(stream: BinaryIO) -> int:
+    """Count the bytes that `inflated` yields."""
+    return sum(map(len, inflated(stream)))
 
 
 def check_gzip(path: Path, name: str) -> None:

@@ -227,17 +227,10 @@ def read_array(header: Header, count: int, name: str) -> np.ndarray:
     if count * stored_type.itemsize != header.data_bytes or header.data_offset + header.data_bytes > length:
         raise containers.damaged(header.path, name)
     values = np.empty(header.data_bytes // stored_type.itemsize, stored_type)
-    complete = False
     try:
-        with _open(header.path) as stream:
-            stream.seek(header.data_offset)
-            complete = _fill(stream, values.view(np.uint8).data)
-            while stream.read(containers.CHUNK_BYTES):  # to the end, where gzip has its checksum
-                pass
-    except _READ_ERRORS as error:
-        complete = complete and str(error).startswith("Not a gzipped file")  # but bytes that follow one
-    if not complete:
-        raise containers.damaged(header.path, name)
+        _fill(values.view(np.uint8).data, header)
+    except _READ_ERRORS:
+        raise containers.damaged(header.path, name) from None
     if header.byte_order != ("<" if sys.byteorder == "little" else ">"):
         values.byteswap(inplace=True)
     if header.scaled:
@@ -332,12 +325,23 @@ def _open(path: Path) -> BufferedIOBase:
     return gzip.open(path, "rb") if containers.is_gzip(path) else path.open("rb")
 
 
-def _fill(stream: BufferedIOBase, buffer: memoryview) -> bool:
-    """Read into a buffer of bytes; return whether there were enough."""
-    start = 0
-    while start < len(buffer):
-        count = stream.readinto(buffer[start : start + containers.CHUNK_BYTES])
-        if not count:
-            return False
-        start += count
-    return True
+def _fill(buffer: memoryview, header: Header) -> None:
+    """Read the values' bytes into a buffer of their length.
+
+    Raises:
+        EOFError: there are fewer.
+        OSError, zlib.error: they cannot be read, or are not what was compressed.
+    """
+    with header.path.open("rb") as stream:
+        if not containers.is_gzip(header.path):
+            stream.seek(header.data_offset)
+            if stream.readinto(buffer) != len(buffer):
+                raise EOFError
+            return
+        at = -header.data_offset  # in the buffer, of the next piece; to the end, where gzip has its checksum
+        for piece in containers.inflated(stream):
+            wanted = piece[max(0, -at) : max(0, len(buffer) - at)]
+            buffer[max(0, at) : max(0, at) + len(wanted)] = wanted
+            at += len(piece)
+    if at < len(buffer):
+        raise EOFError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import struct
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 
 from LDRCore import RegistrationError, warp_image
-from LDRCore.io import images, transforms
+from LDRCore.io import containers, images, transforms
 
 CODES = {"u1": (2, 8), "i2": (4, 16), "f4": (16, 32), "f8": (64, 64)}  # NIfTI's datatype and bits
 DISPLACEMENT, VECTOR = 1006, 1007
@@ -67,6 +68,23 @@ def test_files_are_read_as_simpleitk_reads_them(tmp_path, suffix, order, kind, s
 def test_unusual_headers_are_read_as_simpleitk_reads_them(tmp_path, options):
     path = write_nifti(tmp_path / "scan.nii.gz", VALUES, **options)
     assert_same(images.load(path, "fixed image"), sitk.ReadImage(str(path)))
+
+
+@pytest.mark.parametrize("over", [-2, -1, 0, 1])
+def test_a_gzip_member_that_ends_where_a_piece_of_the_file_does(over):
+    """The next member counts also where its first byte alone was read with this one."""
+    noise = np.random.default_rng(0).bytes(containers.CHUNK_BYTES)
+    long = gzip.compress(noise[:-64_000], 0)
+    exact = containers.CHUNK_BYTES + over - len(long) - len(gzip.compress(noise[:1000], 0)) + 1000
+    file = long + gzip.compress(noise[:exact], 0)
+    assert len(file) == containers.CHUNK_BYTES + over
+    assert b"".join(containers.inflated(io.BytesIO(file + gzip.compress(b"more")))).endswith(b"more")
+
+
+def test_a_file_that_inflates_a_thousandfold_comes_in_pieces():
+    pieces = list(containers.inflated(io.BytesIO(gzip.compress(bytes(10**7)))))
+    assert sum(map(len, pieces)) == 10**7
+    assert max(map(len, pieces)) <= containers.CHUNK_BYTES
 
 
 def test_bytes_after_the_values_and_several_gzip_members_do_no_harm(tmp_path):
