@@ -5,6 +5,7 @@ ITK writes a cut-off NIfTI file to a full disk without a word.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,6 +71,20 @@ def _is_whole_hdf5(path: Path) -> bool:
     return path.stat().st_size >= int.from_bytes(head[at : at + 8], "little") > 0
 
 
+def _reserve(path: Path, count: int) -> None:
+    """Make a file of so many bytes, without writing them where the system can do so.
+
+    Raises:
+        OSError: the disk has less room.
+    """
+    with path.open("wb") as stream:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, count)
+            return
+        for start in range(0, count, containers.CHUNK_BYTES):
+            stream.write(bytes(min(containers.CHUNK_BYTES, count - start)))
+
+
 def write_transform(transform: sitk.Transform, path: Path) -> None:
     """Write a transform and check that its file is whole.
 
@@ -81,8 +96,7 @@ def write_transform(transform: sitk.Transform, path: Path) -> None:
     """
     if path.suffix.lower() in (".h5", ".hdf5"):
         values = sum(part.GetNumberOfParameters() for part in geometry.transform_parts(transform))
-        with path.open("wb") as stream:
-            stream.write(bytes(8 * values + _HDF5_BYTES))
+        _reserve(path, 8 * values + _HDF5_BYTES)
     sitk.WriteTransform(transform, str(path))
     if path.suffix.lower() in (".h5", ".hdf5"):
         whole = _is_whole_hdf5(path)

@@ -156,6 +156,17 @@ def test_the_content_of_a_field_counts_and_not_its_name(tmp_path, name):
         transforms.read_transform(path, context=CONTEXT)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_field_of_convexadam_with_a_value_that_is_no_number_is_one_sentence(tmp_path):
+    values = IN_VOXELS.astype("<f4")
+    path = nifti(tmp_path / "field.nii", values)
+    content = bytearray(path.read_bytes())
+    content[352:356] = struct.pack("<I", 0x7F800001)  # signals when it is computed with
+    path.write_bytes(content)
+    with pytest.raises(RegistrationError, match="must hold only finite values"):
+        transforms.read_transform(path, format_name="convexadam", context=CONTEXT)
+
+
 def test_a_mapping_of_dipy(tmp_path):
     """Its affine is the inverse of the static image's; [..., 1] pulls, and [..., 0] takes mapped points back."""
     transforms.write(dense(), tmp_path / "m.nii.gz", "dipy", fixed=fixed())

@@ -28,15 +28,14 @@ class ConvexAdamFormat(TransformFormat):
 
     def read(self, path: Path, context: Context, name: str) -> sitk.Transform:
         """Read a field and lengthen it to what was optimised."""
-        fixed = context.fixed_for(f"{name} of {self.title}")
-        values = _read_vectors(path, fixed, name, last=True)
-        return _from_voxels(values / _shortening(fixed)[:, None, None, None], context, f"{name} of {self.title}")
+        what = f"{name} of {self.title}"
+        fixed = context.fixed_for(what)
+        return _from_voxels(_read_vectors(path, fixed, name, last=True), context, what, _shortening(fixed))
 
     def write(self, transform: sitk.Transform, path: Path, context: Context) -> None:
         """Write a field on the fixed image's voxels, as short as convexAdam's own."""
         fixed = context.fixed_for(f"a field of {self.title}")
-        values = _in_voxels(transform, context, f"a field of {self.title}")
-        values *= _shortening(fixed)[:, None, None, None].astype(np.float32)
+        values = _in_voxels(transform, context, f"a field of {self.title}", _shortening(fixed))
         if path.name.lower().endswith(_NUMPY):
             np.save(path, values.transpose(3, 2, 1, 0))
             return
@@ -98,13 +97,17 @@ def _load(path: Path, name: str) -> np.ndarray:
         raise RegistrationError(f"{name} must be an array of numbers that numpy can read, got {path}") from None
 
 
-def _from_voxels(values: np.ndarray, context: Context, what: str) -> sitk.Transform:
+def _from_voxels(
+    values: np.ndarray, context: Context, what: str, shortening: np.ndarray | float = 1.0
+) -> sitk.Transform:
     fixed = context.fixed_for(what)
     convert, _ = fields.between_voxels(lps_from_ijk(context.moving_for(what)), fixed)
-    return fields.field_transform(values.astype(np.float32, copy=False), fixed, convert)
+    return fields.field_transform(values, fixed, lambda points, vectors: convert(points, vectors / shortening))
 
 
-def _in_voxels(transform: sitk.Transform, context: Context, what: str) -> np.ndarray:
+def _in_voxels(
+    transform: sitk.Transform, context: Context, what: str, shortening: np.ndarray | float = 1.0
+) -> np.ndarray:
     fixed = context.fixed_for(what)
     _, convert = fields.between_voxels(lps_from_ijk(context.moving_for(what)), fixed)
-    return fields.vectors_on(transform, fixed, convert)
+    return fields.vectors_on(transform, fixed, lambda points, moved: convert(points, moved) * shortening)

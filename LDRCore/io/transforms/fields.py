@@ -20,7 +20,7 @@ from LDRCore.io.quiet import silent_libraries
 from LDRCore.io.transforms.base import NiftiHead, lps_from_ijk
 from LDRCore.io.transforms.grids import first_axes
 
-SLAB_VOXELS = 200_000  # that are computed at once
+SLAB_VOXELS = 65_536  # that are computed at once
 SAME_GRID_VOX = 1e-3  # two grids are one where their corners are closer
 INTENT_VECTOR, INTENT_DISPLACEMENT = 1007, 1006  # NIfTI's codes
 _GZIP_LEVEL = 1  # the last digits of floating-point numbers do not compress, at any level
@@ -41,12 +41,11 @@ def read_vectors(path: Path, name: str, convert: Convert | None = None) -> sitk.
     Raises:
         RegistrationError: another shape, cut off or damaged.
     """
-    return _joined(*_read_images(path, name, convert))
+    return _joined(_read_images(path, name, convert))
 
 
-def _read_images(path: Path, name: str, convert: Convert | None) -> tuple[list[sitk.Image], sitk.Image]:
-    values, grid = read_components(path, name)  # freed on return
-    return _component_images(values, grid, convert), grid
+def _read_images(path: Path, name: str, convert: Convert | None) -> list[sitk.Image]:
+    return _component_images(*read_components(path, name), convert)  # the array is freed on return
 
 
 def read_components(path: Path, name: str) -> tuple[np.ndarray, sitk.Image]:
@@ -110,7 +109,7 @@ def field_transform(values: np.ndarray, grid: sitk.Image, convert: Convert | Non
         grid: image of the field's placement.
         convert: turns `values` into displacements in mm LPS; None where they are.
     """
-    return _joined(_component_images(values, grid, convert), grid)
+    return _joined(_component_images(values, grid, convert))
 
 
 def _component_images(values: np.ndarray, grid: sitk.Image, convert: Convert | None) -> list[sitk.Image]:
@@ -120,15 +119,17 @@ def _component_images(values: np.ndarray, grid: sitk.Image, convert: Convert | N
             for start, stop in _slab_limits(values.shape[1:]):
                 vectors = np.moveaxis(values[:, start:stop], 0, -1).astype(np.float64)
                 values[:, start:stop] = np.moveaxis(convert(slab_points(grid, start, stop), vectors), -1, 0)
-    return [sitk.GetImageFromArray(values[axis], isVector=False) for axis in range(3)]
+    components = [sitk.GetImageFromArray(values[axis], isVector=False) for axis in range(3)]
+    for component in components:
+        component.CopyInformation(grid)
+    return components
 
 
-def _joined(components: list[sitk.Image], grid: sitk.Image) -> sitk.Transform:
+def _joined(components: list[sitk.Image]) -> sitk.Transform:
     """Make the transform of three component images, which are freed on the way: fields are large."""
     field = sitk.Compose(components)
     components.clear()
     field = sitk.Cast(field, sitk.sitkVectorFloat64)
-    field.CopyInformation(grid)
     return sitk.DisplacementFieldTransform(field)
 
 
@@ -192,8 +193,10 @@ def vectors_on(transform: sitk.Transform, reference: sitk.Image, convert: Conver
     for start, stop in _slab_limits(view.shape[:3]):
         displacement = np.asarray(view[start:stop], dtype=np.float64)
         stored[:, start:stop] = np.moveaxis(convert(slab_points(reference, start, stop), displacement), -1, 0)
-    if images.count_non_finite(stored):
-        raise RegistrationError("the transform must be finite on the grid of the fixed image, got values that are not")
+        if images.count_non_finite(stored[:, start:stop]):
+            raise RegistrationError(
+                "the transform must be finite on the grid of the fixed image, got values that are not"
+            )
     return stored
 
 
@@ -216,7 +219,11 @@ def write_nifti(
         tail: sizes of the axes behind x, y and z.
         intent, intent_name: see `NiftiHead`.
         affine: 4x4 to write as sform instead, where a program stores another.
+
+    Raises:
+        RegistrationError: the grid's axes are not at right angles.
     """
+    images.check_right_angles(grid, "an image that is written")
     shape = (*grid.GetSize(), *tail)
     if math.prod(tail) != len(values):
         raise ValueError(f"tail must hold {len(values)} values a voxel, got {tail}")
@@ -234,7 +241,8 @@ def write_nifti(
     with open_for_writing(path) as stream:
         stream.write(bytes(header) + bytes(4))
         for component in values:
-            stream.write(np.ascontiguousarray(component, dtype="<f4").data)
+            for plane in component:  # a compressor holds what it is given twice
+                stream.write(np.ascontiguousarray(plane, dtype="<f4").data)
 
 
 def open_for_writing(path: Path) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from LDRCore import geometry
-from LDRCore.io.transforms import fields, matrices
+from LDRCore.io.transforms import matrices
 from LDRCore.io.transforms.base import Context, FileHead, matrix_of, ras_matrix
 from LDRCore.io.transforms.itk import ItkFormat
 
@@ -39,6 +39,4 @@ class GreedyFormat(ItkFormat):
         if self.writes_matrix(path):
             matrices.write_matrix(path, ras_matrix(matrix_of(transform, self.title)))
             return
-        fixed = context.fixed_for("a warp of greedy")
-        values = fields.vectors_on(transform, fixed, fields.unchanged)
-        fields.write_nifti(path, values, fixed, (1, 3), intent=fields.INTENT_VECTOR)
+        super().write(transform, path, context)

@@ -16,7 +16,8 @@ from LDRCore.io.transforms.base import Context, FileHead, TransformFormat, matri
 _SUFFIXES = (".h5", ".hdf5", ".tfm", ".txt", ".mat", ".xfm")  # of transform files; others are field images
 _HDF5_SUFFIXES = (".h5", ".hdf5")
 _TEXT_SUFFIXES = (".tfm", ".txt")
-_IMAGE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
+_NIFTI_SUFFIXES = (".nii", ".nii.gz")
+_IMAGE_SUFFIXES = (*_NIFTI_SUFFIXES, ".nrrd", ".mha")
 _MATLAB_NAMES = (b"_double_3_3\0", b"_float_3_3\0")  # of the first matrix of a .mat file
 
 
@@ -29,6 +30,8 @@ class ItkFormat(TransformFormat):
 
     name = "itk"
     title = "ITK"
+    _nifti_intent = fields.INTENT_VECTOR
+    _nifti_vectors: fields.Convert = staticmethod(fields.unchanged)
     linear_suffixes: tuple[str, ...] = (".mat", ".xfm")
     dense_suffixes: tuple[str, ...] = (".h5", ".hdf5", ".tfm", ".txt", *_IMAGE_SUFFIXES)
 
@@ -64,6 +67,10 @@ class ItkFormat(TransformFormat):
         """Write a transform file whole, or a field on the grid of the fixed image."""
         if path.name.lower().endswith(_IMAGE_SUFFIXES):
             fixed = context.fixed_for(f"a displacement field of {self.title}")
+            if path.name.lower().endswith(_NIFTI_SUFFIXES):  # SimpleITK would hold it once more
+                values = fields.vectors_on(transform, fixed, self._nifti_vectors)
+                fields.write_nifti(path, values, fixed, (1, 3), intent=self._nifti_intent)
+                return
             writing.write_image(sitk.Cast(fields.sampled(transform, fixed), sitk.sitkVectorFloat32), path)
             return
         if path.name.lower().endswith(self.linear_suffixes):
@@ -96,21 +103,14 @@ class SlicerFormat(ItkFormat):
 
     name = "slicer"
     title = "3D Slicer"
+    _nifti_intent = fields.INTENT_DISPLACEMENT  # by which Slicer knows a grid transform
+    _nifti_vectors: fields.Convert = staticmethod(fields.to_ras)
     linear_suffixes = (".mat",)
     dense_suffixes = (".h5", ".tfm", ".nrrd", ".nii.gz", ".nii")
 
     def recognises(self, head: FileHead) -> bool:
         """ITK's class recognises them."""
         return False
-
-    def write(self, transform: sitk.Transform, path: Path, context: Context) -> None:
-        """Write as ITK does, but a NIfTI field with the intent by which Slicer knows a grid transform."""
-        if not path.name.lower().endswith((".nii", ".nii.gz")):
-            super().write(transform, path, context)
-            return
-        fixed = context.fixed_for(f"a displacement field of {self.title}")
-        values = fields.vectors_on(transform, fixed, fields.to_ras)
-        fields.write_nifti(path, values, fixed, (1, 3), intent=fields.INTENT_DISPLACEMENT)
 
 
 def holds_modeling_field(path: Path) -> bool:
