@@ -51,7 +51,8 @@ def test_a_pattern(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("fixed,mov\na,b\n", "must have the columns fixed, moving and any of .*, got no moving"),
+        ("fixed,mov\na,b\n", "must have the columns fixed, moving and any of .*, got no moving in 'fixed,mov'"),
+        ("fixed;moving\na;b\n", "got no fixed in 'fixed;moving'"),
         ("fixed,moving,age\na,b,4\n", "got 'age'"),
         ("fixed,moving,moving\na,b,b\n", "got one of them twice"),
         ("fixed,moving\na,b,c\n", "must have 2 cells in every line, got more in line 2"),
