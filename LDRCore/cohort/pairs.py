@@ -81,17 +81,17 @@ def read_cohort(path: Path) -> list[CohortPair]:
 def _check_columns(columns: Sequence[str], source: str) -> None:
     missing = [name for name in ("fixed", "moving") if name not in columns]
     unknown = [name for name in columns if name not in COLUMNS]
-    if missing or unknown or len(set(columns)) != len(columns):
-        wrong = (
-            f"no {missing[0]} in {','.join(columns)!r}"
-            if missing
-            else f"{unknown[0]!r}"
-            if unknown
-            else "one of them twice"
-        )
-        raise RegistrationError(
-            f"{source} must have the columns fixed, moving and any of {', '.join(COLUMNS[3:])}, name, got {wrong}"
-        )
+    if missing:
+        wrong = f"no {missing[0]} in {','.join(columns)!r}"
+    elif unknown:
+        wrong = repr(unknown[0])
+    elif len(set(columns)) != len(columns):
+        wrong = "one of them twice"
+    else:
+        return
+    raise RegistrationError(
+        f"{source} must have the columns fixed, moving and any of {', '.join(COLUMNS[3:])}, name, got {wrong}"
+    )
 
 
 def pairs_of_pattern(fixed: str, pattern: str) -> list[CohortPair]:
