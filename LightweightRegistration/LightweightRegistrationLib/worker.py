@@ -4,7 +4,8 @@ Slicer's own process never imports torch and never waits: it can end this one at
 here leaves the scene as it is. Started as ``python worker.py SESSION_FOLDER LIBRARY_FOLDER``. Each line on stdin is a
 JSON request that names a folder with .npy arrays, or a request to warm up. Events are JSON lines in `events.jsonl` of
 that folder; the last one is "done" or "error". The process ends when stdin is closed (Slicer ended), after an idle
-minute, or when the file `wanted` is removed (cancelled: a kill may only reach the launcher of Slicer's Python).
+minute, or when the file `wanted` is removed (cancelled: a kill may only reach the launcher of Slicer's Python). The
+folder of a run is there before its request arrives and until its results are read: meanwhile the process is not idle.
 """
 
 from __future__ import annotations
@@ -26,6 +27,28 @@ TOUCH_EVERY = 300  # turns of the watch: a minute
 WANTED = "wanted"  # the file in the session folder that must stay
 EARLY_SPACING_MM = 4.0  # of the early, coarse field
 _default_threads: list[int] = []  # of torch and SimpleITK
+
+
+class IdleTime:
+    """How long the process has had nothing to do.
+
+    Attributes:
+        since_s: when it began, by the monotonic clock; None while a request is handled.
+    """
+
+    def __init__(self, session: Path):
+        self._session = session
+        self.since_s: float | None = time.monotonic()
+
+    def is_over(self) -> bool:
+        """Return whether it has lasted for `IDLE_S`; it begins anew where a run is being sent or read."""
+        since_s = self.since_s  # the main thread may change it meanwhile
+        if since_s is None or time.monotonic() - since_s < IDLE_S:
+            return False
+        if any(self._session.glob("run*")):
+            self.since_s = time.monotonic()
+            return False
+        return True
 
 
 class Answer:
@@ -326,17 +349,13 @@ def main() -> None:
     sys.path[0] = library  # instead of this file's folder, whose names could hide other modules
     limit_spinning()
     keep_memory()
-    threading.Thread(target=watch, args=(session,), daemon=True).start()
+    idle = IdleTime(session)
+    threading.Thread(target=watch, args=(session, idle), daemon=True).start()
     try:
-        while True:
-            idle = threading.Timer(IDLE_S, exit_process, (session,))
-            idle.daemon = True
-            idle.start()
-            line = sys.stdin.readline()
-            idle.cancel()
-            if not line:
-                break
+        while line := sys.stdin.readline():
+            idle.since_s = None
             serve(json.loads(line))
+            idle.since_s = time.monotonic()
     finally:
         shutil.rmtree(session, ignore_errors=True)
 
@@ -359,10 +378,10 @@ def keep_memory() -> None:
     memory.keep_freed_blocks()
 
 
-def watch(session: Path) -> None:
-    """End the process, whatever it is doing, when the file `wanted` is gone."""
+def watch(session: Path, idle: IdleTime) -> None:
+    """End the process when it has been idle, and, whatever it is doing, when the file `wanted` is gone."""
     turns = 0
-    while (session / WANTED).exists():
+    while (session / WANTED).exists() and not idle.is_over():
         time.sleep(WATCH_S)
         turns += 1
         if turns % TOUCH_EVERY == 0:

@@ -167,6 +167,50 @@ def test_a_process_that_is_no_longer_wanted_ends_whatever_it_is_doing(slicer_mod
         worker.close()
 
 
+def test_an_idle_process_ends_but_not_while_a_run_is_being_sent_or_read(slicer_module, tmp_path, monkeypatch):
+    """Its folder is there before the request arrives, which takes seconds for large volumes."""
+    from LightweightRegistrationLib import background, library
+
+    text = background.WORKER.read_text(encoding="utf-8")
+    impatient = tmp_path / "worker.py"
+    impatient.write_text(text.replace("IDLE_S = 60.0", "IDLE_S = 0.0"), encoding="utf-8")
+    assert impatient.read_text(encoding="utf-8") != text
+    monkeypatch.setattr(background, "WORKER", impatient)
+    worker = background.Worker(library.library_folder())
+    try:
+        run = worker.start({"do": "warp"}, {"values.npy": np.zeros(3)})
+        process = worker.process
+        log = worker._session / "log.txt"
+        worker._send({"do": "warm up"})  # fails, and is printed: the process has been idle before and after
+        wait_until(lambda: "Traceback" in log.read_text(encoding="utf-8") or process.poll() is not None, lambda: "")
+        events = []
+        wait_until(lambda: events.extend(run.poll()) or events, lambda: "no event")
+        assert events[0]["kind"] == "unexpected"  # the request was read, and is no good
+        run.finish()
+        assert process.wait(timeout=GUARD_S) == 0  # now there is nothing to do
+    finally:
+        worker.close()
+
+
+def test_the_idle_time_begins_anew_while_the_folder_of_a_run_is_there(slicer_module, tmp_path, monkeypatch):
+    from LightweightRegistrationLib import worker
+
+    now_s = 100.0
+    monkeypatch.setattr(worker.time, "monotonic", lambda: now_s)
+    idle = worker.IdleTime(tmp_path)
+    now_s += worker.IDLE_S - 1
+    assert not idle.is_over()
+    now_s += 1
+    (tmp_path / "run1").mkdir()
+    assert not idle.is_over()
+    (tmp_path / "run1").rmdir()
+    assert not idle.is_over()
+    now_s += worker.IDLE_S
+    assert idle.is_over()
+    idle.since_s = None  # a request is handled
+    assert not idle.is_over()
+
+
 def test_folders_of_sessions_that_are_gone_are_removed_at_the_next_start(slicer_module, tmp_path):
     from LightweightRegistrationLib import background, library
 
