@@ -42,8 +42,10 @@ class BatchJob(Job):
             folder: for results; created if needed.
 
         Raises:
-            InputError: no list or no folder. `poll` raises it for what is wrong with them.
+            InputError: no list or no folder, or options that align nothing. `poll` raises it for what is wrong with the
+                list or the folders.
         """
+        self._settings.check_that_it_aligns()
         if not pairs or not os.fspath(folder):
             raise InputError("a list of pairs and a folder for results must be chosen, got none")
         options = {key: value for key, value in self._settings.options().items() if value is not None}

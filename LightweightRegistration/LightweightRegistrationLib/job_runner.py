@@ -26,12 +26,15 @@ class JobRunner:
     Attributes:
         ui: the widgets of LightweightRegistration.ui by name.
         job: what is under way, or None.
+        failed: whether the last action ended with an error.
     """
 
     def __init__(self, ui: Any):
         """Store the widgets."""
         self.ui = ui
         self.job: Job | None = None
+        self.failed = False
+        self._start: Callable[[], Job] | None = None
         self._onFinished: Callable[[Any], None] = lambda made: None
         self._startTime_s = 0.0
         self._pollTimer = qt.QTimer()
@@ -46,17 +49,23 @@ class JobRunner:
     def onProcessEnded(self) -> None:
         """The worker process was ended."""
 
-    def tryAgain(self, cascades: int) -> None:
-        """Register again with fewer cascades."""
+    def setCascades(self, cascades: int) -> None:
+        """Choose another number of cascades."""
 
     # jobs
 
     def _startJob(self, start: Callable[[], Job], onFinished: Callable[[Any], None]) -> None:
-        """Start a job and poll it; `onFinished` takes its outputs."""
+        """Start a job and poll it.
+
+        Args:
+            start: reads the choices of the panel; called again where memory was too small and fewer are offered.
+            onFinished: takes the outputs.
+        """
+        self._start, self._onFinished, self.failed = start, onFinished, False
         self.ui.flickerButton.checked = False
         self.showStatus(_("Starting"))
         job = start()
-        self.job, self._onFinished, self._startTime_s = job, onFinished, time.monotonic()
+        self.job, self._startTime_s = job, time.monotonic()
         self.ui.progressBar.value = 0
         self.updateGUIFromParameterNode()
         self._pollTimer.start()
@@ -113,6 +122,8 @@ class JobRunner:
             session_log.write("cancelled")
             self.showStatus(_("Cancelled; nothing was changed."))
             return
+        self.failed = True
+        self.ui.verdictLabel.visible = False  # it is about an earlier result
         details = "".join(traceback.format_exception(error))
         if isinstance(error, InputError):
             text, details = report_text.sentence(str(error)), error.details
@@ -131,7 +142,8 @@ class JobRunner:
         cascades = report_text.counted(fewer, _("cascade"), _("cascades"))
         question = _("Try again with {cascades}?").format(cascades=cascades)
         if slicer.util.confirmYesNoDisplay(f"{text}\n\n{question}"):
-            self.tryAgain(fewer)
+            self.setCascades(fewer)
+            self._shown(self._startJob)(self._start, self._onFinished)
 
     def showStatus(self, text: str) -> None:
         """Show one sentence under the Apply button."""

@@ -71,6 +71,17 @@ class Settings:
         """Whether the transform may deform."""
         return self.kind not in ("rigid", "affine")
 
+    def check_that_it_aligns(self) -> None:
+        """Check that there is something to do without an initial transform.
+
+        Raises:
+            InputError: neither a pre-alignment nor a deformation is chosen.
+        """
+        if not self.deforms and self.prealignment == "none":
+            raise InputError(
+                f"the {self.kind} registration must align something, got the pre-alignment 'none': choose another one"
+            )
+
     def options(self) -> dict[str, Any]:
         """Return the keywords of `LDRCore.register`, without the initial transform."""
         return {
@@ -303,10 +314,8 @@ def register_request(
     Raises:
         InputError: the pre-alignment leaves nothing to do; or the volumes do not overlap and are not centred first.
     """
-    if not settings.deforms and settings.prealignment == "none" and initial is None:
-        raise InputError(
-            f"a {settings.kind} registration must align something, got the pre-alignment 'none': choose another one"
-        )
+    if initial is None:
+        settings.check_that_it_aligns()
     arrays = {f"{name}.npy": image.values for name, image in images.items()}
     request: dict[str, Any] = {
         "do": "register",

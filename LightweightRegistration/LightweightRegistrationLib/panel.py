@@ -65,7 +65,7 @@ class Panel(JobRunner):
         """Connect the widgets; `setParameterNode` makes them act."""
         super().__init__(ui)
         self.logic = logic
-        self.display = PanelDisplay(ui, self.showStatus)
+        self.display = PanelDisplay(ui, self.showStatus, self._shown)
         self.files = PanelFiles(ui, logic, self.showStatus, self._startJob, self._registrationOptions)
         self.others = OthersList(ui.othersList)
         self._parameterNode: LightweightRegistrationParameterNode | None = None
@@ -100,7 +100,7 @@ class Panel(JobRunner):
         self.files.setParameterNode(parameterNode)
         if parameterNode is None:
             return
-        self._pair = VolumePair(parameterNode.fixedVolume, parameterNode.movingVolume)
+        self._pair, self.failed = VolumePair(parameterNode.fixedVolume, parameterNode.movingVolume), False
         self.showStatus(report_text.sentence(without_torch()) if without_torch() else "")
         self.updateGUIFromParameterNode()
 
@@ -205,7 +205,7 @@ class Panel(JobRunner):
         rows = report_text.rows(report, self._titles)
         verdict = report_text.verdict_as_html(report)
         self.ui.verdictLabel.text = verdict
-        self.ui.verdictLabel.visible = bool(verdict) and self.job is None
+        self.ui.verdictLabel.visible = bool(verdict) and self.job is None and not self.failed
         self.ui.resultsLabel.text = report_text.as_html(rows) or _("No result yet.")
         self.ui.copyButton.enabled = bool(rows)
 
@@ -364,7 +364,8 @@ class Panel(JobRunner):
 
     def _onRegistered(self, made: outputs.Outputs, pair: VolumePair) -> None:
         p, seconds = self._parameterNode, time.monotonic() - self._startTime_s
-        self.showStatus(_("Done in {seconds:.1f} s.").format(seconds=seconds))
+        done = _("Done in {seconds:.1f} s.").format(seconds=seconds)
+        self.showStatus(done)
         logging.info("Lightweight Registration: %s", json.dumps(made.report))  # Slicer keeps its log for error reports
         session_log.write(f"registered in {seconds:.1f} s: {json.dumps(made.report)}")
         if VolumePair(p.fixedVolume, p.movingVolume) != pair:  # others were chosen meanwhile
@@ -372,18 +373,23 @@ class Panel(JobRunner):
         with slicer.util.NodeModify(p):
             for output, parameter in NODE_PARAMETERS.items():
                 node = getattr(made, output)
-                if node is not None:
+                if node is not None or outputs.read_report(getattr(p, parameter)):  # which is of an earlier run
                     setattr(p, parameter, node)
-        if made.warped is None and made.transform is not None and pair.moving.GetParentTransformNode() is None:
+        parent = pair.moving.GetParentTransformNode()
+        if made.warped is None and made.transform is not None and parent is None:
             pair.moving.SetAndObserveTransformNodeID(made.transform.GetID())  # shows the result without a copy
-        self.display.updateSliceViews()
+        missing = self.display.updateSliceViews()
+        if made.warped is None and made.transform is not None and parent not in (None, made.transform):
+            missing = _("To see the result, put “{parent}” under “{transform}”.").format(
+                parent=parent.GetName(), transform=made.transform.GetName()
+            )
+        self.showStatus(f"{done} {missing}".strip())
         self.updateGUIFromParameterNode()
 
     def onProcessEnded(self) -> None:
         """Forget what the process was prepared for: it is gone."""
         self._preparedFor = None
 
-    def tryAgain(self, cascades: int) -> None:
-        """Register again with fewer cascades."""
+    def setCascades(self, cascades: int) -> None:
+        """Choose another number of cascades."""
         self._parameterNode.cascades = cascades
-        self.onApplyButton()

@@ -56,12 +56,18 @@ class PanelDisplay:
         flickerTimer: alternates the layers while it runs.
     """
 
-    def __init__(self, ui: Any, showStatus: Callable[[str], None]):
+    def __init__(
+        self,
+        ui: Any,
+        showStatus: Callable[[str], None],
+        shown: Callable[[Callable[..., None]], Callable[..., None]],
+    ):
         """Connect the widgets; `setParameterNode` makes them act.
 
         Args:
             ui: the widgets of LightweightRegistration.ui by name.
             showStatus: shows one sentence in the panel.
+            shown: returns an action that shows every error that it ends with.
         """
         self.ui, self.showStatus = ui, showStatus
         self.computed: slicer.vtkMRMLScalarVolumeNode | None = None
@@ -69,6 +75,7 @@ class PanelDisplay:
         self.earlyView: slice_display.EarlyView | None = None
         self._parameterNode: LightweightRegistrationParameterNode | None = None
         self._drawn: ViewState | None = None
+        self._missing = ""  # what was said about the last display choice
         self.flickerTimer = qt.QTimer()
         self.flickerTimer.setInterval(FLICKER_MS)
         self.flickerTimer.timeout.connect(self.onFlickerTimer)
@@ -77,7 +84,7 @@ class PanelDisplay:
         self._drawing: Iterator[None] | None = None
         self._drawTimer = qt.QTimer()
         self._drawTimer.setInterval(0)
-        self._drawTimer.timeout.connect(self.onDrawTimer)
+        self._drawTimer.timeout.connect(shown(self.onDrawTimer))
 
     def setParameterNode(self, parameterNode: LightweightRegistrationParameterNode | None) -> None:
         """Follow another parameter node, or none while the scene is being closed. The views stay as they are."""
@@ -106,7 +113,9 @@ class PanelDisplay:
         if state.differsOnlyInFade(before):
             slice_display.set_opacity(state.fade)
         else:
-            self.updateSliceViews()
+            said, self._missing = self._missing, self.updateSliceViews()
+            if said or self._missing:
+                self.showStatus(self._missing)
 
     def overlayVolume(self) -> slicer.vtkMRMLVolumeNode | None:
         """The volume that is shown over the fixed one."""
@@ -119,8 +128,12 @@ class PanelDisplay:
             Overlay.checkerboard: self.computed or p.warpedVolume,
         }.get(p.overlay)
 
-    def updateSliceViews(self) -> None:
-        """Show the chosen overlay, grid, colours and contours in the slice views."""
+    def updateSliceViews(self) -> str:
+        """Show the chosen overlay, grid, colours and contours in the slice views.
+
+        Returns:
+            One sentence about what is chosen and cannot be shown; empty without any.
+        """
         p = self._parameterNode
         self.ui.beforeButton.checked = False
         self._drawn = ViewState.fromParameterNode(p)
@@ -134,7 +147,18 @@ class PanelDisplay:
             slice_display.show_legend(self.overlayVolume(), True)
         folding = overlays.folding_contours(p.jacobianMap, p.showFolding)
         if p.showFolding and p.jacobianMap is not None and folding is None:
-            self.showStatus(_("Nothing folds: there is no voxel to outline."))
+            return _("Nothing folds: there is no voxel to outline.")
+        return self._describeMissing(p)
+
+    def _describeMissing(self, p: LightweightRegistrationParameterNode) -> str:
+        """Say which output a display choice needs that is not there."""
+        needed = {
+            _("Jacobian map"): p.jacobianMap is None and (p.overlay is Overlay.jacobian or p.showFolding),
+            _("warped volume"): p.warpedVolume is None and p.overlay is Overlay.checkerboard,
+            _("transform"): p.transform is None and p.showGrid,
+        }
+        text = _("There is no {output} to show: check it under Outputs and press Apply.")
+        return next((text.format(output=output) for output, is_missing in needed.items() if is_missing), "")
 
     def _computeOverlay(self, p: LightweightRegistrationParameterNode) -> None:
         """Begin to compute what the overlay needs, if it needs anything; other display choices compute nothing anew."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,11 @@ from .jobs import Job
 from .parameters import LightweightRegistrationParameterNode
 from .transform_files import AUTO, FORMATS, suffixes_of
 from .transform_nodes import read_linear
+
+
+def file_name(text: str) -> str:
+    """Return a name without the characters that files must not have on some system; DICOM's names of series do."""
+    return re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", text)
 
 
 class PanelFiles:
@@ -92,7 +98,7 @@ class PanelFiles:
         node, name = self._parameterNode.transform, self._format()
         suffixes = suffixes_of(name, linear=read_linear(node) is not None)
         title = self.ui.formatComboBox.currentText
-        proposed = str(Path(self._folder) / f"{node.GetName()}{suffixes[0]}")
+        proposed = str(Path(self._folder) / f"{file_name(node.GetName())}{suffixes[0]}")
         pattern = f"{title} ({' '.join(f'*{suffix}' for suffix in suffixes)})"
         chosen = qt.QFileDialog.getSaveFileName(None, _("Save transform as"), proposed, pattern)
         if not chosen:

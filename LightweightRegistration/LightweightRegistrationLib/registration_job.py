@@ -86,7 +86,10 @@ class RegistrationJob(Job):
         given = [(name, node) for name, node in self._wanted.items() if node is not None and not isinstance(node, bool)]
         for name, node in given:
             if any(node is other for other in used):
-                raise InputError(f"the output '{name}' must not be one of the inputs, got '{node.GetName()}'")
+                raise InputError(
+                    f"the output '{name}' must not be one of the inputs, got '{node.GetName()}': choose another one, "
+                    "or New"
+                )
         if len({node.GetID() for _, node in given}) < len(given):
             names = ", ".join(f"'{node.GetName()}'" for _, node in given)
             raise InputError(f"every output must be a node of its own, got {names}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from Testing.slicer_scene import array, snapshot
@@ -110,3 +111,32 @@ def test_faults_behind_the_other_buttons_are_shown(done, monkeypatch, button):
     monkeypatch.setattr(*steps[button], fail)
     getattr(done.ui, button).clicked.emit()
     assert done.said == ["Something went wrong that should not: RuntimeError: boom. Please report it."]
+
+
+def test_the_verdict_on_an_earlier_result_does_not_stand_below_an_error(done):
+    from LightweightRegistrationLib.parameters import Kind, Prealignment
+
+    ui, p = done.ui, done.p
+    assert ui.verdictLabel.isVisible()
+    p.kind, p.prealignment = Kind.rigid, Prealignment.none
+    click(ui.applyButton)
+    run(done)
+    assert ui.statusLabel.text.startswith("The rigid registration must align something")
+    assert not ui.verdictLabel.isVisible()
+    p.prealignment = Prealignment.centre
+    assert not ui.verdictLabel.isVisible()
+    click(ui.applyButton)
+    click(ui.applyButton)
+    assert ui.statusLabel.text == "Cancelled; nothing was changed."
+    assert ui.verdictLabel.isVisible()  # the earlier result is still there
+
+
+def test_names_are_shown_as_they_are(chosen):
+    from PySide6 import QtCore
+
+    chosen.moving.SetName("<b>flat</b>")
+    slicer.util.updateVolumeFromArray(chosen.moving, np.full((8, 8, 8), 3, np.int16))
+    click(chosen.ui.applyButton)
+    run(chosen)
+    assert "<b>flat</b>" in chosen.ui.statusLabel.text
+    assert chosen.ui.statusLabel.textFormat() == QtCore.Qt.TextFormat.PlainText

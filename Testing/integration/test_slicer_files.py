@@ -153,6 +153,17 @@ def test_the_panel_saves_in_the_chosen_format_and_takes_a_file_as_initial_transf
         assert moved(node, point) == pytest.approx(moved(done.p.transform, point), abs=0.02)
 
 
+def test_the_proposed_name_of_a_file_is_one_that_every_system_takes(done, monkeypatch):
+    import qt
+
+    asked = []
+    monkeypatch.setattr(qt.QFileDialog, "getSaveFileName", lambda *given: asked.append(given[2]) or "")
+    done.p.transform.SetName('2: T1/MPRAGE "sag" to 3')
+    unfold(done.ui.filesCollapsibleButton)
+    click(done.ui.saveTransformButton)
+    assert asked == ["2_ T1_MPRAGE _sag_ to 3.h5"]
+
+
 def test_what_a_format_cannot_hold_is_one_sentence(done, monkeypatch, tmp_path):
     import qt
 
@@ -275,6 +286,14 @@ def test_a_list_with_an_unknown_pre_alignment_is_refused(logic, folders, tmp_pat
 
     with pytest.raises(InputError, match=r"prealignment must be one of .*, got 'center'"):
         logic.registerMany(folders, tmp_path / "out", kind="rigid", threads=1, prealignment="center")
+
+
+def test_a_list_that_nothing_would_align_is_refused(logic, folders, tmp_path):
+    from LightweightRegistrationLib.module_errors import InputError
+
+    with pytest.raises(InputError, match=r"the affine registration must align something, got the pre-alignment 'none'"):
+        logic.registerMany(folders, tmp_path / "out", kind="affine", threads=1, prealignment="none")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_batch_is_cancelled_by_the_button_and_can_be_pressed_again(opened, folders, tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
-from Testing.slicer_scene import add_volume, array, local, wait_until
+from Testing.slicer_scene import add_volume, array, frames, local, wait_until
 from Testing.slicer_window import check, choose, click, composite, run, settle, unfold
 
 slicer = pytest.importorskip("slicer", reason="needs slicer-core (make test installs it)")
@@ -96,6 +98,26 @@ def test_folding_is_outlined_where_there_is_any(chosen):
     assert slicer.mrmlScene.GetFirstNodeByName(f"{p.jacobianMap.GetName()} folding") is None
 
 
+def test_what_cannot_be_shown_is_said_and_said_no_longer(chosen):
+    ui = chosen.ui
+    text = "There is no {} to show: check it under Outputs and press Apply."
+    click(ui.showGridCheckBox)
+    assert ui.statusLabel.text == text.format("transform")
+    click(ui.showGridCheckBox)
+    assert ui.statusLabel.text == ""
+    choose(ui.overlayComboBox, "Checkerboard of fixed and warped")
+    assert ui.statusLabel.text == text.format("warped volume")
+    choose(ui.overlayComboBox, "Jacobian map (colours)")
+    assert ui.statusLabel.text == text.format("Jacobian map")
+    click(ui.wantJacobianCheckBox)
+    click(ui.applyButton)
+    run(chosen)
+    assert re.fullmatch(rf"Done in \d+\.\d s\. {re.escape(text.format('Jacobian map'))}", ui.statusLabel.text)
+    choose(ui.overlayComboBox, "Warped volume")
+    click(ui.showFoldingCheckBox)
+    assert ui.statusLabel.text == text.format("Jacobian map")
+
+
 def test_flicker_alternates_and_gives_the_fade_back(done):
     ui = done.ui
     ui.fadeSlider.value = 0.4
@@ -148,6 +170,20 @@ def test_warnings_stand_in_colour_below_apply(done):
     outputs.write_report(p.transform, report)
     done.panel.updateGUIFromParameterNode()
     assert not ui.verdictLabel.isVisible()
+
+
+def test_a_fault_while_an_overlay_is_drawn_is_shown(done, monkeypatch):
+    from LightweightRegistrationLib import background, overlays
+
+    def draw(*_):
+        yield
+        raise MemoryError
+
+    monkeypatch.setattr(overlays, "checkerboard", draw)
+    monkeypatch.setattr(background, "TURN_S", 0.0)  # the fault is in a later turn of the event loop
+    choose(done.ui.overlayComboBox, "Checkerboard of fixed and warped")
+    run(done, until=lambda: not done.panel.display.busy)
+    assert done.said == ["Slicer needs more memory than it could have: close other programs and try again."]
 
 
 def test_the_checkerboard_is_a_hidden_node_that_goes_away(done):
@@ -213,8 +249,6 @@ def test_apply_also_to_brings_points_and_volumes_along(done):
 
 
 def test_a_sequence_runs_from_the_panel_and_can_be_cancelled(chosen):
-    from Testing.slicer_scene import frames
-
     application.clear()
     sliceview.add_views()
     frames(slicer.mrmlScene, 2)
@@ -232,6 +266,26 @@ def test_a_sequence_runs_from_the_panel_and_can_be_cancelled(chosen):
     run(chosen)
     assert ui.statusLabel.text.startswith("Created “breathing on blob 0” with 2 frames")
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSequenceBrowserNode") == 1
+
+
+def test_a_sequence_that_needed_too_much_memory_runs_again_with_fewer_cascades(chosen):
+    application.clear()
+    sliceview.add_views()
+    frames(slicer.mrmlScene, 2)
+    ui = chosen.ui
+    choose(ui.fixedSelector, "blob 0")  # and no moving volume
+    p = chosen.widget._parameterNode
+    p.cascades = 2
+    unfold(ui.sequenceCollapsibleButton)
+    choose(ui.sequenceSelector, "breathing")
+    click(ui.sequenceButton)
+    run(chosen, until=lambda: chosen.panel.job.fraction > 0)
+    chosen.panel.logic.worker.process.kill()  # as Linux does when memory runs out
+    run(chosen)
+    (text,) = chosen.said
+    assert text.endswith("Try again with 1 cascade?")
+    assert p.cascades == 1
+    assert ui.statusLabel.text.startswith("Created “breathing on blob 0” with 2 frames")
 
 
 def test_cleanup_ends_the_process(done):

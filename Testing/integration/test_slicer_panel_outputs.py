@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import vtk
 
-from Testing.slicer_scene import add_volume, array, blobs, local
+from Testing.slicer_scene import add_volume, array, blobs, linear, local, turned
 from Testing.slicer_window import choose, click, composite, run, settle
 
 slicer = pytest.importorskip("slicer", reason="needs slicer-core (make test installs it)")
@@ -32,6 +33,25 @@ def test_a_second_apply_fills_the_same_nodes_and_another_pair_gets_new_ones(chos
     assert np.array_equal(array(first[0]), kept)
 
 
+def test_results_and_display_are_of_the_last_run_where_it_makes_fewer_outputs(done):
+    ui, p = done.ui, done.p
+    first = (p.transform, p.jacobianMap)
+    for box in (ui.wantTransformCheckBox, ui.wantJacobianCheckBox):
+        click(box)
+    choose(ui.kindComboBox, "Affine: also scale and shear")
+    click(ui.applyButton)
+    run(done)
+    assert done.said == []
+    assert "affine: turned by" in ui.resultsLabel.text
+    assert (p.transform, p.jacobianMap) == (None, None)
+    assert all(slicer.mrmlScene.IsNodePresent(node) for node in first)
+    click(ui.wantTransformCheckBox)
+    click(ui.applyButton)
+    run(done)
+    assert p.transform not in (None, *first)
+    assert first[0].GetMatrixTransformToParent(vtk.vtkMatrix4x4()) == 0  # it deforms still
+
+
 def test_without_a_warped_volume_the_moving_one_is_shown_under_the_transform_and_can_be_run_again(chosen):
     click(chosen.ui.wantWarpedCheckBox)
     click(chosen.ui.wantJacobianCheckBox)
@@ -44,6 +64,17 @@ def test_without_a_warped_volume_the_moving_one_is_shown_under_the_transform_and
     run(chosen)
     assert chosen.said == []
     assert chosen.moving.GetParentTransformNode() is chosen.p.transform
+
+
+def test_where_the_moving_volume_has_a_parent_and_no_warped_volume_is_made_the_panel_says_how_to_see_it(chosen):
+    parent = linear("frame", turned(5, (2.0, 0.0, 0.0)))
+    chosen.moving.SetAndObserveTransformNodeID(parent.GetID())
+    click(chosen.ui.wantWarpedCheckBox)
+    click(chosen.ui.applyButton)
+    run(chosen)
+    assert chosen.moving.GetParentTransformNode() is parent
+    assert chosen.ui.statusLabel.text.endswith("s. To see the result, put “frame” under “blob 1 to blob 0”.")
+    assert parent.GetParentTransformNode() is None  # it may hold other nodes, too
 
 
 def test_create_new_in_a_selector_gives_a_speaking_name(chosen):

@@ -76,7 +76,7 @@ BAD = {
     ),
     "output is input": (
         lambda f, m: (f, m, {"warped": m}),
-        "the output 'warped' must not be one of the inputs, got 'blob 1'",
+        "the output 'warped' must not be one of the inputs, got 'blob 1': choose another one, or New",
     ),
     "output is a mask's parent": (
         lambda f, m: (
@@ -87,7 +87,7 @@ BAD = {
                 **_given("P"),
             },
         ),
-        "the output 'transform' must not be one of the inputs, got 'P'",
+        "the output 'transform' must not be one of the inputs, got 'P': choose another one, or New",
     ),
     "two outputs in one node": (
         lambda f, m: (f, m, dict.fromkeys(("warped", "jacobian"), add_volume("one", np.ones((4, 4, 4), np.uint8)))),
