@@ -289,6 +289,7 @@ class LightweightRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservation
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
+        self.addObserver(scene, scene.StartImportEvent, self.onSceneStartImport)
         self.addObserver(scene, scene.EndImportEvent, self.onSceneEndImport)
         self.addObserver(scene, scene.NodeAddedEvent, self.onParameterNodeModified)
         self.addObserver(scene, scene.NodeAboutToBeRemovedEvent, self.onNodeAboutToBeRemoved)
@@ -319,10 +320,13 @@ class LightweightRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservation
         if getattr(self.parent, "isEntered", True):  # otherwise when the user comes back
             self.initializeParameterNode()
 
+    def onSceneStartImport(self, *_: Any) -> None:
+        """Called before a scene is loaded: selectors change one after another while its nodes arrive."""
+        self.panel.forgetPair()
+
     def onSceneEndImport(self, *_: Any) -> None:
         """Called after a scene was loaded: its parameters and their nodes are present now."""
         if self._parameterNode is not None:
-            self.panel.forgetPair()
             self._parameterNode.Modified()  # the references were read before the nodes were there
 
     def initializeParameterNode(self) -> None:

@@ -105,7 +105,7 @@ class Panel(JobRunner):
         self.updateGUIFromParameterNode()
 
     def forgetPair(self) -> None:
-        """A scene was loaded: its outputs belong to its own volumes, whichever were chosen before."""
+        """A scene is loaded: its outputs belong to its own volumes, whichever were chosen before."""
         self._pair = VolumePair(None, None)
 
     def close(self) -> None:

@@ -152,3 +152,17 @@ def test_a_selector_whose_node_is_deleted_goes_to_none_and_not_to_a_neighbour(do
     settle()
     assert done.ui.applyButton.text == "Choose a moving volume"
     assert done.said == []
+
+
+def test_a_scene_that_is_read_beside_the_present_one_brings_its_own_outputs(done, tmp_path):
+    p, results = done.p, done.ui.resultsLabel.text
+    before = (p.fixedVolume, p.warpedVolume, p.transform)
+    bundle = str(tmp_path / "scene.mrb")
+    assert slicer.mrmlScene.WriteToMRB(bundle)
+    assert slicer.mrmlScene.ReadFromMRB(bundle)  # without closing the present one
+    settle()
+    assert all(slicer.mrmlScene.IsNodePresent(node) for node in before)
+    assert p.fixedVolume is not before[0]
+    assert None not in (p.warpedVolume, p.transform)
+    assert p.transform.GetNodeReference(p.transform.GetFixedNodeReferenceRole()) is p.fixedVolume
+    assert done.ui.resultsLabel.text == results
