@@ -18,7 +18,7 @@ from vtk.util import numpy_support
 from .background import Worker
 from .jobs import Job, transform_request, volume_request
 from .module_errors import InputError
-from .outputs import copy_window_level, fill_volume, new_node, prepare_display
+from .outputs import copy_window_level, displayed_range, fill_volume, new_node, prepare_display
 from .transform_nodes import read_transform
 from .volume_nodes import (
     BINARY,
@@ -111,7 +111,7 @@ class WarpNodeJob(Job):
             return
         (image,) = images
         new = new_node(self._node.GetClassName(), self._name())
-        prepare_display(new, *self._node.GetImageData().GetScalarRange())
+        prepare_display(new, *displayed_range(self._node))
         copy_window_level(self._node, new)
         self.outputs = fill_volume(new, image, self._target)
 

@@ -123,6 +123,14 @@ def prepare_display(node: slicer.vtkMRMLVolumeNode, window_min: float, window_ma
             display.SetWindowLevelMinMax(window_min, window_max)
 
 
+def displayed_range(volume: slicer.vtkMRMLVolumeNode) -> tuple[float, float]:
+    """Return the values that are displayed black and white."""
+    display = volume.GetDisplayNode()
+    if display is not None and display.IsA("vtkMRMLScalarVolumeDisplayNode"):
+        return display.GetWindowLevelMin(), display.GetWindowLevelMax()
+    return volume.GetImageData().GetScalarRange()
+
+
 def copy_window_level(source: slicer.vtkMRMLVolumeNode, target: slicer.vtkMRMLVolumeNode) -> None:
     """Display a volume with another one's window, level and colours, so that the two can be compared."""
     source_display, display = source.GetDisplayNode(), target.GetDisplayNode()

@@ -7,7 +7,7 @@ from collections.abc import Generator
 import numpy as np
 import slicer
 
-from .outputs import fill_volume, new_node, prepare_display
+from .outputs import displayed_range, fill_volume, new_node, prepare_display
 from .volume_nodes import matrix_of, new_image, voxel_to_local
 
 FOLDING_COLOUR = (1.0, 0.0, 1.0)
@@ -29,7 +29,7 @@ def checkerboard(
         fixed, warped: volumes on one grid.
         node: of `new_temporary_node`; it is shown empty first.
     """
-    sources = [(slicer.util.arrayFromVolume(volume), _displayed_range(volume)) for volume in (fixed, warped)]
+    sources = [(slicer.util.arrayFromVolume(volume), displayed_range(volume)) for volume in (fixed, warped)]
     shape = sources[0][0].shape
     image, board = new_image(shape, np.dtype(np.uint8))
     prepare_display(node, 0, 255)
@@ -41,14 +41,6 @@ def checkerboard(
         board[slab] = np.where((in_plane + k[slab]) % 2 == 1, grey[1], grey[0])
         yield
     fill_volume(node, image, fixed)
-
-
-def _displayed_range(volume: slicer.vtkMRMLVolumeNode) -> tuple[float, float]:
-    """Return the values that are displayed black and white."""
-    display = volume.GetDisplayNode()
-    if display is not None and display.IsA("vtkMRMLScalarVolumeDisplayNode"):
-        return display.GetWindowLevelMin(), display.GetWindowLevelMax()
-    return volume.GetImageData().GetScalarRange()
 
 
 def _displayed_grey(values: np.ndarray, window: tuple[float, float]) -> np.ndarray:

@@ -103,17 +103,17 @@ class SequenceJob(Job):
                 volume = slicer.vtkMRMLScalarVolumeNode()
                 volume.SetName(f"{made['warped'].GetName()} {at}")
                 volume.SetIJKToRASMatrix(volume_nodes.matrix_of(volume_nodes.voxel_to_local(fixed)))
-                volume.SetAndObserveImageData(image)
-                made["warped"].SetDataNodeAtValue(volume, at)
+                made["warped"].SetDataNodeAtValue(volume, at)  # a deep copy, so voxels and vectors are set after it
+                made["warped"].GetDataNodeAtValue(at).SetAndObserveImageData(image)
                 yield
                 transform = slicer.vtkMRMLTransformNode()
                 transform.SetName(f"{made['transforms'].GetName()} {at}")
-                transform.SetAndObserveTransformFromParent(from_parent)
                 outputs.write_report(transform, report)
                 made["transforms"].SetDataNodeAtValue(transform, at)
+                made["transforms"].GetDataNodeAtValue(at).SetAndObserveTransformFromParent(from_parent)
                 yield
             shown = made["shown"] = outputs.new_node("vtkMRMLScalarVolumeNode", made["warped"].GetName())
-            outputs.prepare_display(shown, *fixed.GetImageData().GetScalarRange())  # the browser's own takes long
+            outputs.prepare_display(shown, *outputs.displayed_range(fixed))  # the browser's own takes long
             outputs.copy_window_level(fixed, shown)
             browser = made["browser"] = outputs.new_node("vtkMRMLSequenceBrowserNode", f"{shown.GetName()} browser")
             yield

@@ -194,10 +194,10 @@ def test_the_checkerboard_is_a_hidden_node_that_goes_away(done):
     assert composite().GetForegroundOpacity() == 1.0
     assert node.GetHideFromEditors()
     assert not node.GetSaveWithScene()
-    from LightweightRegistrationLib import overlays
+    from LightweightRegistrationLib import outputs, overlays
 
     fixed, warped = (
-        overlays._displayed_grey(slicer.util.arrayFromVolume(v), overlays._displayed_range(v))
+        overlays._displayed_grey(slicer.util.arrayFromVolume(v), outputs.displayed_range(v))
         for v in (done.p.fixedVolume, done.p.warpedVolume)
     )
     values = slicer.util.arrayFromVolume(node)

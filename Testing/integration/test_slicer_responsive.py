@@ -151,6 +151,22 @@ def test_a_transform_of_any_kind_is_read_some_points_at_a_time(scene, monkeypatc
     assert np.array_equal(result_of(transform_nodes.read_transform(again, image)).vectors, field.vectors)
 
 
+def test_frames_of_a_sequence_hold_what_was_read_without_a_copy(logic, scene, monkeypatch):
+    """A copy of a large field takes more than half a second, and as much memory as the field."""
+    from LightweightRegistrationLib import jobs
+
+    read: list = []
+    make_image, make_grid = jobs.new_image, jobs.new_grid
+    monkeypatch.setattr(jobs, "new_image", lambda *shape: read.append(make_image(*shape)) or read[-1])
+    monkeypatch.setattr(jobs, "new_grid", lambda *grid: read.append(make_grid(*grid)) or read[-1])
+    made = logic.registerSequence(*frames(scene, 2), 1, refine="none")
+    held = []
+    for n in range(2):
+        held.append(made["warped"].GetNthDataNode(n).GetImageData())
+        held.append(made["transforms"].GetNthDataNode(n).GetTransformFromParent())
+    assert all(there is one for there, (one, _) in zip(held, read, strict=True))
+
+
 def test_a_sequence_that_is_cancelled_while_it_is_being_made_leaves_nothing(logic, scene, one_step_a_turn):
     fixed, sequence = frames(scene, 1)
     before = snapshot()
