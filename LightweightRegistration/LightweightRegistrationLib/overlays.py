@@ -8,7 +8,7 @@ import numpy as np
 import slicer
 
 from .outputs import displayed_range, fill_volume, new_node, prepare_display
-from .volume_nodes import matrix_of, new_image, voxel_to_local
+from .volume_nodes import BINARY, matrix_of, new_image, voxel_to_local
 
 FOLDING_COLOUR = (1.0, 0.0, 1.0)
 CHECKER_MM = 25.0
@@ -134,6 +134,17 @@ def folding_contours(
         if node is not None and node.GetDisplayNode() is not None:
             node.GetDisplayNode().SetVisibility(False)
         return node
+    if node is None or node.GetSegmentation().GetMTime() < jacobian.GetImageData().GetMTime():
+        node = _outline_folding(jacobian, node)
+    if node is not None:
+        node.GetDisplayNode().SetVisibility(True)
+    return node
+
+
+def _outline_folding(
+    jacobian: slicer.vtkMRMLScalarVolumeNode, node: slicer.vtkMRMLSegmentationNode | None
+) -> slicer.vtkMRMLSegmentationNode | None:
+    """Fill the segmentation of a map's folding voxels; without any, there is none."""
     folds = slicer.util.arrayFromVolume(jacobian) <= 0
     if not folds.any():
         if node is not None:
@@ -146,21 +157,20 @@ def folding_contours(
     box = tuple(slice(np.flatnonzero(f)[0], np.flatnonzero(f)[-1] + 1) for f in _projections(folds))
     to_local = voxel_to_local(jacobian)
     to_local[:3, 3] = (to_local @ [*(part.start for part in box[::-1]), 1])[:3]
-    labels = slicer.vtkMRMLLabelMapVolumeNode()
-    slicer.mrmlScene.AddNode(labels)
-    try:
-        fill_volume(labels, folds[box].astype(np.uint8), jacobian)  # the box alone: importing takes long
-        labels.SetIJKToRASMatrix(matrix_of(to_local))
-        node.GetSegmentation().RemoveAllSegments()
-        slicer.vtkSlicerSegmentationsModuleLogic.ImportLabelmapToSegmentationNode(labels, node)
-    finally:
-        slicer.mrmlScene.RemoveNode(labels)
-    node.SetAndObserveTransformNodeID(jacobian.GetTransformNodeID())
-    segment = node.GetSegmentation().GetNthSegment(0)
+    image, labels = new_image(folds[box].shape, np.dtype(np.uint8))
+    labels[...] = folds[box]
+    data = slicer.vtkOrientedImageData()
+    data.ShallowCopy(image)
+    data.SetGeometryFromImageToWorldMatrix(matrix_of(to_local))
+    segment = slicer.vtkSegment()
     segment.SetName("Folding")
     segment.SetColor(*FOLDING_COLOUR)
+    segment.AddRepresentation(BINARY, data)  # importing a labelmap node takes a second where the box is large
+    node.GetSegmentation().RemoveAllSegments()
+    node.GetSegmentation().SetSourceRepresentationName(BINARY)
+    node.GetSegmentation().AddSegment(segment)
+    node.SetAndObserveTransformNodeID(jacobian.GetTransformNodeID())
     display = node.GetDisplayNode()
-    display.SetVisibility(True)
     display.SetVisibility2DFill(False)
     display.SetVisibility2DOutline(True)
     display.SetSliceIntersectionThickness(2)

@@ -106,6 +106,28 @@ def test_other_colours_do_not_begin_the_drawing_anew(done, one_step_a_turn):
     assert node.GetDisplayNode().GetWindowLevelMax() == pytest.approx(4.0)
 
 
+def test_the_folding_outline_is_computed_once_for_a_map(scene, slicer_module, monkeypatch):
+    """Other display choices, such as the grid's spacing, show it again."""
+    from LightweightRegistrationLib import overlays
+
+    values = np.ones((20, 20, 20), np.float32)
+    values[5:8, 6:9, 7:9] = -0.1
+    jacobian = add_volume("map", values)
+    fills = []
+    outline = overlays._outline_folding
+    monkeypatch.setattr(overlays, "_outline_folding", lambda *nodes: fills.append(nodes) or outline(*nodes))
+    node = overlays.folding_contours(jacobian, True)
+    assert overlays.folding_contours(jacobian, False) is node
+    assert not node.GetDisplayNode().GetVisibility()
+    assert overlays.folding_contours(jacobian, True) is node
+    assert node.GetDisplayNode().GetVisibility()
+    assert len(fills) == 1
+    slicer.util.arrayFromVolume(jacobian)[...] = 1
+    slicer.util.arrayFromVolumeModified(jacobian)
+    assert overlays.folding_contours(jacobian, True) is None
+    assert len(fills) == 2
+
+
 def test_a_mask_is_read_a_slab_at_a_time(scene, monkeypatch):
     from LightweightRegistrationLib import volume_nodes
 
