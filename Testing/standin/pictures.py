@@ -134,7 +134,7 @@ def main() -> None:
         ui.othersList.findItems(node.GetName(), qt.Qt.MatchExactly)[0].setCheckState(qt.Qt.Checked)
     for button in ("inputs", "model", "outputs", "results", "display"):
         getattr(ui, f"{button}CollapsibleButton").collapsed = True
-    for button in ("masks", "advanced", "others", "sequence"):
+    for button in ("masks", "advanced", "others", "files", "sequence", "batch"):
         getattr(ui, f"{button}CollapsibleButton").collapsed = False
     save(window_picture(widget), target / "slicer-panel-more.png")
     for view in views.values():
