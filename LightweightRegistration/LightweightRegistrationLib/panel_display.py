@@ -103,6 +103,8 @@ class PanelDisplay:
             running: a job is under way: the views belong to it.
         """
         self.ui.flickerButton.enabled = self.overlayVolume() is not None
+        if not self.ui.flickerButton.enabled:
+            self.ui.flickerButton.checked = False  # it could not be stopped
         self.ui.beforeButton.visible = self._hasBefore() and not running
         state = ViewState.fromParameterNode(self._parameterNode)
         if state == self._drawn or running:

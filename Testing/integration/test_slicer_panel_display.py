@@ -33,9 +33,13 @@ def test_display_controls_drive_the_slice_views(done):
     assert not display.GetVisibility()
     choose(ui.overlayComboBox, "Moving volume as it was")
     assert composite().GetForegroundVolumeID() == p.movingVolume.GetID()
+    click(ui.flickerButton)
     choose(ui.overlayComboBox, "Nothing")
     assert composite().GetForegroundVolumeID() is None
     assert not ui.flickerButton.enabled
+    assert not ui.flickerButton.checked
+    assert not done.panel.display.flickerTimer.isActive()
+    assert composite().GetForegroundOpacity() == pytest.approx(0.8)
 
 
 def test_the_jacobian_has_colours_and_a_legend(done):
