@@ -145,8 +145,9 @@ def _outline_folding(
     jacobian: slicer.vtkMRMLScalarVolumeNode, node: slicer.vtkMRMLSegmentationNode | None
 ) -> slicer.vtkMRMLSegmentationNode | None:
     """Fill the segmentation of a map's folding voxels; without any, there is none."""
-    folds = slicer.util.arrayFromVolume(jacobian) <= 0
-    if not folds.any():
+    values = slicer.util.arrayFromVolume(jacobian)
+    slices = [k for k, plane in enumerate(values) if (plane <= 0).any()]  # plane by plane: memory for all costs more
+    if not slices:
         if node is not None:
             slicer.mrmlScene.RemoveNode(node)
         return None
@@ -154,9 +155,10 @@ def _outline_folding(
         node = new_node("vtkMRMLSegmentationNode", f"{jacobian.GetName()} folding")
         node.CreateDefaultDisplayNodes()
         jacobian.SetNodeReferenceID("LightweightRegistrationFolding", node.GetID())
+    folds = values[slices[0] : slices[-1] + 1] <= 0
     box = tuple(slice(np.flatnonzero(f)[0], np.flatnonzero(f)[-1] + 1) for f in _projections(folds))
     to_local = voxel_to_local(jacobian)
-    to_local[:3, 3] = (to_local @ [*(part.start for part in box[::-1]), 1])[:3]
+    to_local[:3, 3] = (to_local @ [box[2].start, box[1].start, slices[0], 1])[:3]
     image, labels = new_image(folds[box].shape, np.dtype(np.uint8))
     labels[...] = folds[box]
     data = slicer.vtkOrientedImageData()

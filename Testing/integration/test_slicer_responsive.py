@@ -117,6 +117,9 @@ def test_the_folding_outline_is_computed_once_for_a_map(scene, slicer_module, mo
     outline = overlays._outline_folding
     monkeypatch.setattr(overlays, "_outline_folding", lambda *nodes: fills.append(nodes) or outline(*nodes))
     node = overlays.folding_contours(jacobian, True)
+    bounds = [0.0] * 6
+    node.GetRASBounds(bounds)
+    assert bounds == [6.5, 8.5, 5.5, 8.5, 4.5, 7.5]  # x, y, z
     assert overlays.folding_contours(jacobian, False) is node
     assert not node.GetDisplayNode().GetVisibility()
     assert overlays.folding_contours(jacobian, True) is node
