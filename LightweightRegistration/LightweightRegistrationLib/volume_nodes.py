@@ -15,7 +15,7 @@ from .module_errors import InputError
 
 BINARY = "Binary labelmap"  # a representation of segments
 MIN_VOXELS = 4  # along each axis, as LDRCore
-MASK_VOXELS_A_STEP = 2_000_000  # of a segmentation
+MASK_VOXELS_A_STEP = 8_000_000  # of a segmentation: each step also costs a pass over all of it
 
 
 @dataclass(frozen=True)
