@@ -34,7 +34,10 @@ MIN_VOXELS = 4  # along each axis
 SHEAR = 1e-3  # of unit axes: larger dot products mean that they are not at right angles
 GRID_VOX = 0.1  # two grids are the same where their corners are closer, in voxels
 MASK_VOXELS = MIN_VOXELS**3  # a mask must hold so many
-LABEL_NEIGHBOURS = 0.8  # of the voxels of a label map have the value of the next one along x
+# of the voxels of a label map have the value of the next one along x: .51 to .98 of brains in 33 to 147 parts at 1 to
+# 6 mm, .89 of organs; of T1 heads of 64 grey levels and more, also magnified three times, at most .31
+LABEL_NEIGHBOURS = 0.45
+_LABEL_VOXELS = 2_000_000  # looked at, about
 _INTENT_LABEL = "1002"  # NIfTI's code
 AIR = 0.02  # of an image's range of intensities: a mask with nothing brighter holds only air
 
@@ -181,17 +184,22 @@ def count_non_finite(values: np.ndarray) -> int:
 
 
 def looks_like_labels(image: sitk.Image) -> bool:
-    """Return whether an image of integers says that it holds labels, or has regions of one value as labels have.
+    """Return whether an image of whole numbers says that it holds labels, or has regions of one value as labels have.
+
+    Whole numbers may be stored as floating point, as some programs store labels. The most frequent value, which is
+    background in most images, counts nowhere.
 
     Args:
         image: three-dimensional scalar image.
     """
     values = sitk.GetArrayViewFromImage(image)
-    if values.dtype.kind not in "iu":
+    values = values[:: max(1, values.size // _LABEL_VOXELS)]
+    if values.dtype.kind not in "iuf" or (values.dtype.kind == "f" and not np.array_equal(values, np.rint(values))):
         return False
     if image.HasMetaDataKey("intent_code") and image.GetMetaData("intent_code") == _INTENT_LABEL:
         return True
-    filled = values[..., :-1] != values.min()
+    found, counts = np.unique(values, return_counts=True)
+    filled = values[..., :-1] != found[counts.argmax()]
     equal = np.count_nonzero(filled & (values[..., :-1] == values[..., 1:]))
     return bool(equal > LABEL_NEIGHBOURS * max(1, int(np.count_nonzero(filled))))
 

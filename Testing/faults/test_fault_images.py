@@ -366,3 +366,20 @@ def test_labels_are_noticed(tmp_path, capsys):
         assert (said["interpolation"], len(said["warnings"])) == (interpolation, warnings)
     auto = LDRCore.warp_image(tmp_path / "labels.nii.gz", tmp_path / "t.tfm", tmp_path / "scan.nii.gz", "auto")
     assert set(np.unique(sitk.GetArrayFromImage(auto))) == {0, 3, 17}
+
+
+NUMBER = np.arange(WHOLE.size).reshape(SHAPE)
+BLOCKS = (np.indices(SHAPE) // 3).transpose(1, 2, 3, 0) @ np.array([16, 4, 1])  # of 3 voxels a side, values 0 to 59
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        (BLOCKS.astype(np.uint8), True),  # 2 of 3 voxels have the next one's value: many small structures
+        (BLOCKS.astype(np.float32), True),
+        (BLOCKS.astype(np.float32) + 0.5, False),
+        (np.where(NUMBER < 900, 0, WHOLE) - (NUMBER == 5), False),  # a background, one voxel darker
+    ],
+)
+def test_labels_are_told_by_their_regions(values, labels):
+    assert images.looks_like_labels(image_of(values)) is labels
