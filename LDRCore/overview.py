@@ -15,6 +15,7 @@ from LDRCore import geometry
 
 _PLANES = ("axial", "coronal", "sagittal")
 _NORMALS = (2, 1, 0)  # the LPS axis that each plane is cut across
+_SIDES = (("R", "L"), ("R", "L"), ("A", "P"))  # of the patient, at the left and right edge of each plane
 _COLUMNS = ("fixed", "moving", "warped", "fixed + moving", "fixed + warped", "checkerboard", "grid", "Jacobian")
 _MAX_EDGE = 256  # voxels along a side of the picture's grid
 _COARSE_MM, _COARSE_EDGE = 4.0, 96  # spacing of the grid for windows and centres; voxels along a side, at most
@@ -55,7 +56,8 @@ def write_overview(
 
     In the overlays the fixed image is magenta and the other one green: where they agree, the picture is grey. Moving
     is shown where the scanner put it. The grid is drawn without the affine part. Slices are patient-aligned (also for
-    oblique images) and go through the middle of the content, patient right on the left of the picture.
+    oblique images) and go through the middle of the content, patient right on the left of the picture, as the letters
+    in the first column say.
 
     Args:
         path: of the .png to write.
@@ -138,6 +140,7 @@ def _draw(path: Path, rows: list[_Row], spacing_mm: float, title: str, verdict: 
         ]
         for extent, picture in zip(extents, pictures, strict=False):
             axes.imshow(picture, "gray", vmin=0, vmax=1, interpolation="bilinear", extent=extent, aspect="auto")
+        _draw_sides(axes, extents[0], _SIDES[plane])
         _draw_grid(axes, extents[6], row)
         colours = axes.imshow(
             row.jacobian, "RdBu_r", vmin=0, vmax=2, interpolation="nearest", extent=extents[7], aspect="auto"
@@ -226,6 +229,13 @@ def _best_affine(transform: sitk.Transform, reference: sitk.Image) -> np.ndarray
 def _checkerboard(a: np.ndarray, b: np.ndarray, edge: int) -> np.ndarray:
     rows, columns = np.indices(a.shape) // edge
     return np.where((rows + columns) % 2 == 0, a, b)
+
+
+def _draw_sides(axes: Any, extent: tuple[float, ...], names: tuple[str, str]) -> None:
+    """Name the patient's sides at the edges of a panel."""
+    left, right, bottom, top = extent
+    for x, name, align in ((left, names[0], "left"), (right, names[1], "right")):
+        axes.text(x, (bottom + top) / 2, name, color="white", fontsize=10, ha=align, va="center")
 
 
 def _draw_grid(axes: Any, extent: tuple[float, ...], row: _Row) -> None:

@@ -129,6 +129,14 @@ def unlike(card: dict[str, Any], pair: Pair) -> list[str]:
     ]
 
 
+def undeformed(measures: dict[str, Any]) -> list[str]:
+    """Return a sentence where the images were to be deformed and were not."""
+    why = measures.get("networks_left_out") or measures.get("refinement_skipped")
+    if not why or measures["dense_displacement_mm"]["max"] > 0:
+        return []
+    return [f"nothing was deformed after the affine alignment: {why}"]
+
+
 def warnings(measures: dict[str, Any]) -> list[str]:
     """Return what a careful reader would want to be told beside the verdict, a sentence each."""
     found = []
@@ -177,7 +185,9 @@ def build(
             "shape": list(field.grid.shape),
             "spacing_mm": [round(s, 4) for s in field.grid.spacing_mm],
         },
-        "verdict": verdict.judge(measures["evidence"], networks=options.cascades > 0, unlike=odd),
+        "verdict": verdict.judge(
+            measures["evidence"], networks=options.cascades > 0, more=[*odd, *undeformed(measures)]
+        ),
         "warnings": odd + warnings(measures),
         "device": options.device,
         "threads": torch.get_num_threads(),

@@ -21,18 +21,18 @@ EXTREME, FOLDING = 0.1, 0.001
 FLAT = 0.8  # of the content's voxels have the value of the next one, as in label maps
 
 
-def judge(evidence: dict[str, Any], *, networks: bool, unlike: Iterable[str] = ()) -> dict[str, Any]:
+def judge(evidence: dict[str, Any], *, networks: bool, more: Iterable[str] = ()) -> dict[str, Any]:
     """Judge a result.
 
     Args:
         evidence: see `evidence.measure`.
         networks: whether dense networks, which expect the contrast they were trained on, took part.
-        unlike: sentences on images that are unlike those that the model was made for.
+        more: further reasons to look: images unlike those that the model was made for, a deformation that was left out.
 
     Returns:
         verdict: "trust", "look" or "failed"; reasons: a sentence each, the gravest first; none for "trust".
     """
-    failures, doubts = _alignment(evidence), list(unlike)
+    failures, doubts = _alignment(evidence), list(more)
     failures += _deformation(evidence)
     doubts = _doubts(evidence, networks=networks) + doubts
     word = "failed" if failures else "look" if doubts else "trust"
@@ -47,7 +47,8 @@ def _alignment(evidence: dict[str, Any]) -> list[str]:
     """Reasons to think that the images were not brought together."""
     clearness, found = evidence["clearness"], []
     if evidence["inside"] < NOTHING_INSIDE:
-        found.append(f"only {_percent(evidence['inside'])} of the fixed content meets the moving image")
+        share = f"only {_percent(evidence['inside'])}" if evidence["inside"] else "nothing"
+        found.append(f"{share} of the fixed content meets the moving image")
     if _is_unclear(clearness):
         found.append(
             f"the images agree hardly better than shifted ones ({clearness['affine']:.2f} times as well after the "

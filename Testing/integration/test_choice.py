@@ -69,6 +69,9 @@ def test_a_model_for_one_contrast_does_not_spoil_the_alignment_of_another(invert
     result = LDRCore.register(inverted_pair["fixed"], inverted_pair["moving_image"], model="brain-t1-small")
     assert result.report["cascades"] == 0
     assert any("contrasts differ" in text for text in result.report["warnings"])
+    said = result.report["verdict"]  # a reader who sees the picture alone sees this
+    assert said["verdict"] == "look"
+    assert any(text.startswith("nothing was deformed") for text in said["reasons"])
     assert dice(inverted_pair, result.transform) == pytest.approx(dice(inverted_pair, result.affine), abs=1e-3)
 
 

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 import torch
 
 import LDRCore
-from LDRCore import overview
+from LDRCore import overview, report
 from LDRCore.cli.main import main
 from LDRCore.geometry import Grid
 from LDRCore.pipeline import evidence, preprocess, verdict
@@ -50,6 +50,7 @@ def test_a_usual_result_is_trusted_without_reasons():
         ({"local_correlation": {"affine": 0.5, "after": 0.45}}, "look", "fell from 0.50 to 0.45"),
         ({"local_correlation": {"affine": 0.05, "after": 0.1}}, "look", "little in common"),
         ({"inside": 0.05}, "failed", "only 5 % of the fixed content"),
+        ({"inside": 0.0}, "failed", "nothing of the fixed content meets"),
         ({"inside": 0.4}, "look", "only 40 % of the fixed content"),
         ({"missing": 0.5}, "failed", "shows nothing at 50 %"),
         ({"missing": 0.2}, "look", "shows nothing at 20 %"),
@@ -73,8 +74,17 @@ def test_other_contrast_matters_where_networks_expect_it():
 
 
 def test_an_image_unlike_the_models_is_a_reason_to_look():
-    said = verdict.judge(RIGHT, networks=True, unlike=["the fixed image looks like CT"])
+    said = verdict.judge(RIGHT, networks=True, more=["the fixed image looks like CT"])
     assert said == {"verdict": "look", "reasons": ["the fixed image looks like CT"]}
+
+
+@pytest.mark.parametrize("why", ["networks_left_out", "refinement_skipped"])
+def test_a_deformation_that_was_left_out_is_a_reason_to_look(why):
+    measures = {why: "the contrasts differ", "dense_displacement_mm": {"max": 0.0}}
+    assert report.undeformed(measures) == ["nothing was deformed after the affine alignment: the contrasts differ"]
+    measures["dense_displacement_mm"]["max"] = 3.0  # by what did run
+    assert report.undeformed(measures) == []
+    assert report.undeformed({"dense_displacement_mm": {"max": 0.0}}) == []  # nothing was asked for
 
 
 def test_failures_come_before_doubts():
@@ -179,8 +189,8 @@ def heads() -> tuple[sitk.Image, sitk.Image]:
 
 @pytest.mark.parametrize("keywords", [{"model": "none"}, {"kind": "rigid", "model": "none"}, {}])
 def test_a_pair_that_is_brought_together_is_trusted(heads, keywords):
-    report = LDRCore.register(*heads, **keywords).report
-    assert report["verdict"] == {"verdict": "trust", "reasons": []}
+    said = LDRCore.register(*heads, **keywords).report["verdict"]
+    assert said == {"verdict": "trust", "reasons": []}
 
 
 def test_a_wrong_start_that_is_kept_fails(heads):
@@ -236,3 +246,25 @@ def test_the_pictures_line_names_the_first_reason():
     assert overview.describe_verdict({"verdict": "trust", "reasons": []}) == "trust"
     assert overview.describe_verdict({"verdict": "look", "reasons": ["a"]}) == "look: a"
     assert overview.describe_verdict({"verdict": "failed", "reasons": ["a", "b", "c"]}) == "failed: a (and 2 more)"
+
+
+def test_the_picture_names_the_patients_sides(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    values = np.zeros((20, 20, 20), np.float32)
+    values[4:16, 4:16, 4:16] = 100
+    values[4:16, 4:16, 12:16] = 200  # at high i: the patient's right, as i runs to the right here
+    image = sitk.GetImageFromArray(values)
+    image.SetSpacing((2.0, 2.0, 2.0))
+    image.SetDirection((-1, 0, 0, 0, 1, 0, 0, 0, 1))
+    words, pictures = {}, []
+    monkeypatch.setattr(Axes, "text", lambda self, x, y, word, **_: words.setdefault(word, []).append((x, y)))
+    draw = Axes.imshow
+    monkeypatch.setattr(Axes, "imshow", lambda self, *a, **k: pictures.append((a[0], k)) or draw(self, *a, **k))
+    overview.write_overview(tmp_path / "o.png", image, image, sitk.Transform(3, sitk.sitkIdentity))
+    axial, place = pictures[0]
+    assert axial[:, : axial.shape[1] // 2].mean() > axial[:, axial.shape[1] // 2 :].mean()
+    left, right, bottom, top = place["extent"]
+    assert words["R"][0] == (left, (bottom + top) / 2)
+    assert words["L"][0] == (right, (bottom + top) / 2)
+    assert [len(words[side]) for side in "RLAP"] == [2, 2, 1, 1]
