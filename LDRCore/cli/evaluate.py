@@ -12,7 +12,7 @@ import SimpleITK as sitk
 
 from LDRCore.cli import chain
 from LDRCore.cli.files import check_output_file
-from LDRCore.cli.output import CommandOutput, progress_bar
+from LDRCore.cli.output import CommandOutput, describe_folding, progress_bar
 from LDRCore.cli.register import model_keywords
 from LDRCore.errors import RegistrationError
 from LDRCore.evaluation.pairs import NUMBERS, SEPARATOR, EvaluationOptions, PairFiles, evaluate_pairs, read_pairs
@@ -113,8 +113,11 @@ def describe_evaluation(evaluation: dict[str, Any]) -> str:
     summary = evaluation["summary"]
     if summary:
         most = max(statistics["n"] for statistics in summary.values())
-        lines.append(f"mean and std over {most} pair{'s' * (most > 1)}:")
-        lines += [f"  {name:<26}{s['mean']:.5g} +- {s['std']:.3g}" for name, s in summary.items()]
+        lines.append(f"mean and std over {most} pairs:" if most > 1 else "of one pair:")
+        lines += [
+            f"  {name:<26}{s['mean']:.5g}" + (f" +- {s['std']:.3g}" if s["n"] > 1 else "")
+            for name, s in summary.items()
+        ]
     return "\n".join(lines)
 
 
@@ -128,5 +131,5 @@ def _describe_pair(pair: dict[str, Any]) -> str:
         known = [f"{value:.{digits}f} {stage}" for stage, value in values.items() if value is not None]
         if known:
             parts.append(f"{title} " + ", ".join(known))
-    parts.append(f"{pair['after']['folding_count']} folding voxels")
+    parts.append(describe_folding(pair["after"]["folding_count"], pair["after"]["folding_fraction"]))
     return f"{head}: " + "; ".join(parts)

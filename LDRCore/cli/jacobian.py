@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from LDRCore import geometry
 from LDRCore.cli import chain
 from LDRCore.cli.files import check_output_file
-from LDRCore.cli.output import CommandOutput
+from LDRCore.cli.output import CommandOutput, describe_folding
 from LDRCore.evaluation import metrics
 from LDRCore.io import images
 from LDRCore.io.writing import write_file, write_image
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> CommandOutput:
     }
     text = (
         f"Jacobian determinant {data['min']:.3f} to {data['max']:.3f}, mean {data['mean']:.3f}; "
-        f"{count} folding voxels ({100 * fraction:.4f} %)"
+        f"{describe_folding(count, fraction)}"
     )
     if options.out is not None:
         write_file(options.out, lambda path: write_image(determinant, path))

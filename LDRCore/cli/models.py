@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> CommandOutput:
 
 def _cascades(card: dict[str, Any]) -> str:
     most = card["architecture"]["cascades"]
-    return f"{'0' if 'weights' not in card else '1'} to {most} cascades" if most else "no network"
+    return f"0 to {most} cascades" if most else "no network"
 
 
 def count_costs() -> dict[str, Cost]:

@@ -26,6 +26,11 @@ class CommandOutput(NamedTuple):
     after: Callable[[], None] | None = None
 
 
+def describe_folding(count: int, fraction: float) -> str:
+    """Say how many voxels fold, and what share that is: a few of millions are a share that rounds to nothing."""
+    return f"{count} folding voxel{'s' * (count != 1)}" + (f" ({100 * fraction:.2g} %)" if count else "")
+
+
 def progress_lines(clock: Callable[[], float], line_s: float = LINE_S) -> Callable[[float, str], None]:
     """Make what prints a line on stderr every few seconds: the fraction done and the time left.
 

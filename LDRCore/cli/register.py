@@ -14,7 +14,7 @@ import SimpleITK as sitk
 
 from LDRCore import registration
 from LDRCore.cli import chain
-from LDRCore.cli.output import CommandOutput, progress_bar
+from LDRCore.cli.output import CommandOutput, describe_folding, progress_bar
 from LDRCore.errors import RegistrationError
 from LDRCore.io import images, transforms
 from LDRCore.pipeline.options import INITIALS, Options, every_cascade, resolve_refine
@@ -148,16 +148,14 @@ def refinement_keywords(options: argparse.Namespace) -> dict[str, Any]:
 
 def describe_report(report: dict[str, Any], files: list[str]) -> str:
     """Describe a registration for a person: verdict, model, similarity, regularity, times, warnings, files."""
-    similarity, times, determinant = report["similarity"], report["times_s"], report["jacobian_determinant"]
-    verdict = report["verdict"]
+    verdict, times, determinant = report["verdict"], report["times_s"], report["jacobian_determinant"]
     lines = [
         f"verdict      {verdict['verdict']}" + "".join(f"\n             - {reason}" for reason in verdict["reasons"]),
         f"model        {report['model']}, {report['kind']}, {report['cascades']} cascade(s), {report['device']}, "
         f"{report['threads']} thread(s)",
-        f"correlation  {similarity['before']:.3f} as scanned, {similarity['initial']:.3f} centred, "
-        f"{similarity['affine']:.3f} affine, {similarity['after']:.3f} deformed",
+        f"correlation  {_describe_similarity(report)}",
         f"Jacobian     {determinant['min']:.2f} to {determinant['max']:.2f}, "
-        f"folding {100 * report['folding_fraction']:.3f} % of the fixed image's voxels",
+        f"{describe_folding(report['folding_count'], report['folding_fraction'])} in the fixed image",
         *_describe_extras(report),
         "seconds      " + ", ".join(f"{name} {value:.2f}" for name, value in times.items()),
         *[
@@ -170,6 +168,18 @@ def describe_report(report: dict[str, Any], files: list[str]) -> str:
         "written      " + f"{Path(files[0]).parent}: " + ", ".join(Path(file).name for file in files),
     ]
     return "\n".join(lines)
+
+
+def _describe_similarity(report: dict[str, Any]) -> str:
+    """Say how alike the images were at each stage that there was."""
+    stages = {"before": "as scanned", "initial": "at the start", "affine": "affine", "after": "deformed"}
+    if report["initial"] == "center":
+        stages["initial"] = "centred"
+    if report["kind"] == "rigid":
+        stages["affine"] = "rigid"
+    if not report["dense_displacement_mm"]["max"]:
+        del stages["after"]
+    return ", ".join(f"{report['similarity'][stage]:.3f} {name}" for stage, name in stages.items())
 
 
 def _describe_extras(report: dict[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 import SimpleITK as sitk
 
 from LDRCore import cli
+from LDRCore.cli.output import describe_folding
 
 
 def ldr(*arguments: object) -> int:
@@ -130,6 +131,7 @@ def test_models_lists_cards_and_costs(capsys):
     assert "brain-t1" in text
     assert "1,548,643" in text
     assert "280,659" in text
+    assert "brain-t1-gradient  0 to 9 cascades" in text
 
 
 def test_doctor_is_content_here(capsys):
@@ -282,3 +284,9 @@ def test_bad_points_and_transforms(files, tmp_path, capsys):
     assert ldr("warp", files["good"], "--transform", transform, "--reference", files["good"], "--out", "x.qqq") == 2
     assert "file type that SimpleITK writes" in capsys.readouterr().err
     assert not Path("x.qqq").exists()
+
+
+def test_few_folding_voxels_are_not_rounded_to_none():
+    assert describe_folding(0, 0.0) == "0 folding voxels"
+    assert describe_folding(1, 1 / 1_296_000) == "1 folding voxel (7.7e-05 %)"
+    assert describe_folding(200, 0.02) == "200 folding voxels (2 %)"

@@ -116,7 +116,10 @@ def test_the_command_takes_a_kind(demo_pair, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = [demo_pair["fixed"], demo_pair["moving"], "--out", str(out), "--kind", "rigid", "--no-overview"]
     assert cli.main(["register", *arguments]) == 0
-    assert "rigid" in capsys.readouterr().out
+    told = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    assert " rigid" in told["correlation"]
+    assert "deformed" not in told["correlation"]  # there is no such stage
+    assert told["Jacobian"] == "1.00 to 1.00, 0 folding voxels in the fixed image"
     assert json.loads((out / "report.json").read_text())["kind"] == "rigid"
     assert sitk.ReadTransform(str(out / "transform.h5")).GetNumberOfParameters() == 6
     assert cli.main(["register", *arguments, "--overwrite", "--refine", "fast"]) == 2
