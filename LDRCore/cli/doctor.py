@@ -13,6 +13,11 @@ from LDRCore.cli.output import CommandOutput
 from LDRCore.errors import RegistrationError
 
 NEEDED = ("numpy", "SimpleITK", "torch")  # nothing can be registered without these
+EXTRAS = {  # of pyproject.toml: packages, and what needs them
+    "view": (("ipyniivue",), "ldr view, --open"),
+    "transforms": (("h5py", "pydicom"), "transform files of X5 and DICOM"),
+    "cluster": (("dask", "distributed"), "lists of pairs on several machines"),
+}
 
 
 def run(options: argparse.Namespace) -> CommandOutput:
@@ -39,6 +44,9 @@ def examine() -> tuple[dict[str, Any], list[str]]:
     if not problems:
         _examine_packages(facts, problems)
         _examine_models(facts, problems)
+    for extra, (packages, use) in EXTRAS.items():
+        missing = any(importlib.util.find_spec(package) is None for package in packages)
+        facts[f"extra {extra}"] = f"not installed: pip install 'LDRCore[{extra}]' ({use})" if missing else "installed"
     if importlib.util.find_spec("matplotlib") is None:
         problems.append("matplotlib is not installed: overview.png cannot be drawn (use --no-overview)")
     return facts, problems

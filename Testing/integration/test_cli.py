@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -137,6 +138,15 @@ def test_models_lists_cards_and_costs(capsys):
 def test_doctor_is_content_here(capsys):
     assert ldr("doctor") == 0
     assert "all well" in capsys.readouterr().out
+
+
+def test_doctor_names_extras_that_are_missing(capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pydicom" else find(name))
+    assert ldr("doctor", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)["facts"]
+    told = "not installed: pip install 'LDRCore[transforms]' (transform files of X5 and DICOM)"
+    assert facts["extra transforms"] == told
 
 
 def test_help_needs_nothing_heavy():
