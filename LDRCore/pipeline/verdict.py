@@ -17,7 +17,7 @@ CONTRAST = 0.6  # same contrast below which networks made for one contrast are n
 LEAST_INSIDE, NOTHING_INSIDE = 0.6, 0.1
 MISSING, MOST_MISSING = 0.1, 0.3
 DETERMINANT, STRETCHES = (0.6, 1.65), 1.35  # of the affine part; largest over smallest stretch
-EXTREME, FOLDING = 0.1, 0.001
+EXTREME, FOLDING = 0.05, 0.001
 FLAT = 0.8  # of the content's voxels have the value of the next one, as in label maps
 
 

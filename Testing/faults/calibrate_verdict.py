@@ -30,8 +30,8 @@ from LDRCore.pipeline import verdict
 Labelled = tuple[sitk.Image, Any]
 Case = Callable[[sitk.Image, sitk.Image, np.random.Generator], Labelled]
 MODELS: dict[str, dict[str, Any]] = {
-    "small": {},
-    "small+fast": {"refine": "fast"},
+    "default": {},
+    "default+fast": {"refine": "fast"},
     "none": {"model": "none"},
     "none+fast": {"model": "none", "refine": "fast"},
     "affine": {"kind": "affine", "model": "none"},
@@ -348,7 +348,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--share", type=float, default=1.0, help="of the cases that are drawn for each pair")
     parser.add_argument("--good", action="store_true", help="the unchanged pairs alone")
-    parser.add_argument("--models", default="small,small+fast,none,none+fast,affine,rigid", help="with --good")
+    parser.add_argument("--models", default="default,default+fast,none,none+fast,affine,rigid", help="with --good")
     parser.add_argument("--out", type=Path, default=Path("verdict.jsonl"))
     parser.add_argument("--table", type=Path, nargs="+", help="files that were written before")
     options = parser.parse_args()

@@ -59,7 +59,7 @@ def test_a_usual_result_is_trusted_without_reasons():
         ({"same_contrast": -0.9}, "look", "contrast of the images differs"),
         ({"flat": {"fixed": 0.05, "moving": 0.9}}, "look", "the moving image has regions of one value"),
         ({"folding": 0.02}, "look", "folds at 2 %"),
-        ({"extreme": 0.2}, "look", "more than fivefold at 20 %"),
+        ({"extreme": 0.06}, "look", "more than fivefold at 6 %"),
     ],
 )
 def test_each_measure_gives_its_reason_in_words(changes, word, reason):
