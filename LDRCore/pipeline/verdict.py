@@ -12,7 +12,7 @@ from typing import Any
 CLEAR, CLEAR_DENSE = 1.2, 2.0  # clearness of the affine part, and after, below which a result is none
 DOUBTFUL = 1.25  # clearness of the affine part below which it is doubtful
 WORSE, SPOILT = 0.95, 0.6  # of the affine part's local correlation that a deformation must keep
-LEAST_CORRELATION = 0.15  # local correlation after
+LEAST_CORRELATION = 0.15  # local correlation of the affine part
 CONTRAST = 0.6  # same contrast below which networks made for one contrast are not to be relied on
 LEAST_INSIDE, NOTHING_INSIDE = 0.6, 0.1
 MISSING, MOST_MISSING = 0.1, 0.3
@@ -79,8 +79,10 @@ def _doubts(evidence: dict[str, Any], *, networks: bool) -> list[str]:
             f"with the deformation local correlation fell from {correlation['affine']:.2f} "
             f"to {correlation['after']:.2f}"
         )
-    if correlation["after"] < LEAST_CORRELATION:
-        found.append(f"the images have little in common: local correlation {correlation['after']:.2f}")
+    if correlation["affine"] < LEAST_CORRELATION:
+        found.append(
+            f"the images have little in common: local correlation {correlation['affine']:.2f} with the affine map alone"
+        )
     if networks and evidence["same_contrast"] < CONTRAST:
         found.append("the contrast of the images differs, which the model was not made for")
     found += [

@@ -49,6 +49,7 @@ def test_a_usual_result_is_trusted_without_reasons():
         ({"local_correlation": {"affine": 0.5, "after": 0.2}}, "failed", "took the images apart"),
         ({"local_correlation": {"affine": 0.5, "after": 0.45}}, "look", "fell from 0.50 to 0.45"),
         ({"local_correlation": {"affine": 0.05, "after": 0.1}}, "look", "little in common"),
+        ({"local_correlation": {"affine": 0.1, "after": 0.25}}, "look", "correlation 0.10 with the affine map alone"),
         ({"inside": 0.05}, "failed", "only 5 % of the fixed content"),
         ({"inside": 0.0}, "failed", "nothing of the fixed content meets"),
         ({"inside": 0.4}, "look", "only 40 % of the fixed content"),
