@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -135,3 +137,10 @@ def put_sha256(card) -> None:
     content = json.loads(card.read_text(encoding="utf-8"))
     content["sha256"] = hashlib.sha256(card.with_suffix(".pt").read_bytes()).hexdigest()
     card.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_a_model_is_loaded_without_the_compiler_of_torch():
+    """Importing it took more than a second of every first registration."""
+    code = "import sys; from LDRCore.models import weights; weights.load_cascade('brain-t1-small'); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "torch._dynamo" not in done.stdout.split()
