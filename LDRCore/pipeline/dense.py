@@ -1,7 +1,7 @@
 """Stage 2, dense: the networks look at a working grid that covers the fixed image's content.
 
-The moving image is seen after applying the affine map. What follows on the fixed image's own grid is
-`transforms.resample`. Torch, no files.
+The moving image is seen after applying the affine map, and neither where the fixed one ends other than in air. What
+follows on the fixed image's own grid is `transforms.resample`. Torch, no files.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from LDRCore import sampling
 from LDRCore.geometry import Grid
 from LDRCore.pipeline.model import Model
-from LDRCore.pipeline.preprocess import PreparedImage
+from LDRCore.pipeline.preprocess import PreparedImage, continued, ends_in_tissue
 from LDRCore.transforms.field import DenseField, fade_out
+from LDRCore.transforms.volume import Volume
 
 MAX_VOXELS = 5_000_000  # of a working grid; content that needs more is looked at more coarsely
 TAPER_VOXELS = 6  # the field fades to zero over so many voxels outside the working grid
@@ -52,6 +54,17 @@ def estimate_dense(
     displacement = torch.zeros(1, 3, *field_grid.shape, dtype=torch.float32, device=fixed.fine.data.device)
     if model.cascade is not None and n_cascades:
         spacing = model.card["working_grid"]["spacing_mm"]  # which may be larger than what the images were prepared at
-        images = moving.fine.averaged(spacing).on(grid, affine_lps), fixed.fine.averaged(spacing).on(grid)
+        target, source = fixed.fine.averaged(spacing), moving.fine.averaged(spacing)
+        images = source.on(grid, affine_lps), target.on(grid)
+        if ends_in_tissue(target):  # where the fixed image's view ends there is no edge to match
+            known = _known(target, grid)
+            images = images[0] * known, images[1] * known
         displacement = model.cascade.dense(*images, n_cascades).displacement
     return DenseField(fade_out(displacement, TAPER_VOXELS), field_grid.padded(TAPER_VOXELS), affine_lps, TAPER_VOXELS)
+
+
+def _known(volume: Volume, grid: Grid) -> torch.Tensor:
+    """Return where an image is known on a grid, (1, 1, D, H, W) boolean, see `preprocess.continued`."""
+    source = continued(volume)
+    matrix = source.from_lps @ grid.to_lps
+    return sampling.on_lattice(source.data[0, 0], grid.shape, matrix, padding="border")[None, None] >= 0

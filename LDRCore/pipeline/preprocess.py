@@ -10,11 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 import torch
+import torch.nn.functional as F
 
 from LDRCore import geometry
 from LDRCore.pipeline import intensities
 from LDRCore.pipeline.intensities import FOREGROUND_LEVEL
 from LDRCore.transforms.volume import Volume
+
+_UNKNOWN = -1e9  # with the least weight that an interpolation can give it still below 0
 
 
 def intensity_range(volume: torch.Tensor) -> tuple[float, float]:
@@ -98,3 +101,24 @@ def prepare(
     points = foreground_index(coarse.data[0, 0]) @ coarse.to_lps[:3, :3].T + coarse.to_lps[:3, 3]
     box = np.percentile(points[:: max(1, len(points) // 50_000)], (0.2, 99.8), axis=0)
     return PreparedImage(native, fine, coarse, measured, points.mean(axis=0), box, allowed)
+
+
+def ends_in_tissue(volume: Volume) -> bool:
+    """Return whether an image, prepared, has more than air at an end of its field of view."""
+    data = volume.data[0, 0]
+    ends = (data.select(axis, index) for axis in range(3) for index in (0, -1))
+    return any(bool((end >= FOREGROUND_LEVEL).any()) for end in ends)
+
+
+def continued(volume: Volume) -> Volume:
+    """Continue an image by a voxel on each side, to be sampled with border padding.
+
+    What lies beyond air is taken for air, 0; beyond anything else it is unknown and gets a value far below 0, so that
+    nothing which is interpolated from it can come to 0. An end of the field of view is no edge of a body.
+    """
+    data = F.pad(volume.data, (1,) * 6, mode="replicate")
+    data = torch.where(data < FOREGROUND_LEVEL, 0.0, _UNKNOWN)
+    data[..., 1:-1, 1:-1, 1:-1] = volume.data
+    to_lps = volume.to_lps.copy()
+    to_lps[:3, 3] -= to_lps[:3, :3].sum(1)
+    return Volume(data, to_lps)

@@ -2,7 +2,7 @@
 
 It starts from what came before (networks, an affine map, or an initial transform alone) and looks at both images at
 the working resolution, not at the field's coarser one. Where either image ends, other than in air, nothing is known:
-windows that reach there count for nothing (see `continued`). Never touches a model's weights.
+windows that reach there count for nothing (see `preprocess.continued`). Never touches a model's weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from LDRCore.geometry import Grid
 from LDRCore.pipeline.inputs import Inputs, Pair, prepare_pair
 from LDRCore.pipeline.intensities import FOREGROUND_LEVEL
 from LDRCore.pipeline.options import Options
-from LDRCore.pipeline.preprocess import PreparedImage
+from LDRCore.pipeline.preprocess import PreparedImage, continued
 from LDRCore.refinement.optimiser import Settings, optimise
 from LDRCore.refinement.similarity import LocalCorrelation, Mind, Similarity, Warp, choose_similarity
 from LDRCore.transforms.field import DenseField, fade_out, multiply
@@ -36,7 +36,6 @@ TAPER_MM = 24.0  # the field fades to zero over such a distance outside of the g
 MAX_VOXELS = 5_000_000  # of the grid; content that needs more is looked at more coarsely
 MAX_NATIVE_VOXELS = 16_000_000  # of the grid where the fixed image's own voxels were asked for
 _WHOLE = 0.99  # of what a voxel averages is known, but for rounding
-_UNKNOWN = -1e9  # with the least weight that an interpolation can give it still below 0
 _PARALLEL = 1e-3  # of a voxel over the grid, by which axes may deviate from the patient's and count as parallel
 
 
@@ -309,24 +308,10 @@ def _on_level(volume: Volume, finest: Grid, blocks: Blocks) -> tuple[torch.Tenso
     return both[0, 0].contiguous(), None if inside.all() else inside
 
 
-def continued(volume: Volume) -> Volume:
-    """Continue an image by a voxel on each side, to be sampled with border padding.
-
-    What lies beyond air is taken for air, 0; beyond anything else it is unknown and gets a value far below 0, so that
-    nothing which is interpolated from it can come to 0. An end of the field of view is no edge of a body.
-    """
-    data = F.pad(volume.data, (1,) * 6, mode="replicate")
-    data = torch.where(data < FOREGROUND_LEVEL, 0.0, _UNKNOWN)
-    data[..., 1:-1, 1:-1, 1:-1] = volume.data
-    to_lps = volume.to_lps.copy()
-    to_lps[:3, 3] -= to_lps[:3, :3].sum(1)
-    return Volume(data, to_lps)
-
-
 def _warper(volume: Volume, grid: Grid, affine_lps: np.ndarray) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return what samples the moving image once at A (x + u(x)), for u in voxels of the grid.
 
-    The result is below 0 where it is not known, see `continued`.
+    The result is below 0 where it is not known, see `preprocess.continued`.
     """
     source = continued(volume)
     image, moving_from_grid = source.data[0, 0], source.from_lps @ affine_lps @ grid.to_lps

@@ -8,7 +8,7 @@ import scipy.ndimage
 import torch
 
 from LDRCore import sampling
-from LDRCore.pipeline import options, refine
+from LDRCore.pipeline import options, preprocess, refine
 from LDRCore.refinement import torch_ops
 from LDRCore.refinement.backend import operations
 from LDRCore.refinement.optimiser import Settings, optimise
@@ -282,7 +282,7 @@ def test_an_image_goes_on_as_air_beyond_air_and_is_unknown_beyond_tissue():
     data[..., 0] = 0.1
     to_lps = np.diag([2.0, 2.0, 2.0, 1.0])
     to_lps[:3, 3] = 10, 20, 30
-    known = refine.continued(Volume(data, to_lps))
+    known = preprocess.continued(Volume(data, to_lps))
     index = known.from_lps @ np.array([10.0, 20.0, 30.0, 1.0])
     assert index.tolist() == [1, 1, 1, 1]
     along = np.array([[0, 0, 0, 2], [0, 0, 0, 3], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=float)  # row x from x = 0 on
