@@ -88,8 +88,9 @@ def register(
     from LDRCore import report
     from LDRCore.pipeline import affine as affine_stage
     from LDRCore.pipeline import dense as dense_stage
+    from LDRCore.pipeline import evidence as evidence_stage
     from LDRCore.pipeline import refine as refine_stage
-    from LDRCore.pipeline.choice import choose_networks
+    from LDRCore.pipeline.choice import choose_networks, without_networks
     from LDRCore.pipeline.inputs import prepare_pair, read_inputs
     from LDRCore.pipeline.model import load_model
     from LDRCore.pipeline.options import Options, every_cascade, resolve_initial, resolve_refine
@@ -120,10 +121,14 @@ def register(
 
         clock.start("dense", 0.45, "deforming by the networks")
         choice = choose_networks(loaded, pair, alignment.affine_lps, options)
+        images = choice.model, pair.fixed, pair.moving, alignment.affine_lps
+        field = dense_stage.estimate_dense(*images, choice.options.cascades)
+        evidence = evidence_stage.measure(pair, field)
+        if dense_stage.made_worse(evidence):
+            choice = without_networks(choice, evidence)
+            field = dense_stage.estimate_dense(*images, 0)
+            evidence = evidence_stage.measure(pair, field)
         options = choice.options
-        field = dense_stage.estimate_dense(
-            choice.model, pair.fixed, pair.moving, alignment.affine_lps, options.cascades
-        )
 
         refinement: dict[str, Any] = {}
         grid = field.content_grid
@@ -132,6 +137,7 @@ def register(
             field, refinement = refine_stage.run(
                 field, pair, inputs, options, loaded.card, clock.within(0.5, 0.7, "refining")
             )
+            evidence = evidence_stage.measure(pair, field)
 
         clock.start("warp", 0.7, "warping the moving image")
         output: Output = DenseOutput(field, inputs.fixed, inputs.moving, pair.moving.native)
@@ -144,7 +150,8 @@ def register(
         warped = output.warp(clock.within(0.7, 0.85, "warping the moving image"))
 
         clock.start("report", 0.85, "measuring")
-        measures = alignment.facts() | choice.facts | refinement | report.measure(pair, field, starts[0], grid)
+        measures = alignment.facts() | choice.facts | refinement
+        measures |= report.measure(pair, field, starts[0], grid) | {"evidence": evidence}
         inverse_transform: sitk.Transform | None = None
         if inverse:
             clock.start("invert", 0.9, "inverting")

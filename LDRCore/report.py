@@ -16,7 +16,7 @@ from LDRCore import __version__, sampling
 from LDRCore.geometry import Grid
 from LDRCore.io import images
 from LDRCore.losses import correlation_coefficient
-from LDRCore.pipeline import evidence, verdict
+from LDRCore.pipeline import verdict
 from LDRCore.pipeline.inputs import Inputs, Pair
 from LDRCore.pipeline.model import Model
 from LDRCore.pipeline.options import Options
@@ -84,7 +84,6 @@ def measure(pair: Pair, field: DenseField, start: np.ndarray, grid: Grid) -> dic
     return {
         "similarity": similarity(pair, field, start, grid),
         "dense_displacement_mm": lengths(field),
-        "evidence": evidence.measure(pair, field),
     }
 
 
@@ -141,7 +140,7 @@ def warnings(measures: dict[str, Any]) -> list[str]:
     """Return what a careful reader would want to be told beside the verdict, a sentence each."""
     found = []
     if "networks_left_out" in measures:
-        found.append(f"no network was run: {measures['networks_left_out']}")
+        found.append(f"no network shaped the result: {measures['networks_left_out']}")
     if "refinement_skipped" in measures:
         found.append(f"instance optimisation was skipped: {measures['refinement_skipped']}")
     if "refinement_coarser" in measures:

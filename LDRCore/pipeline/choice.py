@@ -81,6 +81,13 @@ def choose_networks(model: Model, pair: Pair, affine_lps: np.ndarray, options: O
     return Choice(model, replace(options, cascades=0), {"model_chosen": {"name": "none", "why": why}})
 
 
+def without_networks(choice: Choice, evidence: dict[str, Any]) -> Choice:
+    """Return a choice whose networks are left out, as they made the pair of `evidence` agree less."""
+    before, after = (evidence["local_correlation"][name] for name in ("affine", "after"))
+    why = f"the networks' deformation would lower local correlation from {before:.3f} to {after:.3f}"
+    return Choice(choice.model, replace(choice.options, cascades=0), choice.facts | {"networks_left_out": why})
+
+
 def candidates() -> Iterator[dict[str, Any]]:
     """Yield the cards that say which images they fit, preferred ones first."""
     for name in default_first():

@@ -113,3 +113,32 @@ def test_titles_are_in_the_order_to_offer():
     assert list(weights.model_titles()) == ["any", "brain-t1-gradient", "brain-t1", "brain-t1-small", "none"]
     assert weights.model_titles()["none"] == "Any anatomy (no network)"
     assert weights.model_titles()["brain-t1-gradient"] == "T1 head"
+
+
+@pytest.fixture(scope="module")
+def second_scan(demo_pair):
+    """The demo's fixed image scanned again: brighter, with noise, nothing moved."""
+    first = sitk.ReadImage(str(demo_pair["fixed"]))
+    values = sitk.GetArrayFromImage(first).astype(np.float32)
+    noise = np.random.default_rng(0).normal(0, 0.02 * values.max(), values.shape)
+    image = sitk.GetImageFromArray(np.clip(1.1 * values + noise * (values > 0), 0, None).astype(np.float32))
+    image.CopyInformation(first)
+    return image
+
+
+@pytest.mark.parametrize("model", ["brain-t1-small", "brain-t1-gradient"])
+def test_networks_that_make_two_scans_of_one_head_agree_less_are_left_out(demo_pair, second_scan, model):
+    report = LDRCore.register(demo_pair["fixed"], second_scan, model=model, refine="none").report
+    assert report["dense_displacement_mm"]["max"] == 0
+    assert report["cascades"] == 0
+    assert "would lower local correlation from 0.9" in report["networks_left_out"]
+    assert report["evidence"]["local_correlation"]["affine"] == report["evidence"]["local_correlation"]["after"]
+    assert report["verdict"]["verdict"] == "look"
+    assert report["verdict"]["reasons"][0].startswith("nothing was deformed after the affine alignment: the networks'")
+
+
+def test_refinement_starts_from_the_affine_map_where_networks_are_left_out(demo_pair, second_scan):
+    report = LDRCore.register(demo_pair["fixed"], second_scan, model="brain-t1-small", refine="fast").report
+    assert "networks_left_out" in report
+    assert 0 < report["dense_displacement_mm"]["mean"] < 0.5  # by the networks it is 1.2
+    assert report["verdict"]["verdict"] == "trust"
