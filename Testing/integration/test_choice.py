@@ -110,7 +110,8 @@ def test_the_command_line_says_what_was_chosen(demo_pair, tmp_path, capsys):
 
 
 def test_titles_are_in_the_order_to_offer():
-    assert list(weights.model_titles()) == ["any", "brain-t1-gradient", "brain-t1", "brain-t1-small", "none"]
+    names = ["any", "brain-t1-gradient", "brain-t1", "brain-t1-distilled", "brain-t1-small", "none"]
+    assert list(weights.model_titles()) == names
     assert weights.model_titles()["none"] == "Any anatomy (no network)"
     assert weights.model_titles()["brain-t1-gradient"] == "T1 head"
 

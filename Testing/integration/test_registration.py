@@ -290,7 +290,8 @@ def test_the_transform_is_told_before_the_image_is_warped(blob, initial):
         ({"cascades": 2.0}, "cascades must be 0 to 9 for model brain-t1-gradient, got 2.0"),
         (
             {"model": "liver"},
-            r"model must be one of \['brain-t1', 'brain-t1-gradient', 'brain-t1-small', 'any', 'none'\].*got 'liver'",
+            r"model must be one of \['brain-t1', 'brain-t1-distilled', 'brain-t1-gradient', 'brain-t1-small', "
+            r"'any', 'none'\].*got 'liver'",
         ),
         ({"initial": "magic"}, "initial must be .*got 'magic'"),
         ({"initial": 3}, "initial must be .*got 3"),
