@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import SimpleITK as sitk
+
 from LDRCore.errors import RegistrationError
-from LDRCore.io import files
+from LDRCore.io import files, writing
+from LDRCore.io.quiet import silent_libraries
 
 TRANSFORM_SUFFIXES = (".h5", ".hdf5", ".tfm", ".txt")  # what SimpleITK writes any transform to
 
@@ -38,3 +42,18 @@ def check_transform_name(path: Path) -> None:
     """
     if path.suffix.lower() not in TRANSFORM_SUFFIXES:
         raise RegistrationError(f"a transform is written as .h5 or .tfm, got {path.name}")
+
+
+def check_image_name(path: Path) -> None:
+    """Refuse a file name that SimpleITK writes no image to, by writing an image of one voxel.
+
+    Raises:
+        RegistrationError: it does not know the suffix.
+    """
+    with tempfile.TemporaryDirectory() as folder, silent_libraries():
+        try:
+            writing.write_image(sitk.Image([1] * 3, sitk.sitkUInt8), Path(folder) / path.name)
+        except (OSError, RuntimeError):
+            raise RegistrationError(
+                f"an image is written as .nii.gz, .nrrd, .mha or another type of SimpleITK's, got {path.name}"
+            ) from None

@@ -8,7 +8,7 @@ import SimpleITK as sitk
 
 from LDRCore import geometry
 from LDRCore.cli import chain
-from LDRCore.cli.files import check_output_file
+from LDRCore.cli.files import check_image_name, check_output_file
 from LDRCore.cli.output import CommandOutput, describe_folding
 from LDRCore.evaluation import metrics
 from LDRCore.io import images
@@ -19,6 +19,7 @@ def run(options: argparse.Namespace) -> CommandOutput:
     """Map and summarise the Jacobian determinant."""
     if options.out is not None:
         check_output_file(options.out, options.overwrite, [*chain.paths(options.transform), options.reference])
+        check_image_name(options.out)
     transform = chain.read_chain(options.transform, options.reference, options.moving)
     reference = images.three_dimensional(images.read(options.reference, "reference"), "reference")
     determinant = geometry.jacobian_determinant_image(geometry.displacement_field_image(transform, reference))

@@ -9,7 +9,7 @@ from LDRCore.cli.files import check_output_file
 from LDRCore.cli.output import CommandOutput
 from LDRCore.io.files import check_not_input
 from LDRCore.io.writing import write_file
-from LDRCore.viewer.page import make_page
+from LDRCore.viewer.page import make_page, niivue_script
 from LDRCore.viewer.server import PageServer
 from LDRCore.viewer.volumes import read_result
 
@@ -18,6 +18,7 @@ def run(options: argparse.Namespace) -> CommandOutput:
     """Show a result folder until Ctrl-C, or save its page as one file."""
     if options.save is not None:
         check_output_file(options.save, options.overwrite)
+    niivue_script()  # where it is missing, that is said before anything is read
     result = read_result(options.result, options.fixed, options.moving)
     text = make_page(result)
     if options.save is not None:

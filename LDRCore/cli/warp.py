@@ -6,7 +6,7 @@ import argparse
 
 from LDRCore import geometry, registration
 from LDRCore.cli import chain
-from LDRCore.cli.files import check_output_file
+from LDRCore.cli.files import check_image_name, check_output_file
 from LDRCore.cli.output import CommandOutput
 from LDRCore.io import images, side_record
 from LDRCore.io.writing import write_file, write_image
@@ -16,6 +16,7 @@ def run(options: argparse.Namespace) -> CommandOutput:
     """Warp one image."""
     files = chain.paths(options.transform)
     check_output_file(options.out, options.overwrite, [options.image, options.reference, *files])
+    check_image_name(options.out)
     transform = chain.read_chain(options.transform, options.reference, options.image)
     image = images.read(options.image, "image")
     volumes = geometry.volumes_of(image)

@@ -291,9 +291,10 @@ def test_bad_points_and_transforms(files, tmp_path, capsys):
     assert ldr("invert", transform, "--reference", files["good"], "--out", tmp_path / "t.png") == 2
     assert "written as .h5 or .tfm" in capsys.readouterr().err
     assert not out.exists()
-    assert ldr("warp", files["good"], "--transform", transform, "--reference", files["good"], "--out", "x.qqq") == 2
-    assert "file type that SimpleITK writes" in capsys.readouterr().err
-    assert not Path("x.qqq").exists()
+    for command in (["warp", files["good"], "--transform"], ["jacobian"]):
+        assert ldr(*command, transform, "--reference", files["good"], "--out", tmp_path / "x.qqq") == 2
+        assert "an image is written as .nii.gz, .nrrd, .mha" in capsys.readouterr().err
+        assert not (tmp_path / "x.qqq").exists()
 
 
 def test_few_folding_voxels_are_not_rounded_to_none():
