@@ -82,10 +82,10 @@ def choose_networks(model: Model, pair: Pair, affine_lps: np.ndarray, options: O
 
 
 def without_networks(choice: Choice, evidence: dict[str, Any]) -> Choice:
-    """Return a choice whose networks are left out, as they made the pair of `evidence` agree less."""
+    """Say in a choice's facts that its networks are left out, as they made the pair of `evidence` agree less."""
     before, after = (evidence["local_correlation"][name] for name in ("affine", "after"))
     why = f"the networks' deformation would lower local correlation from {before:.3f} to {after:.3f}"
-    return Choice(choice.model, replace(choice.options, cascades=0), choice.facts | {"networks_left_out": why})
+    return replace(choice, facts=choice.facts | {"networks_left_out": why})
 
 
 def candidates() -> Iterator[dict[str, Any]]:

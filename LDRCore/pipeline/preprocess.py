@@ -117,7 +117,7 @@ def continued(volume: Volume) -> Volume:
     nothing which is interpolated from it can come to 0. An end of the field of view is no edge of a body.
     """
     data = F.pad(volume.data, (1,) * 6, mode="replicate")
-    data = torch.where(data < FOREGROUND_LEVEL, 0.0, _UNKNOWN)
+    data = (data >= FOREGROUND_LEVEL).to(data) * _UNKNOWN
     data[..., 1:-1, 1:-1, 1:-1] = volume.data
     to_lps = volume.to_lps.copy()
     to_lps[:3, 3] -= to_lps[:3, :3].sum(1)

@@ -131,7 +131,6 @@ def second_scan(demo_pair):
 def test_networks_that_make_two_scans_of_one_head_agree_less_are_left_out(demo_pair, second_scan, model):
     report = LDRCore.register(demo_pair["fixed"], second_scan, model=model, refine="none").report
     assert report["dense_displacement_mm"]["max"] == 0
-    assert report["cascades"] == 0
     assert "would lower local correlation from 0.9" in report["networks_left_out"]
     assert report["evidence"]["local_correlation"]["affine"] == report["evidence"]["local_correlation"]["after"]
     assert report["verdict"]["verdict"] == "look"

@@ -82,6 +82,7 @@ SMALL = {  # appended, so that they win over what a page prints
     "Training.extract_teacher": f"{_WINDOW} --n_pairs 4",
     "Training.train_student": f"{_TRAIN} --shape 64,64,64 --n_gen 1",
     "Training.train_student --init": f"{_TRAIN} --shape 64,80,64",
+    "Training.train_student --init --teacher": f"{_TRAIN} --shape 64,64,64",
     "Training.inspect_critic": "--pairs 2",
     "Training.evaluate": f'{_EVALUATE} --systems "LDR small 1-cas"',
     "Training.evaluate --model": _EVALUATE,
