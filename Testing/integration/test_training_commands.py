@@ -49,13 +49,15 @@ def blocks(page: str) -> list[list[list[str]]]:
 
 
 def test_the_commands_are_found():
-    (example, fine_tuning, extraction, box, contrasts), (proof,) = blocks("training.md"), blocks("distillation.md")
+    example, fine_tuning, extraction, box, contrasts = blocks("training.md")
+    proof, distilled = blocks("distillation.md")
     assert [words[2] for words in example] == list(SHORT)
     assert [words[2] for words in fine_tuning] == ["Training.train_student", "Training.export_weights"]
     assert [words[2] for words in extraction] == ["Training.extract_teacher"]
     assert [words[2] for words in contrasts] == ["Training.train_student"] * 2
     assert [words[2] for words in box] == ["Training.prepare_data", "Training.paper", "Training.paper"]
     assert len(proof) == 11
+    assert [words[2] for words in distilled] == ["Training.extract_teacher", "Training.train_student"]
     assert proof[0][3:7] == ["--config", "Training/configs/teacher-proof.toml", "--data", "DIR"]
 
 
