@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from LDRCore import sampling
 from LDRCore.geometry import Grid
 from LDRCore.pipeline.model import Model
 from LDRCore.pipeline.preprocess import PreparedImage, continued, ends_in_tissue
 from LDRCore.transforms.field import DenseField, fade_out
-from LDRCore.transforms.volume import Volume
 
 MAX_VOXELS = 5_000_000  # of a working grid; content that needs more is looked at more coarsely
 TAPER_VOXELS = 6  # the field fades to zero over so many voxels outside the working grid
@@ -59,7 +57,7 @@ def estimate_dense(
         target, source = fixed.fine.averaged(spacing), moving.fine.averaged(spacing)
         images = source.on(grid, affine_lps), target.on(grid)
         if ends_in_tissue(target):  # where the fixed image's view ends there is no edge to match
-            known = _known(target, grid)
+            known = continued(target).on(grid, padding="border") >= 0
             images = images[0] * known, images[1] * known
         displacement = model.cascade.dense(*images, n_cascades).displacement
     return DenseField(fade_out(displacement, TAPER_VOXELS), field_grid.padded(TAPER_VOXELS), affine_lps, TAPER_VOXELS)
@@ -76,10 +74,3 @@ def made_worse(evidence: dict[str, Any]) -> bool:
     """
     correlation = evidence["local_correlation"]
     return bool(correlation["after"] < correlation["affine"])
-
-
-def _known(volume: Volume, grid: Grid) -> torch.Tensor:
-    """Return where an image is known on a grid, (1, 1, D, H, W) boolean, see `preprocess.continued`."""
-    source = continued(volume)
-    matrix = source.from_lps @ grid.to_lps
-    return sampling.on_lattice(source.data[0, 0], grid.shape, matrix, padding="border")[None, None] >= 0

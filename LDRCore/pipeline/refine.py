@@ -296,8 +296,7 @@ def _on_level(volume: Volume, finest: Grid, blocks: Blocks) -> tuple[torch.Tenso
     Returns:
         The image on a level's grid, and where it is known there, boolean; None where it is everywhere. (D, H, W) each.
     """
-    source = continued(volume.averaged(min(finest.spacing_mm)))
-    image = sampling.on_lattice(source.data[0, 0], finest.shape, source.from_lps @ finest.to_lps, padding="border")
+    image = continued(volume.averaged(min(finest.spacing_mm))).on(finest, padding="border")[0, 0]
     known = (image >= 0).to(image)
     both = torch.stack((image.clamp_min_(0), known))[None]
     if blocks != (1, 1, 1):

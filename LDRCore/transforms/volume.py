@@ -61,20 +61,22 @@ class Volume:
         lps_from_block[:3, :3] = lps_from_block[:3, :3] * np.array(factors)
         return Volume(_block_means(self.data, factors), lps_from_block, self.lowest)
 
-    def on(self, grid: Grid, transform_lps: np.ndarray | None = None) -> torch.Tensor:
+    def on(self, grid: Grid, transform_lps: np.ndarray | None = None, padding: str = "zeros") -> torch.Tensor:
         """Sample linearly at the points of a grid.
 
         Args:
             grid: where the result lies.
             transform_lps: 4x4, LPS mm -> LPS mm, applied to the grid's points first.
+            padding: what lies outside of the image, see `sampling`.
 
         Returns:
-            (1, 1, *grid.shape), 0 outside the image.
+            (1, 1, *grid.shape).
         """
         lps_from_grid = grid.to_lps if transform_lps is None else transform_lps @ grid.to_lps
         index_from_grid = self.from_lps @ lps_from_grid
-        content = self.content if self.minimum == 0 else None
-        return sampling.on_lattice(self.data[0, 0], grid.shape, index_from_grid, content=content)[None, None]
+        content = self.content if padding == "zeros" and self.minimum == 0 else None
+        values = sampling.on_lattice(self.data[0, 0], grid.shape, index_from_grid, padding=padding, content=content)
+        return values[None, None]
 
 
 def _block_means(data: torch.Tensor, factors: list[int]) -> torch.Tensor:
