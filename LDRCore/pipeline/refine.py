@@ -206,7 +206,7 @@ def _make_similarity(
 ) -> Similarity:
     if name == "local-ncc":
         return LocalCorrelation(warp, target, window=level.window, mask=mask, inside=inside)
-    return Mind(warp, target, mask=mask)
+    return Mind(warp, target, mask=mask, inside=inside)
 
 
 def _obstacle(warped: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None) -> str | None:

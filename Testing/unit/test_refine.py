@@ -367,3 +367,16 @@ def test_descriptors_bring_images_of_unlike_contrast_together(backend):
     inner = (slice(None), *[slice(6, -6)] * 3)
     before, after = (float((u - true)[inner].norm(dim=0).mean()) for u in (torch.zeros_like(true), optimised))
     assert after < 0.8 * before
+
+
+@pytest.mark.parametrize("name", ["local-ncc", "mind"])
+def test_what_the_fixed_image_does_not_show_drives_neither_similarity(name):
+    generator = torch.Generator().manual_seed(0)
+    moving, fixed = torch.rand(2, 16, 14, 12, generator=generator)
+    inside = torch.ones(16, 14, 12, dtype=torch.bool)
+    inside[:8] = False
+    level = refine.PLANS["fast"][-1]
+    similarity = refine._make_similarity(name, level, lambda u: moving.clone(), fixed, None, inside)
+    gradient, _ = similarity.gradient(torch.zeros(3, 16, 14, 12))
+    assert not gradient[:, :8].any()
+    assert gradient[:, 11:-2, 3:-3, 3:-3].any()
