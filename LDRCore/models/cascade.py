@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -130,7 +131,7 @@ class Cascade(nn.Module):
         pyramid: Pyramid = {}
         if self.stem is not None:
             shape, stem_shape = fixed.shape[2:], tuple(n // self.stem_stride for n in fixed.shape[2:])
-            with self._in_precision(fixed.device):
+            with self._in_precision(stem_shape, self.stem.multiple, fixed.device):
                 matrix, translation = self.stem.predict(*_level(pyramid, moving, fixed, stem_shape))
             affine = _change_grid(matrix.float(), translation.float(), stem_shape, shape)
             field_shape = self.field_shape(shape)
@@ -196,19 +197,27 @@ class Cascade(nn.Module):
         """
         missing = [-n % network.multiple for n in fixed.shape[2:]]
         padding = [p for n in reversed(missing) for p in (0, n)]
-        with self._in_precision(fixed.device):
+        precise = partial(self._in_precision, fixed.shape[2:], network.multiple, fixed.device)
+        with precise():
             predict = network.predictor(F.pad(fixed, padding) if any(missing) else fixed)
 
         def predict_any(moving: torch.Tensor) -> torch.Tensor:
-            with self._in_precision(fixed.device):
+            with precise():
                 displacement = predict(F.pad(moving, padding) if any(missing) else moving)
             d, h, w = (n - m // network.field_stride for n, m in zip(displacement.shape[2:], missing, strict=True))
             return displacement[..., :d, :h, :w]
 
         return predict_any
 
-    def _in_precision(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32)
+    def _in_precision(self, shape: Sequence[int], multiple: int, device: torch.device) -> torch.autocast:
+        """Autocast for a network on images of a size.
+
+        In training on a CPU not where the lowest level is 1 or 2 voxels wide: of images of 2 x 2 x 2 voxels
+        oneDNN makes bfloat16's weight gradients from memory that nobody has written.
+        """
+        wide = min(shape) > 2 * multiple
+        safe = device.type != "cpu" or wide or not torch.is_grad_enabled()
+        return torch.autocast(device.type, self.precision, enabled=safe and self.precision != torch.float32)
 
 
 def _level(

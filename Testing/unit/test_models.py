@@ -209,6 +209,30 @@ def test_gradients_reach_every_parameter():
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in cascade.parameters())
 
 
+@pytest.mark.parametrize("size", [64, 128])  # the lowest level is one voxel wide, and two
+def test_gradients_in_bfloat16_are_made_of_what_was_computed(size):
+    """Of images of 2 x 2 x 2 voxels oneDNN's weight gradients hold what was in memory before."""
+    entry = {"name": "vtn", "width": 0.0625}
+    model = registry.build_cascade({"network": entry, "stem": {"name": "affine-vtn", "width": 0.0625}, "cascades": 1})
+    for parameter in model.parameters():  # of untrained networks many gradients are nearly zero
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(parameter.numel()))
+    model.to(memory_format=torch.channels_last_3d)
+    model.precision = torch.bfloat16
+    images = torch.rand((2, 1, 1, size, size, size), generator=torch.Generator().manual_seed(0))
+
+    def gradients(left_in_memory):
+        model.zero_grad()
+        loss = model(*images).displacement.mean()
+        for power in range(4, 20):
+            torch.full((2**power,), left_in_memory)
+        loss.backward()
+        return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    first, second = gradients(0.0), gradients(1e20)
+    for name, gradient in first.items():
+        assert torch.allclose(second[name], gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max())), name
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
