@@ -17,7 +17,7 @@ from contextlib import suppress
 
 from LDRCore.cli.output import CommandOutput
 from LDRCore.cli.parser import UsageError, build_parser
-from LDRCore.cpu import memory
+from LDRCore.cpu import memory, waiting
 from LDRCore.errors import RegistrationError
 
 DONE, FAILED, USAGE_ERROR, INTERRUPTED = 0, 1, 2, 130  # exit codes
@@ -78,13 +78,11 @@ def script() -> int:
     """Run `ldr` as a program, which may set what a library must not.
 
     One registration a process does not earn back the second that loading numba takes; workers of a list of pairs may,
-    and learn that nobody asked for this. GNU OpenMP's threads, torch's
-    among them, otherwise stay busy for milliseconds waiting for work; the variable is read when torch is imported.
+    and learn that nobody asked for this.
     """
     if "LDR_NUMBA" not in os.environ:
         os.environ |= {"LDR_NUMBA": "0", "LDR_NUMBA_DEFAULT": "1"}
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    waiting.limit_spinning()
     memory.keep_freed_blocks()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is half written is removed
     return main()

@@ -347,8 +347,7 @@ def main() -> None:
     """Serve requests until stdin is closed, then remove the session folder."""
     session, library = Path(sys.argv[1]), sys.argv[2]
     sys.path[0] = library  # instead of this file's folder, whose names could hide other modules
-    limit_spinning()
-    keep_memory()
+    set_up_process()
     idle = IdleTime(session)
     threading.Thread(target=watch, args=(session, idle), daemon=True).start()
     try:
@@ -360,21 +359,13 @@ def main() -> None:
         shutil.rmtree(session, ignore_errors=True)
 
 
-def limit_spinning() -> None:
-    """Let idle threads of GNU OpenMP sleep early: torch's otherwise spin for milliseconds and slow Slicer down.
-
-    The variable is read when torch is imported. A policy that the user chose (OMP_WAIT_POLICY) stays.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
-
-def keep_memory() -> None:
-    """Keep freed memory for the next run instead of returning it to the system."""
+def set_up_process() -> None:
+    """Keep freed memory for the next run, and let idle threads sleep early: before torch is imported."""
     try:
-        from LDRCore.cpu import memory
+        from LDRCore.cpu import memory, waiting
     except ImportError:  # the first request reports it
         return
+    waiting.limit_spinning()
     memory.keep_freed_blocks()
 
 

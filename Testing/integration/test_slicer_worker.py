@@ -335,4 +335,4 @@ def test_idle_threads_of_the_process_sleep_early_unless_the_user_chose_a_policy(
     finally:
         worker.close()
     (count,) = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", printed)
-    assert (count == "10000") == (policy is None)
+    assert (count == "3000") == (policy is None)
