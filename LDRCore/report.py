@@ -22,7 +22,7 @@ from LDRCore.pipeline.model import Model
 from LDRCore.pipeline.options import Options
 from LDRCore.pipeline.output import Output
 from LDRCore.pipeline.preprocess import PreparedImage, foreground_index
-from LDRCore.transforms import inversion, spatial
+from LDRCore.transforms import inversion
 from LDRCore.transforms.field import DenseField
 
 Progress = Callable[[float, str], None]
@@ -90,15 +90,16 @@ def measure(pair: Pair, field: DenseField, start: np.ndarray, grid: Grid) -> dic
 def similarity(pair: Pair, field: DenseField, start: np.ndarray, grid: Grid) -> dict[str, float]:
     """Correlation (paper, Eq. 10) over the fixed content at each stage, of images averaged to the stem's spacing.
 
+    A grid finer than these images is thinned out to about their spacing.
     "before": where the scanner put the images; "initial": after the initial transform; "affine"; "after".
     """
+    grid = grid.coarser(max(1, round(min(pair.fixed.coarse.spacing_mm) / max(grid.spacing_mm))))
     fixed, moving = pair.fixed.coarse.on(grid), pair.moving.coarse
-    aligned = moving.on(grid, field.affine_lps)
     stages = {
         "before": pair.moving_as_scanned.on(grid),
         "initial": moving.on(grid, start),
-        "affine": aligned,
-        "after": spatial.warp(aligned, field.on(grid)[None]),
+        "affine": moving.on(grid, field.affine_lps),
+        "after": moving.on(grid, field.affine_lps, displacement=field.on(grid)),
     }
     return {name: round(float(correlation_coefficient(moved, fixed)), 5) for name, moved in stages.items()}
 

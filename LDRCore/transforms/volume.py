@@ -12,6 +12,7 @@ import torch
 from LDRCore import sampling
 from LDRCore.geometry import Grid
 from LDRCore.sampling.lattice import Box
+from LDRCore.transforms.field import multiply
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +62,20 @@ class Volume:
         lps_from_block[:3, :3] = lps_from_block[:3, :3] * np.array(factors)
         return Volume(_block_means(self.data, factors), lps_from_block, self.lowest)
 
-    def on(self, grid: Grid, transform_lps: np.ndarray | None = None, padding: str = "zeros") -> torch.Tensor:
+    def on(
+        self,
+        grid: Grid,
+        transform_lps: np.ndarray | None = None,
+        padding: str = "zeros",
+        displacement: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Sample linearly at the points of a grid.
 
         Args:
             grid: where the result lies.
             transform_lps: 4x4, LPS mm -> LPS mm, applied to the grid's points first.
             padding: what lies outside of the image, see `sampling`.
+            displacement: (3, *grid.shape), voxels of the grid, added to its points before that.
 
         Returns:
             (1, 1, *grid.shape).
@@ -75,7 +83,12 @@ class Volume:
         lps_from_grid = grid.to_lps if transform_lps is None else transform_lps @ grid.to_lps
         index_from_grid = self.from_lps @ lps_from_grid
         content = self.content if padding == "zeros" and self.minimum == 0 else None
-        values = sampling.on_lattice(self.data[0, 0], grid.shape, index_from_grid, padding=padding, content=content)
+        field = to_field = None
+        if displacement is not None:
+            field, to_field = multiply(index_from_grid[:3, :3], displacement), np.eye(4)
+        values = sampling.on_lattice(
+            self.data[0, 0], grid.shape, index_from_grid, field, to_field, padding=padding, content=content
+        )
         return values[None, None]
 
 
