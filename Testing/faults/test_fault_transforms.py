@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +212,18 @@ def test_every_class_of_transform_is_read_as_written(tmp_path, suffix):
         again = read_transform(path)
         for point in ((1, 2, 3), (4.5, 3.5, 2.5), (31, 42, 53)):
             assert again.TransformPoint(point) == pytest.approx(transform.TransformPoint(point))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_matrix_that_is_larger_than_its_file_is_refused_before_memory_is_taken(tmp_path, order):
+    path = tmp_path / "t.mat"
+    sitk.WriteTransform(sitk.AffineTransform(3), str(path))
+    read_transform(path)
+    data = path.read_bytes()
+    kind = 0 if order == "<" else 1000
+    path.write_bytes(struct.pack(f"{order}5i", kind, 30_000_000, 1, 0, 27) + data[20:])
+    with pytest.raises(RegistrationError, match=r"whole MATLAB file .* its 30000000 x 1 numbers"):
+        read_transform(path)
 
 
 def test_a_composite_file_is_read_whole(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import SimpleITK as sitk
@@ -18,6 +19,7 @@ _HDF5_SUFFIXES = (".h5", ".hdf5")
 _TEXT_SUFFIXES = (".tfm", ".txt")
 _NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _IMAGE_SUFFIXES = (*_NIFTI_SUFFIXES, ".nrrd", ".mha")
+_MATRIX, _MATRIX_SWAPPED = struct.Struct("<5i"), struct.Struct(">5i")  # type, rows, columns, imaginary, length of name
 _MATLAB_NAMES = (b"_double_3_3\0", b"_float_3_3\0")  # of the first matrix of a .mat file
 
 
@@ -50,6 +52,8 @@ class ItkFormat(TransformFormat):
         """Read a file by SimpleITK; also composites of every depth."""
         if not path.name.lower().endswith(_SUFFIXES):
             return _read_field(path, name, context.modeling)
+        if path.suffix.lower() == ".mat":
+            _check_matrices(path, name)
         with collected_warnings() as warnings, silent_libraries():
             try:
                 if path.suffix.lower() in _HDF5_SUFFIXES and not trial.works(lambda: sitk.ReadTransform(str(path))):
@@ -118,6 +122,25 @@ def holds_modeling_field(path: Path) -> bool:
     with path.open("rb") as stream:
         header = stream.read(4096).partition(b"\n\n")[0].lower()
     return header.startswith(b"nrrd000") and b"displacement field type:=modeling" in header.replace(b" :=", b":=")
+
+
+def _check_matrices(path: Path, name: str) -> None:
+    """Refuse a MATLAB file (level 4) with a matrix that is larger than the file; ITK would take memory for it first.
+
+    Raises:
+        RegistrationError: see above.
+    """
+    data, at = path.read_bytes(), 0
+    while at + _MATRIX.size <= len(data):
+        kind, rows, columns, _, length = _MATRIX.unpack_from(data, at)
+        if not 0 <= kind < 10000:  # of the other byte order
+            kind, rows, columns, _, length = _MATRIX_SWAPPED.unpack_from(data, at)
+        at += _MATRIX.size + length + rows * columns * (4 if kind // 10 % 10 else 8)
+        if min(rows, columns, length) < 0 or at > len(data):
+            raise RegistrationError(
+                f"{name} must be a whole MATLAB file (level 4), "
+                f"got {path} with less in it than its {rows} x {columns} numbers"
+            )
 
 
 def _check_counts(path: Path, transform: sitk.Transform, name: str) -> None:
