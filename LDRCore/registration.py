@@ -157,7 +157,7 @@ def register(
             clock.start("invert", 0.9, "inverting")
             inverse_transform = output.invert()
             measures["inverse_consistency_mm"] = report.inverse_consistency(output, inverse_transform, pair)
-        facts = report.build(options, loaded, inputs, pair, field, measures, clock)
+        facts = report.build(options, loaded, choice.model, inputs, pair, field, measures, clock)
     return RegistrationResult(
         warped, output.transform, output.affine, inverse_transform, facts, output.jacobian, output.summarise_jacobian
     )

@@ -158,14 +158,19 @@ def _intensities(image: PreparedImage) -> dict[str, str]:
 def build(
     options: Options,
     model: Model,
+    networks: Model,
     inputs: Inputs,
     pair: Pair,
     field: DenseField,
     measures: dict[str, Any],
     clock: Clock,
 ) -> dict[str, Any]:
-    """Put the report together: options, images, measures, verdict, warnings, versions and, last, seconds."""
+    """Put the report together: options, images, measures, verdict, warnings, versions and, last, seconds.
+
+    `model` is the one that was named, `networks` the one whose networks were chosen.
+    """
     odd = unlike(model.card, pair)
+    one_contrast = options.cascades > 0 and networks.card.get("fits", {}).get("one_contrast", True)
     facts = {
         "kind": options.kind,
         "model": model.name,
@@ -185,14 +190,12 @@ def build(
             "shape": list(field.grid.shape),
             "spacing_mm": [round(s, 4) for s in field.grid.spacing_mm],
         },
-        "verdict": verdict.judge(
-            measures["evidence"], networks=options.cascades > 0, more=[*odd, *undeformed(measures)]
-        ),
+        "verdict": verdict.judge(measures["evidence"], one_contrast=one_contrast, more=[*odd, *undeformed(measures)]),
         "warnings": odd + warnings(measures),
         "device": options.device,
         "threads": torch.get_num_threads(),
         "compiled_sampling": sampling.backend_name() == "numba",
-        "precision": "float32" if model.cascade is None else str(model.cascade.precision).removeprefix("torch."),
+        "precision": "float32" if networks.cascade is None else str(networks.cascade.precision).removeprefix("torch."),
         "versions": {
             "LDRCore": __version__,
             "torch": torch.__version__,

@@ -64,7 +64,10 @@ def choose_networks(model: Model, pair: Pair, affine_lps: np.ndarray, options: O
         alike = contrast_agreement(pair, affine_lps)
         if alike >= UNLIKE:
             return Choice(model, options, facts)
-        why = f"the images' contrasts differ ({_describe(alike)}), and {model.name} was made for pairs of one contrast"
+        why = (
+            f"the images' contrasts differ ({_describe(alike)}), and {model.name} was made for pairs of one contrast: "
+            'choose "any"'
+        )
         return Choice(model, replace(options, cascades=0), facts | {"networks_left_out": why})
     if not options.cascades:
         return Choice(model, options, {"model_chosen": {"name": "none", "why": "no network was asked for"}})

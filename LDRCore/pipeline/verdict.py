@@ -21,12 +21,12 @@ EXTREME, FOLDING = 0.05, 0.001
 FLAT = 0.8  # of the content's voxels have the value of the next one, as in label maps
 
 
-def judge(evidence: dict[str, Any], *, networks: bool, more: Iterable[str] = ()) -> dict[str, Any]:
+def judge(evidence: dict[str, Any], *, one_contrast: bool, more: Iterable[str] = ()) -> dict[str, Any]:
     """Judge a result.
 
     Args:
         evidence: see `evidence.measure`.
-        networks: whether dense networks, which expect the contrast they were trained on, took part.
+        one_contrast: whether networks that were made for two images of one contrast took part.
         more: further reasons to look: images unlike those that the model was made for, a deformation that was left out.
 
     Returns:
@@ -34,7 +34,7 @@ def judge(evidence: dict[str, Any], *, networks: bool, more: Iterable[str] = ())
     """
     failures, doubts = _alignment(evidence), list(more)
     failures += _deformation(evidence)
-    doubts = _doubts(evidence, networks=networks) + doubts
+    doubts = _doubts(evidence, one_contrast=one_contrast) + doubts
     word = "failed" if failures else "look" if doubts else "trust"
     return {"verdict": word, "reasons": failures + doubts}
 
@@ -70,7 +70,7 @@ def _deformation(evidence: dict[str, Any]) -> list[str]:
     return []
 
 
-def _doubts(evidence: dict[str, Any], *, networks: bool) -> list[str]:
+def _doubts(evidence: dict[str, Any], *, one_contrast: bool) -> list[str]:
     correlation, clearness, found = evidence["local_correlation"], evidence["clearness"], []
     if clearness["affine"] < DOUBTFUL and not _is_unclear(clearness):
         found.append(f"the affine alignment agrees only {clearness['affine']:.2f} times as well as shifted ones")
@@ -83,7 +83,7 @@ def _doubts(evidence: dict[str, Any], *, networks: bool) -> list[str]:
         found.append(
             f"the images have little in common: local correlation {correlation['affine']:.2f} with the affine map alone"
         )
-    if networks and evidence["same_contrast"] < CONTRAST:
+    if one_contrast and evidence["same_contrast"] < CONTRAST:
         found.append("the contrast of the images differs, which the model was not made for")
     found += [
         f"the {side} image has regions of one value, as masks and label maps have: within them nothing can be aligned"

@@ -321,7 +321,7 @@ def tabulate(paths: list[Path]) -> None:
     counts: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     for line in (line for path in paths for line in path.read_text(encoding="utf-8").splitlines()):
         row = json.loads(line)
-        said = verdict.judge(row["evidence"], networks=row["cascades"] > 0)
+        said = verdict.judge(row["evidence"], one_contrast=row["cascades"] > 0)
         wrong = row["relative"] < FAILED or row["case"].startswith(WRONG_SPACING)
         truth = "failed" if wrong else "good" if row["relative"] > GOOD else "between"
         for name in (row["case"], "all", "all but changed" if row["case"] == "unchanged" else "all changed"):

@@ -53,15 +53,18 @@ def test_heads_of_one_contrast_get_the_networks_that_know_them(demo_pair):
 
 
 @pytest.mark.parametrize("curve", [INVERTED, T2_LIKE], ids=["inverted", "T2"])
-def test_heads_of_unlike_contrast_are_refined_without_networks(demo_pair, curve):
-    result = LDRCore.register(demo_pair["fixed"], remapped(demo_pair["moving"], curve), model="any")
+def test_heads_of_unlike_contrast_get_the_networks_for_any(demo_pair, curve):
+    moving = remapped(demo_pair["moving"], curve)
+    result = LDRCore.register(demo_pair["fixed"], moving, model="any")
     report = result.report
-    assert report["model_chosen"]["name"] == "none"
-    assert "contrasts differ" in report["model_chosen"]["why"]
-    assert report["cascades"] == 0
-    assert len(report["refinement"]) == 3  # the coarse levels that the networks stand for otherwise
-    assert dice(demo_pair, result.transform) > dice(demo_pair, result.affine) + 0.08
+    assert report["model_chosen"] == {"name": "head-any", "why": "MR of a fitting size, of any contrast"}
+    assert report["cascades"] == 6
+    assert len(report["refinement"]) == 2
     assert report["folding_fraction"] == 0
+    without = LDRCore.register(demo_pair["fixed"], moving, model="none")
+    assert len(without.report["refinement"]) == 3  # the coarse levels that the networks stand for otherwise
+    assert dice(demo_pair, without.transform) > dice(demo_pair, result.affine) + 0.08
+    assert dice(demo_pair, result.transform) > dice(demo_pair, without.transform) + 0.01
 
 
 def test_a_model_for_one_contrast_does_not_spoil_the_alignment_of_another(inverted_pair):
@@ -110,10 +113,11 @@ def test_the_command_line_says_what_was_chosen(demo_pair, tmp_path, capsys):
 
 
 def test_titles_are_in_the_order_to_offer():
-    names = ["any", "brain-t1-gradient", "brain-t1", "brain-t1-distilled", "brain-t1-small", "none"]
+    names = ["any", "brain-t1-gradient", "brain-t1", "brain-t1-distilled", "brain-t1-small", "head-any", "none"]
     assert list(weights.model_titles()) == names
     assert weights.model_titles()["none"] == "Any anatomy (no network)"
     assert weights.model_titles()["brain-t1-gradient"] == "T1 head"
+    assert weights.model_titles()["head-any"] == "Head, any contrast"
 
 
 @pytest.fixture(scope="module")

@@ -33,8 +33,8 @@ RIGHT = {
 }
 
 
-def judge(networks: bool = True, **changes: object) -> dict:
-    return verdict.judge(copy.deepcopy(RIGHT) | changes, networks=networks)
+def judge(one_contrast: bool = True, **changes: object) -> dict:
+    return verdict.judge(copy.deepcopy(RIGHT) | changes, one_contrast=one_contrast)
 
 
 def test_a_usual_result_is_trusted_without_reasons():
@@ -71,11 +71,11 @@ def test_each_measure_gives_its_reason_in_words(changes, word, reason):
 
 
 def test_other_contrast_matters_where_networks_expect_it():
-    assert judge(networks=False, same_contrast=-0.9)["verdict"] == "trust"
+    assert judge(one_contrast=False, same_contrast=-0.9)["verdict"] == "trust"
 
 
 def test_an_image_unlike_the_models_is_a_reason_to_look():
-    said = verdict.judge(RIGHT, networks=True, more=["the fixed image looks like CT"])
+    said = verdict.judge(RIGHT, one_contrast=True, more=["the fixed image looks like CT"])
     assert said == {"verdict": "look", "reasons": ["the fixed image looks like CT"]}
 
 

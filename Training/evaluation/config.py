@@ -64,10 +64,10 @@ class System:
 
     Attributes:
         name: what tables call it.
-        kind: "nothing" (contents centred), "affine" (a model's stem alone), "model", "peer" (see `peers.METHODS`),
+        kind: "nothing" (contents centred), "affine" (a model's alignment alone), "model", "peer" (see `peers.METHODS`),
             "command" (any command line).
         model: name or path of a model (kinds "affine" and "model").
-        cascades: how many (kind "model"); 0 for the affine stem alone.
+        cascades: how many (kind "model"); 0 for the affine alignment alone.
         refine: instance optimisation, as in `LDRCore.register` (kind "model")
         method: of kind "peer".
         command: of kind "command": words with {fixed}, {moving}, {out} and perhaps {threads}; it reads two NIfTI files

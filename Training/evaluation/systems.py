@@ -105,8 +105,6 @@ def unavailable(system: System, place: Place) -> str:
             most = card["architecture"]["cascades"]
             if system.cascades > most:
                 return f"no weights yet: {system.model} has {most} cascades, not {system.cascades}"
-            if system.kind == "affine" and not card["architecture"].get("stem"):
-                return f"{system.model} has no affine stem"
         if system.kind == "peer":
             return _missing_peer(system.method, place.peer_python)
         if system.kind == "command":
