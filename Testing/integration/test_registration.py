@@ -291,7 +291,7 @@ def test_the_transform_is_told_before_the_image_is_warped(blob, initial):
         (
             {"model": "liver"},
             r"model must be one of \['brain-t1', 'brain-t1-distilled', 'brain-t1-gradient', 'brain-t1-small', "
-            r"'any', 'none'\].*got 'liver'",
+            r"'head-any', 'any', 'none'\].*got 'liver'",
         ),
         ({"initial": "magic"}, "initial must be .*got 'magic'"),
         ({"initial": 3}, "initial must be .*got 3"),
