@@ -97,17 +97,17 @@ def read_file(path: Path, name: str) -> sitk.Image:
         RegistrationError: cut off, damaged, or not an image that SimpleITK can read.
     """
     try:
-        with containers.named_by_content(path) as file:
-            header = nifti.read_header(file, name)
-            if header is None:
-                containers.check_complete(file, name)
-                return sitk.ReadImage(str(file))
-            if header.stored_type is not None:
-                image = nifti.read_values(header, name)
+        with containers.named_by_content(path) as named:
+            file = nifti.find(named, name)
+            if file is None:
+                containers.check_complete(named, name)
+                return sitk.ReadImage(str(named))
+            if file.needs_read_values:
+                image = nifti.read_values(file, name)
             else:
-                nifti.check_complete(header, name)
-                image = sitk.ReadImage(str(file))
-            placement = nifti.describe_placement(header)
+                nifti.check_complete(file, name)
+                image = sitk.ReadImage(str(named))
+            placement = nifti.describe_placement(file)
             if placement:
                 image.SetMetaData(_PLACEMENT, placement)
             return image

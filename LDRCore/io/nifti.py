@@ -12,11 +12,9 @@ import gzip
 import math
 import os
 import re
-import struct
 import sys
 import zlib
 from dataclasses import dataclass
-from io import BufferedIOBase
 from pathlib import Path
 
 import numpy as np
@@ -24,71 +22,53 @@ import SimpleITK as sitk
 
 from LDRCore.errors import RegistrationError
 from LDRCore.io import containers
+from LDRCore.io.nifti_header import HEADER_BYTES, INTENT_DISPLACEMENT, INTENT_VECTOR, Header
 
-_HEADER_BYTES = 348  # of NIfTI-1; NIfTI-2 has 540, and no ITK 5 reads it
-_TYPES = {  # by the header's `datatype`
-    code: np.dtype(name)
-    for code, name in {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4"}.items()
-}
-_INTENT_DISPLACEMENT, _INTENT_VECTOR = 1006, 1007
 _SAME_PLACE_MM = 0.1  # two placements that differ less are the same
 _READ_ERRORS = (EOFError, OSError, zlib.error)
 
 
 @dataclass(frozen=True)
-class Header:
-    """The part of a NIfTI-1 header that is needed to read the values.
+class NiftiFile:
+    """A NIfTI-1 file, or a pair of files, whose header was read.
 
     Attributes:
         path: of the file of values; of a pair the .img file.
+        header: what it says.
         grid: SimpleITK's reader of the file, which knows size, spacing, origin and direction.
-        byte_order: "<" or ">".
-        datatype: NIfTI's code of the type of a value.
-        intent: NIfTI's code of what a value means.
-        intent_name: what programs write there in words.
-        data_offset: bytes before the first value, uncompressed.
-        data_bytes: of all values, uncompressed.
-        slope, intercept: a value is ``slope * stored + intercept``.
-        raw: the header's bytes.
+        alone: whether header and values are in one file.
     """
 
     path: Path
+    header: Header
     grid: sitk.ImageFileReader
-    byte_order: str
-    datatype: int
-    intent: int
-    intent_name: str
-    data_offset: int
-    data_bytes: int
-    slope: float
-    intercept: float
-    raw: bytes
+    alone: bool
 
     @property
-    def scaled(self) -> bool:
-        """Whether stored values are not yet the values."""
-        return (self.slope, self.intercept) != (1, 0)
+    def data_offset(self) -> int:
+        """Bytes before the first value, uncompressed."""
+        return max(self.header.data_offset, HEADER_BYTES if self.alone else 0)
 
     @property
-    def stored_type(self) -> np.dtype | None:
-        """The type of the stored values where `read_values` must read them, None where SimpleITK can.
+    def needs_read_values(self) -> bool:
+        """Whether `read_values` must read the values: ITK 5 would change them.
 
-        ITK 5 loses NaN and infinity of floating-point files, scales only a part of a scaled vector image, and crashes
-        if it is of integers.
+        It loses NaN and infinity of floating-point files, scales only a part of a scaled vector image, and crashes if
+        it is of integers.
         """
-        components, stored_type = self.grid.GetNumberOfComponents(), _TYPES.get(self.datatype)
+        components, stored_type = self.grid.GetNumberOfComponents(), self.header.stored_type
         if stored_type is None or (components > 1 and not self._has_vectors):
-            return None
-        return stored_type if stored_type.kind == "f" or (components > 1 and self.scaled) else None
+            return False
+        return stored_type.kind == "f" or (components > 1 and self.header.scaling != (1, 0))
 
     @property
     def _has_vectors(self) -> bool:
         """Whether a voxel is a vector along x, y, z (not a colour or a tensor)."""
-        known = self.intent in (_INTENT_DISPLACEMENT, _INTENT_VECTOR)
+        known = self.header.intent in (INTENT_DISPLACEMENT, INTENT_VECTOR)
         return known and self.grid.GetNumberOfComponents() == 3
 
 
-def read_header(path: Path, name: str) -> Header | None:
+def find(path: Path, name: str) -> NiftiFile | None:
     """Read the header of a NIfTI-1 file or pair; None for any other file and where SimpleITK cannot read it.
 
     Args:
@@ -111,7 +91,7 @@ def read_header(path: Path, name: str) -> Header | None:
         if containers.is_gzip(path):
             containers.check_gzip(path, name)
         return None
-    return _parse(header_path, data_path, grid, name)
+    return _found(header_path, data_path, grid, name)
 
 
 def check_placement(path: Path, name: str) -> None:
@@ -121,65 +101,40 @@ def check_placement(path: Path, name: str) -> None:
         RegistrationError: see above.
     """
     try:
-        with _open(path) as stream:
-            raw = stream.read(_HEADER_BYTES)
+        header = _read_header(path)
     except _READ_ERRORS:
         return  # said later
-    if len(raw) < _HEADER_BYTES or raw[344:348] not in (b"n+1\0", b"ni1\0"):
-        return
-    order = "<" if raw[:4] == struct.pack("<i", _HEADER_BYTES) else ">"
-    if not np.isfinite(struct.unpack_from(order + "12f", raw, 280)).all():
+    if header is not None and header.is_nifti and not np.isfinite(header.sform).all():
         raise RegistrationError(f"{name} must have a finite placement, got an sform that is not in {path}")
 
 
-def read_plain_header(path: Path, name: str) -> Header | None:
+def find_anywhere(path: Path, name: str) -> NiftiFile | None:
     """Read the header of a single NIfTI-1 file without SimpleITK, which refuses some placements; None for other files.
 
     Raises:
         RegistrationError: it is damaged.
     """
-    return _parse(path, path, sitk.ImageFileReader(), name)
+    return _found(path, path, sitk.ImageFileReader(), name)
 
 
-def _parse(header_path: Path, data_path: Path, grid: sitk.ImageFileReader, name: str) -> Header | None:
-    """Parse a header; None where it is not one of NIfTI-1.
+def _found(header_path: Path, data_path: Path, grid: sitk.ImageFileReader, name: str) -> NiftiFile | None:
+    """Read a header; None where it is not one of NIfTI-1.
 
     Raises:
         RegistrationError: it cannot be decompressed.
     """
     try:
-        with _open(header_path) as stream:
-            raw = stream.read(_HEADER_BYTES)
+        header = _read_header(header_path)
     except _READ_ERRORS:
         raise containers.damaged(header_path, name) from None
-    order = next((o for o in "<>" if raw[:4] == struct.pack(o + "i", _HEADER_BYTES)), None)
-    if order is None or len(raw) < _HEADER_BYTES:
-        return None
-    dimensions, *sizes = struct.unpack_from(order + "8h", raw, 40)
-    intent, datatype, bits = struct.unpack_from(order + "3h", raw, 68)
-    offset, slope, intercept = np.nan_to_num(struct.unpack_from(order + "3f", raw, 108), posinf=0, neginf=0).tolist()
-    if raw[344:348] not in (b"n+1\0", b"ni1\0"):  # an Analyze file, which has other things there
-        intent, slope, intercept = 0, 1.0, 0.0
-    return Header(
-        data_path,
-        grid,
-        order,
-        datatype,
-        intent,
-        raw[328:344].split(b"\0")[0].decode("latin-1"),
-        data_offset=max(int(offset), _HEADER_BYTES if data_path == header_path else 0),
-        data_bytes=math.prod(max(n, 1) for n in sizes[:dimensions]) * bits // 8,
-        slope=slope if slope else 1.0,
-        intercept=intercept,
-        raw=raw,
-    )
+    return None if header is None else NiftiFile(data_path, header, grid, data_path == header_path)
 
 
-def read_values(header: Header, name: str) -> sitk.Image:
-    """Read a file as SimpleITK does, but with NaN and infinity kept; `Header.stored_type` tells whether it can.
+def read_values(file: NiftiFile, name: str) -> sitk.Image:
+    """Read a file as SimpleITK does, but with NaN and infinity kept; only what `needs_read_values`.
 
     Args:
-        header: see `read_header`.
+        file: see `find`.
         name: what the image is to the user, for messages.
 
     Returns:
@@ -188,16 +143,14 @@ def read_values(header: Header, name: str) -> sitk.Image:
     Raises:
         RegistrationError: the file is cut off or damaged.
     """
-    grid = header.grid
-    if header.stored_type is None:
-        raise ValueError(f"the file must be one that `Header.stored_type` names, got datatype {header.datatype}")
+    grid = file.grid
     size, components = grid.GetSize(), grid.GetNumberOfComponents()
-    values = read_array(header, math.prod(size) * components, name)
+    values = read_array(file, math.prod(size) * components, name)
     values = values.reshape(components, *size[::-1])  # components are the slowest axis of a NIfTI file
     if components == 1:
         image = sitk.GetImageFromArray(values[0], isVector=False)
     else:
-        if header.intent == _INTENT_DISPLACEMENT:
+        if file.header.intent == INTENT_DISPLACEMENT:
             values[:2] *= -1
         image = sitk.GetImageFromArray(np.moveaxis(values, 0, -1), isVector=True)
     image.SetSpacing(grid.GetSpacing())
@@ -206,11 +159,11 @@ def read_values(header: Header, name: str) -> sitk.Image:
     return image
 
 
-def read_array(header: Header, count: int, name: str) -> np.ndarray:
+def read_array(file: NiftiFile, count: int, name: str) -> np.ndarray:
     """Read all values of a file of numbers, scaled as its header says, x fastest.
 
     Args:
-        header: see `read_header`.
+        file: see `find`.
         count: how many there should be.
         name: what the image is to the user, for messages.
 
@@ -220,30 +173,31 @@ def read_array(header: Header, count: int, name: str) -> np.ndarray:
     Raises:
         RegistrationError: the file is cut off or damaged, or holds colours or complex numbers.
     """
-    stored_type = _TYPES.get(header.datatype)
+    header, stored_type = file.header, file.header.stored_type
     if stored_type is None:
-        raise RegistrationError(f"{name} must hold real numbers, got NIfTI's type {header.datatype} in {header.path}")
-    length = header.path.stat().st_size * (containers.MOST_INFLATED if containers.is_gzip(header.path) else 1)
-    if count * stored_type.itemsize != header.data_bytes or header.data_offset + header.data_bytes > length:
-        raise containers.damaged(header.path, name)
-    values = np.empty(header.data_bytes // stored_type.itemsize, stored_type)
+        raise RegistrationError(f"{name} must hold real numbers, got NIfTI's type {header.datatype} in {file.path}")
+    length = file.path.stat().st_size * (containers.MOST_INFLATED if containers.is_gzip(file.path) else 1)
+    if count * stored_type.itemsize != header.data_bytes or file.data_offset + header.data_bytes > length:
+        raise containers.damaged(file.path, name)
+    values = np.empty(count, stored_type)
     try:
-        _fill(values.view(np.uint8).data, header)
+        _fill(values.view(np.uint8).data, file)
     except _READ_ERRORS:
-        raise containers.damaged(header.path, name) from None
+        raise containers.damaged(file.path, name) from None
     if header.byte_order != ("<" if sys.byteorder == "little" else ">"):
         values.byteswap(inplace=True)
-    if header.scaled:
-        scaled = values.astype(np.float64) * header.slope + header.intercept
+    slope, intercept = header.scaling
+    if (slope, intercept) != (1, 0):
+        scaled = values.astype(np.float64) * slope + intercept
         values = scaled.astype(stored_type if stored_type.kind == "f" else np.float32)
     return values
 
 
-def check_complete(header: Header, name: str, *, every_byte: bool = False) -> None:
+def check_complete(file: NiftiFile, name: str, *, every_byte: bool = False) -> None:
     """Refuse a file that lacks values.
 
     Args:
-        header: see `read_header`.
+        file: see `find`.
         name: what the image is to the user, for messages.
         every_byte: decompress a compressed file to its end. Otherwise only where the length that it says of itself,
             modulo 2^32, is not what it should be.
@@ -251,62 +205,46 @@ def check_complete(header: Header, name: str, *, every_byte: bool = False) -> No
     Raises:
         RegistrationError: the file is cut off or damaged.
     """
-    expected = header.data_offset + header.data_bytes
-    length = header.path.stat().st_size
-    if containers.is_gzip(header.path):
-        with header.path.open("rb") as file:
-            file.seek(-min(4, length), os.SEEK_END)
-            if int.from_bytes(file.read(), "little") == expected % 2**32 and not every_byte:
+    expected = file.data_offset + file.header.data_bytes
+    length = file.path.stat().st_size
+    if containers.is_gzip(file.path):
+        with file.path.open("rb") as stream:
+            stream.seek(-min(4, length), os.SEEK_END)
+            if int.from_bytes(stream.read(), "little") == expected % 2**32 and not every_byte:
                 return
-            file.seek(0)
+            stream.seek(0)
             try:
-                length = containers.inflated_bytes(file)
+                length = containers.inflated_bytes(stream)
             except _READ_ERRORS:
                 length = 0
     if length < expected:
-        raise containers.damaged(header.path, name)
+        raise containers.damaged(file.path, name)
 
 
-def describe_placement(header: Header) -> str:
+def describe_placement(file: NiftiFile) -> str:
     """Say which of a header's two placements SimpleITK took, and by how much the other differs; "" where they agree.
 
     A NIfTI file may place its voxels twice, by sform and by qform, and by neither. Programs choose differently.
     """
-    if header.raw[344:348] not in (b"n+1\0", b"ni1\0") or header.grid.GetDimension() < 3:
+    grid, header = file.grid, file.header
+    if not header.is_nifti or grid.GetDimension() < 3:
         return ""
-    order, raw = header.byte_order, header.raw
-    codes = dict(zip(("qform", "sform"), struct.unpack_from(order + "2h", raw, 252), strict=True))
+    codes = header.placement_codes
     if not any(codes.values()):
         return "the header places its voxels nowhere (qform and sform code 0): other programs may put them elsewhere"
     if not all(codes.values()):
         return ""
-    placements = {"qform": _qform(order, raw), "sform": np.array(struct.unpack_from(order + "12f", raw, 280))}
     corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)], dtype=float)
-    corners[:, :3] *= np.array(header.grid.GetSize()[:3]) - 1
-    axes = np.array(header.grid.GetDirection()).reshape(header.grid.GetDimension(), -1)[:3, :3]
-    taken_ras = corners[:, :3] @ (axes * header.grid.GetSpacing()[:3]).T + header.grid.GetOrigin()[:3]
+    corners[:, :3] *= np.array(grid.GetSize()[:3]) - 1
+    axes = np.array(grid.GetDirection()).reshape(grid.GetDimension(), -1)[:3, :3]
+    taken_ras = corners[:, :3] @ (axes * grid.GetSpacing()[:3]).T + grid.GetOrigin()[:3]
     taken_ras *= (-1, -1, 1)
-    far_mm = {
-        name: float(np.abs(corners @ matrix.reshape(3, 4).T - taken_ras).max()) for name, matrix in placements.items()
-    }
+    placements = {"qform": header.qform, "sform": header.sform}
+    far_mm = {name: float(np.abs(corners @ ras.T[:, :3] - taken_ras).max()) for name, ras in placements.items()}
     other, taken = sorted(far_mm, key=lambda name: -far_mm[name])
     if not far_mm[other] > _SAME_PLACE_MM:
         return ""
     return f"the header places its voxels twice: its {taken} was taken, its {other} is up to {far_mm[other]:.1f} mm off"
-
-
-def _qform(order: str, raw: bytes) -> np.ndarray:
-    """Return (3, 4), voxel (i, j, k, 1) -> RAS mm, of a header's quaternion, as the standard defines it."""
-    factor, *spacing = struct.unpack_from(order + "4f", raw, 76)
-    b, c, d, *offset = struct.unpack_from(order + "6f", raw, 256)
-    a = math.sqrt(max(0.0, 1 - b * b - c * c - d * d))
-    rotation = [
-        [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
-        [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
-        [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
-    ]
-    scale = np.array(spacing) * (1, 1, -1 if factor < 0 else 1)
-    return np.column_stack([np.array(rotation) * scale, offset])
 
 
 def _pair(path: Path) -> tuple[Path, Path]:
@@ -320,25 +258,30 @@ def _pair(path: Path) -> tuple[Path, Path]:
     return path, next((file for file in values if file.exists()), path)
 
 
-def _open(path: Path) -> BufferedIOBase:
-    """Open a file for reading, decompressed."""
-    return gzip.open(path, "rb") if containers.is_gzip(path) else path.open("rb")
+def _read_header(path: Path) -> Header | None:
+    """Read the header of a file; None where it is not one of NIfTI-1 or Analyze.
+
+    Raises:
+        EOFError, OSError, zlib.error: it cannot be decompressed.
+    """
+    with gzip.open(path, "rb") if containers.is_gzip(path) else path.open("rb") as stream:
+        return Header.parse(stream.read(HEADER_BYTES))
 
 
-def _fill(buffer: memoryview, header: Header) -> None:
+def _fill(buffer: memoryview, file: NiftiFile) -> None:
     """Read the values' bytes into a buffer of their length.
 
     Raises:
         EOFError: there are fewer.
         OSError, zlib.error: they cannot be read, or are not what was compressed.
     """
-    with header.path.open("rb") as stream:
-        if not containers.is_gzip(header.path):
-            stream.seek(header.data_offset)
+    with file.path.open("rb") as stream:
+        if not containers.is_gzip(file.path):
+            stream.seek(file.data_offset)
             if stream.readinto(buffer) != len(buffer):
                 raise EOFError
             return
-        at = -header.data_offset  # in the buffer, of the next piece; to the end, where gzip has its checksum
+        at = -file.data_offset  # in the buffer, of the next piece; to the end, where gzip has its checksum
         for piece in containers.inflated(stream):
             wanted = piece[max(0, -at) : max(0, len(buffer) - at)]
             buffer[max(0, at) : max(0, at) + len(wanted)] = wanted

@@ -49,9 +49,9 @@ def write_image(image: sitk.Image, path: Path) -> None:
     images.check_right_angles(image, "an image that is written")
     sitk.WriteImage(image, str(path), useCompression=True)
     try:
-        header = nifti.read_header(path, "the output")
-        if header is not None:
-            nifti.check_complete(header, "the output", every_byte=True)
+        file = nifti.find(path, "the output")
+        if file is not None:
+            nifti.check_complete(file, "the output", every_byte=True)
         elif sitk.ImageFileReader.GetImageIOFromFileName(str(path)):
             containers.check_complete(path, "the output")
             sitk.ReadImage(str(path))

@@ -9,6 +9,7 @@ import SimpleITK as sitk
 
 from LDRCore import geometry
 from LDRCore.errors import RegistrationError
+from LDRCore.io.nifti_header import INTENT_VECTOR
 from LDRCore.io.transforms import fields, matrices
 from LDRCore.io.transforms.base import Context, FileHead, TransformFormat, matrix_of
 
@@ -59,7 +60,7 @@ class AfniFormat(TransformFormat):
             return
         fixed = context.fixed_for("a warp of AFNI")
         values = fields.vectors_on(transform, fixed, fields.unchanged)
-        fields.write_nifti(path, values, fixed, (1, 3), intent=fields.INTENT_VECTOR)
+        fields.write_nifti(path, values, fixed, (1, 3), intent=INTENT_VECTOR)
 
 
 def _check_not_oblique(image: sitk.Image | None, name: str) -> None:

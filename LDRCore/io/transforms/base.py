@@ -1,8 +1,7 @@
-"""What every transform format shares: the contract of a format, the grids of the two images, the head of a file."""
+"""What every transform format shares: its contract, the grids of the two images, the beginning of a file."""
 
 from __future__ import annotations
 
-import struct
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ import SimpleITK as sitk
 from LDRCore import geometry
 from LDRCore.errors import RegistrationError
 from LDRCore.io.images import ImageLike
+from LDRCore.io.nifti_header import Header
 from LDRCore.io.transforms.grids import read_grid
 
 HEAD_BYTES = 1 << 16  # of a file, by which its format is recognised
@@ -75,57 +75,6 @@ class Context:
 
 
 @dataclass(frozen=True)
-class NiftiHead:
-    """What a NIfTI-1 header says of a transform.
-
-    Attributes:
-        shape: sizes along the axes of the array, x first.
-        spacing: of the header's pixdim, as many.
-        intent: NIfTI's code.
-        intent_name: in words.
-        parameters: intent_p1, intent_p2, intent_p3.
-        sform: 4x4 as stored.
-        extensions: what follows the header before the values (AFNI writes its attributes there).
-    """
-
-    shape: tuple[int, ...]
-    spacing: tuple[float, ...]
-    intent: int
-    intent_name: str
-    parameters: tuple[float, float, float]
-    sform: np.ndarray
-    extensions: bytes
-
-    @classmethod
-    def of(cls, head: bytes) -> NiftiHead | None:
-        """Parse the beginning of an uncompressed file; None where it is no NIfTI-1 file."""
-        if len(head) < 352 or head[344:348] not in (b"n+1\0", b"ni1\0"):
-            return None
-        order = "<" if head[:4] == struct.pack("<i", 348) else ">"
-        dimensions, *sizes = struct.unpack_from(order + "8h", head, 40)
-        dimensions = min(max(dimensions, 0), 7)
-        spacing = struct.unpack_from(order + "8f", head, 76)[1:]
-        offset = int(np.nan_to_num(struct.unpack_from(order + "f", head, 108)[0]))
-        sform = np.eye(4)
-        sform[:3] = np.array(struct.unpack_from(order + "12f", head, 280)).reshape(3, 4)
-        first, second, third = struct.unpack_from(order + "3f", head, 56)
-        return cls(
-            tuple(sizes[:dimensions]),
-            tuple(spacing[:dimensions]),
-            struct.unpack_from(order + "h", head, 68)[0],
-            head[328:344].split(b"\0")[0].decode("latin-1"),
-            (first, second, third),
-            sform,
-            head[352 : max(352, offset)] if head[348] else b"",
-        )
-
-    @property
-    def vector_shape(self) -> bool:
-        """Whether the array is one of 3-vectors: (x, y, z, 3) or (x, y, z, 1, 3)."""
-        return self.shape[3:] in ((3,), (1, 3))
-
-
-@dataclass(frozen=True)
 class FileHead:
     """The beginning of a file, by which formats recognise their own.
 
@@ -150,9 +99,10 @@ class FileHead:
         return cls(path, first)
 
     @cached_property
-    def nifti(self) -> NiftiHead | None:
+    def nifti(self) -> Header | None:
         """The header of a NIfTI-1 file, None for others."""
-        return NiftiHead.of(self.first)
+        header = Header.parse(self.first)
+        return header if header is not None and header.is_nifti else None
 
     @cached_property
     def text(self) -> str:

@@ -16,13 +16,13 @@ import SimpleITK as sitk
 from LDRCore import geometry
 from LDRCore.errors import RegistrationError
 from LDRCore.io import containers, images, nifti
+from LDRCore.io.nifti_header import HEADER_BYTES, Header
 from LDRCore.io.quiet import silent_libraries
-from LDRCore.io.transforms.base import NiftiHead, lps_from_ijk
+from LDRCore.io.transforms.base import lps_from_ijk
 from LDRCore.io.transforms.grids import first_axes
 
 SLAB_VOXELS = 65_536  # that are computed at once
 SAME_GRID_VOX = 1e-3  # two grids are one where their corners are closer
-INTENT_VECTOR, INTENT_DISPLACEMENT = 1007, 1006  # NIfTI's codes
 _GZIP_LEVEL = 1  # the last digits of floating-point numbers do not compress, at any level
 _FLOAT32 = (16, 32)  # NIfTI's code and bits
 
@@ -57,36 +57,36 @@ def read_components(path: Path, name: str) -> tuple[np.ndarray, sitk.Image]:
     Raises:
         RegistrationError: another shape, cut off or damaged.
     """
-    with containers.named_by_content(path) as file:
-        with silent_libraries():
-            header, head = _nifti_1(nifti.read_header(file, name), path, name)
-        if math.prod(head.shape[3:]) != 3 or len(head.shape) < 4:
-            raise RegistrationError(f"{name} must be 3D with 3 values a voxel, got the shape {head.shape} in {path}")
-        x, y, z = head.shape[:3]
-        values = nifti.read_array(header, math.prod(head.shape), name).reshape(3, z, y, x)
-        return values, first_axes(header.grid, name)
+    with containers.named_by_content(path) as named, silent_libraries():
+        file = _nifti_1(nifti.find(named, name), path, name)
+        shape = file.header.shape
+        if len(shape) < 4 or math.prod(shape[3:]) != 3:
+            raise RegistrationError(f"{name} must be 3D with 3 values a voxel, got the shape {shape} in {path}")
+        x, y, z = shape[:3]
+        values = nifti.read_array(file, math.prod(shape), name).reshape(3, z, y, x)
+        return values, first_axes(file.grid, name)
 
 
-def read_array(path: Path, name: str) -> tuple[np.ndarray, NiftiHead]:
+def read_array(path: Path, name: str) -> tuple[np.ndarray, Header]:
     """Read a NIfTI-1 file of any shape whatever its placement says: (array indexed x, y, z ..., header).
 
     Raises:
         RegistrationError: another file, cut off or damaged.
     """
-    header, head = _nifti_1(nifti.read_plain_header(path, name), path, name)
-    return nifti.read_array(header, math.prod(head.shape), name).reshape(head.shape[::-1]).T, head
+    file = _nifti_1(nifti.find_anywhere(path, name), path, name)
+    shape = file.header.shape
+    return nifti.read_array(file, math.prod(shape), name).reshape(shape[::-1]).T, file.header
 
 
-def _nifti_1(header: nifti.Header | None, path: Path, name: str) -> tuple[nifti.Header, NiftiHead]:
-    """Return a header that was read, and what it says of a transform.
+def _nifti_1(file: nifti.NiftiFile | None, path: Path, name: str) -> nifti.NiftiFile:
+    """Return a file that was found.
 
     Raises:
-        RegistrationError: the file is none of NIfTI-1.
+        RegistrationError: it is none of NIfTI-1.
     """
-    head = NiftiHead.of(header.raw + bytes(4)) if header is not None else None
-    if header is None or head is None:
+    if file is None or not file.header.is_nifti:
         raise RegistrationError(f"{name} must be a NIfTI-1 file, got {path}")
-    return header, head
+    return file
 
 
 def check_same_size(grid: sitk.Image, reference: sitk.Image, name: str, path: Path) -> None:
@@ -217,7 +217,7 @@ def write_nifti(
         values: (components, D, H, W).
         grid: image of its placement.
         tail: sizes of the axes behind x, y and z.
-        intent, intent_name: see `NiftiHead`.
+        intent, intent_name: see `Header`.
         affine: 4x4 to write as sform instead, where a program stores another.
 
     Raises:
@@ -262,7 +262,7 @@ def _placed_header(grid: sitk.Image) -> bytes:
         path = Path(folder) / "tiny.nii"
         with silent_libraries():
             sitk.WriteImage(tiny, str(path))
-        return path.read_bytes()[:348]
+        return path.read_bytes()[:HEADER_BYTES]
 
 
 def to_ras(points: np.ndarray, displacement: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import SimpleITK as sitk
 from LDRCore import geometry
 from LDRCore.errors import RegistrationError
 from LDRCore.io import containers, images, nifti, trial, writing
+from LDRCore.io.nifti_header import INTENT_DISPLACEMENT, INTENT_VECTOR
 from LDRCore.io.quiet import collected_warnings, silent_libraries
 from LDRCore.io.transforms import fields
 from LDRCore.io.transforms.base import Context, FileHead, TransformFormat, matrix_of
@@ -32,7 +33,7 @@ class ItkFormat(TransformFormat):
 
     name = "itk"
     title = "ITK"
-    _nifti_intent = fields.INTENT_VECTOR
+    _nifti_intent = INTENT_VECTOR
     _nifti_vectors: fields.Convert = staticmethod(fields.unchanged)
     linear_suffixes: tuple[str, ...] = (".mat", ".xfm")
     dense_suffixes: tuple[str, ...] = (".h5", ".hdf5", ".tfm", ".txt", *_IMAGE_SUFFIXES)
@@ -44,7 +45,7 @@ class ItkFormat(TransformFormat):
         if any(name in head.first[:200] for name in _MATLAB_NAMES):
             return True
         if head.nifti is not None:
-            known = head.nifti.intent in (fields.INTENT_VECTOR, fields.INTENT_DISPLACEMENT)
+            known = head.nifti.intent in (INTENT_VECTOR, INTENT_DISPLACEMENT)
             return known and head.nifti.vector_shape and not head.nifti.intent_name
         return head.first.startswith((b"NRRD000", b"ObjectType", b"NDims"))
 
@@ -107,7 +108,7 @@ class SlicerFormat(ItkFormat):
 
     name = "slicer"
     title = "3D Slicer"
-    _nifti_intent = fields.INTENT_DISPLACEMENT  # by which Slicer knows a grid transform
+    _nifti_intent = INTENT_DISPLACEMENT  # by which Slicer knows a grid transform
     _nifti_vectors: fields.Convert = staticmethod(fields.to_ras)
     linear_suffixes = (".mat",)
     dense_suffixes = (".h5", ".tfm", ".nrrd", ".nii.gz", ".nii")
@@ -166,10 +167,10 @@ def _check_counts(path: Path, transform: sitk.Transform, name: str) -> None:
 def _read_field(path: Path, name: str, modeling: bool) -> sitk.Transform:
     """Read a displacement field image: vectors in mm, LPS (NIfTI's displacement intent: RAS, converted)."""
     with silent_libraries():
-        with containers.named_by_content(path) as file:
-            header = nifti.read_header(file, "the displacement field")
-        if header is not None and header.grid.GetNumberOfComponents() == 3:
-            turned = fields.to_ras if header.intent == fields.INTENT_DISPLACEMENT else None
+        with containers.named_by_content(path) as named:
+            file = nifti.find(named, "the displacement field")
+        if file is not None and file.grid.GetNumberOfComponents() == 3:
+            turned = fields.to_ras if file.header.intent == INTENT_DISPLACEMENT else None
             return fields.read_vectors(path, name, turned)
         field = images.read_file(path, "the displacement field")
     if field.GetDimension() != 3 or field.GetNumberOfComponentsPerPixel() != 3:

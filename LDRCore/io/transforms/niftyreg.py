@@ -9,6 +9,7 @@ import SimpleITK as sitk
 
 from LDRCore import geometry
 from LDRCore.errors import RegistrationError
+from LDRCore.io.nifti_header import INTENT_VECTOR
 from LDRCore.io.transforms import fields, matrices, splines
 from LDRCore.io.transforms.base import Context, FileHead, TransformFormat, matrix_of, ras_matrix
 
@@ -58,7 +59,7 @@ class NiftyRegFormat(TransformFormat):
             return
         fixed = context.fixed_for("a deformation of NiftyReg")
         values = fields.vectors_on(transform, fixed, fields.to_absolute_ras)
-        fields.write_nifti(path, values, fixed, (1, 3), intent=fields.INTENT_VECTOR, intent_name=_INTENT_NAME)
+        fields.write_nifti(path, values, fixed, (1, 3), intent=INTENT_VECTOR, intent_name=_INTENT_NAME)
 
 
 def _read_spline(path: Path, name: str) -> sitk.Transform:

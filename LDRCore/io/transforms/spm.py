@@ -6,6 +6,7 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
+from LDRCore.io.nifti_header import INTENT_VECTOR
 from LDRCore.io.transforms import fields
 from LDRCore.io.transforms.base import Context, FileHead, TransformFormat
 
@@ -31,4 +32,4 @@ class SpmFormat(TransformFormat):
         """Write a deformation on the grid of the fixed image; SPM itself reads uncompressed files only."""
         fixed = context.fixed_for("a deformation of SPM")
         values = fields.vectors_on(transform, fixed, fields.to_absolute_ras)
-        fields.write_nifti(path, values, fixed, (1, 3), intent=fields.INTENT_VECTOR, intent_name=_INTENT_NAME)
+        fields.write_nifti(path, values, fixed, (1, 3), intent=INTENT_VECTOR, intent_name=_INTENT_NAME)
