@@ -85,6 +85,37 @@ def _reserve(path: Path, count: int) -> None:
             stream.write(bytes(min(containers.CHUNK_BYTES, count - start)))
 
 
+def _write_hdf5(transform: sitk.Transform, path: Path) -> None:
+    """Write an HDF5 file as SimpleITK does, which holds a further copy of every field meanwhile.
+
+    Where h5py is installed, SimpleITK writes fields of one voxel, and the values of the real ones take their place.
+    """
+    parts = geometry.transform_parts(transform)
+    fields = {
+        number: sitk.DisplacementFieldTransform(part).GetDisplacementField()
+        for number, part in enumerate(parts)
+        if part.GetName() == "DisplacementFieldTransform"
+    }
+    try:
+        import h5py
+    except ImportError:
+        fields = {}
+    if not fields:
+        sitk.WriteTransform(transform, str(path))
+        return
+    voxel = sitk.DisplacementFieldTransform(sitk.Image([1, 1, 1], sitk.sitkVectorFloat64, 3))
+    small = [voxel if number in fields else part for number, part in enumerate(parts)]
+    is_composite = transform.GetName() == "CompositeTransform"
+    sitk.WriteTransform(geometry.compose_transforms(*small) if is_composite else voxel, str(path))
+    with h5py.File(path, "r+") as file:
+        for number, field in fields.items():
+            node = file[f"TransformGroup/{number + is_composite}"]  # the first node of a composite is itself
+            fixed_parameters = parts[number].GetFixedParameters()
+            del node["TransformFixedParameters"], node["TransformParameters"]
+            node["TransformFixedParameters"] = fixed_parameters
+            node["TransformParameters"] = sitk.GetArrayViewFromImage(field).reshape(-1)
+
+
 def write_transform(transform: sitk.Transform, path: Path) -> None:
     """Write a transform and check that its file is whole.
 
@@ -97,7 +128,9 @@ def write_transform(transform: sitk.Transform, path: Path) -> None:
     if path.suffix.lower() in (".h5", ".hdf5"):
         values = sum(part.GetNumberOfParameters() for part in geometry.transform_parts(transform))
         _reserve(path, 8 * values + _HDF5_BYTES)
-    sitk.WriteTransform(transform, str(path))
+        _write_hdf5(transform, path)
+    else:
+        sitk.WriteTransform(transform, str(path))
     if path.suffix.lower() in (".h5", ".hdf5"):
         whole = _is_whole_hdf5(path)
     else:

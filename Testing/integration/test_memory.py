@@ -82,12 +82,14 @@ print(peak() - base)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read as Linux reports it")
-@pytest.mark.parametrize("name", ["ants", "fsl"])
-def test_converting_a_field_takes_three_copies_of_it(tmp_path, name):
+@pytest.mark.parametrize(("name", "suffix"), [("ants", ".nii"), ("fsl", ".nii"), ("itk", ".h5")])
+def test_converting_a_field_takes_three_copies_of_it(tmp_path, name, suffix):
     """The field in double precision, which is two, and what is read or written; 0.6 for grids and slices at work."""
+    if suffix == ".h5":
+        pytest.importorskip("h5py")
     field = sitk.Image([192, 192, 128], sitk.sitkVectorFloat32, 3)
     sitk.WriteImage(field, str(tmp_path / "field.nii"))
-    arguments = [str(tmp_path / "field.nii"), str(tmp_path / "out.nii"), name]
+    arguments = [str(tmp_path / "field.nii"), str(tmp_path / f"out{suffix}"), name]
     done = subprocess.run(
         [sys.executable, "-c", CONVERT, *arguments], capture_output=True, encoding="utf-8", check=True, cwd=ROOT
     )

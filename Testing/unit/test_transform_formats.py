@@ -503,3 +503,18 @@ def test_what_cannot_be_written(tmp_path, file, name, message):
     with pytest.raises(RegistrationError, match=message):
         transforms.write(dense(), tmp_path / file, name, **grids)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("composed", [False, True])
+def test_hdf5_files_are_those_of_simpleitk(tmp_path, composed):
+    """With h5py the fields' values are not written by SimpleITK."""
+    pytest.importorskip("h5py")
+    affine = sitk.AffineTransform([1.1, 0.1, 0, 0, 0.9, 0, 0, 0, 1], [1, 2, 3])
+    transform = sitk.CompositeTransform([affine, dense(), affine, dense()]) if composed else dense()
+    transforms.write(transform, tmp_path / "ours.h5", "itk")
+    sitk.WriteTransform(transform, str(tmp_path / "theirs.h5"))
+    ours, theirs = (sitk.ReadTransform(str(tmp_path / name)) for name in ("ours.h5", "theirs.h5"))
+    assert ours.GetName() == theirs.GetName() == transform.GetName()
+    assert ours.GetFixedParameters() == theirs.GetFixedParameters()
+    assert ours.GetParameters() == theirs.GetParameters()
+    assert ours.TransformPoint((9, 21, 33)) == theirs.TransformPoint((9, 21, 33)) != (9, 21, 33)

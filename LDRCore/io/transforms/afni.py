@@ -59,7 +59,7 @@ class AfniFormat(TransformFormat):
             path.write_text(f"# 3dvolreg matrices (DICOM-to-DICOM, row-by-row):\n{numbers}\n", encoding="ascii")
             return
         fixed = context.fixed_for("a warp of AFNI")
-        values = fields.vectors_on(transform, fixed, fields.unchanged)
+        values = fields.vectors_on(transform, fixed)
         fields.write_nifti(path, values, fixed, (1, 3), intent=INTENT_VECTOR)
 
 

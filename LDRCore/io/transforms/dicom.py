@@ -71,7 +71,7 @@ class DicomFormat(TransformFormat):
         fixed_series = _series(context.fixed_source, "fixed")
         moving_series = _series(context.moving_source, "moving")
         reference = _right_handed(fixed)
-        values = fields.vectors_on(transform, reference, fields.unchanged)
+        values = fields.vectors_on(transform, reference)
 
         item = pydicom.Dataset()
         item.SourceFrameOfReferenceUID = moving_series[0].FrameOfReferenceUID

@@ -59,7 +59,7 @@ class ElastixFormat(TransformFormat):
                     f"a deformable transform in elastix' text must have at most {_LARGEST_TEXT} voxels, got the grid "
                     f"{fixed.GetSize()}: name a coarser reference, or write a field for transformix"
                 )
-            stored = fields.vectors_on(transform, fixed, fields.unchanged)
+            stored = fields.vectors_on(transform, fixed)
             stored = np.pad(stored, ((0, 0), *[(1, 1)] * 3), mode="edge")  # outermost coefficients move nothing
             values = stored.ravel()
             lines = [("Transform", '"BSplineTransform"'), *lines, ("BSplineTransformSplineOrder", "1")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gzip
 import math
 import struct
@@ -41,11 +42,7 @@ def read_vectors(path: Path, name: str, convert: Convert | None = None) -> sitk.
     Raises:
         RegistrationError: another shape, cut off or damaged.
     """
-    return _joined(_read_images(path, name, convert))
-
-
-def _read_images(path: Path, name: str, convert: Convert | None) -> list[sitk.Image]:
-    return _component_images(*read_components(path, name), convert)  # the array is freed on return
+    return field_transform(*read_components(path, name), convert)
 
 
 def read_components(path: Path, name: str) -> tuple[np.ndarray, sitk.Image]:
@@ -105,32 +102,30 @@ def field_transform(values: np.ndarray, grid: sitk.Image, convert: Convert | Non
     """Make a displacement field transform.
 
     Args:
-        values: (3, D, H, W); overwritten where it is of float32.
+        values: (3, D, H, W).
         grid: image of the field's placement.
         convert: turns `values` into displacements in mm LPS; None where they are.
     """
-    return _joined(_component_images(values, grid, convert))
-
-
-def _component_images(values: np.ndarray, grid: sitk.Image, convert: Convert | None) -> list[sitk.Image]:
-    values = values.astype(np.float32, copy=False)
-    if convert is not None:
-        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused later
-            for start, stop in _slab_limits(values.shape[1:]):
-                vectors = np.moveaxis(values[:, start:stop], 0, -1).astype(np.float64)
-                values[:, start:stop] = np.moveaxis(convert(slab_points(grid, start, stop), vectors), -1, 0)
-    components = [sitk.GetImageFromArray(values[axis], isVector=False) for axis in range(3)]
-    for component in components:
-        component.CopyInformation(grid)
-    return components
-
-
-def _joined(components: list[sitk.Image]) -> sitk.Transform:
-    """Make the transform of three component images, which are freed on the way: fields are large."""
-    field = sitk.Compose(components)
-    components.clear()
-    field = sitk.Cast(field, sitk.sitkVectorFloat64)
+    field = sitk.Image(grid.GetSize(), sitk.sitkVectorFloat64, 3)
+    field.CopyInformation(grid)
+    displacement = _writable(field)
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused later
+        for start, stop in _slab_limits(values.shape[1:]):
+            vectors = np.moveaxis(values[:, start:stop], 0, -1)
+            if convert is not None:
+                vectors = convert(slab_points(grid, start, stop), vectors.astype(np.float64))
+            displacement[start:stop] = vectors
     return sitk.DisplacementFieldTransform(field)
+
+
+def _writable(field: sitk.Image) -> np.ndarray:
+    """Return the values of a new image of doubles, (D, H, W, 3), to be written in place while it lives.
+
+    SimpleITK would make an image of an array, which is one more copy of a large field.
+    """
+    view = sitk.GetArrayViewFromImage(field)
+    values = np.ctypeslib.as_array((ctypes.c_double * view.size).from_address(view.ctypes.data))
+    return values.reshape(view.shape)
 
 
 def _slab_limits(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
@@ -173,13 +168,13 @@ def sampled(transform: sitk.Transform, reference: sitk.Image) -> sitk.Image:
     return geometry.displacement_field_image(transform, reference)
 
 
-def vectors_on(transform: sitk.Transform, reference: sitk.Image, convert: Convert) -> np.ndarray:
+def vectors_on(transform: sitk.Transform, reference: sitk.Image, convert: Convert | None = None) -> np.ndarray:
     """Sample a transform on a grid and convert it for a file.
 
     Args:
         transform: fixed -> moving, LPS mm.
         reference: image of the grid.
-        convert: turns (points, displacements) in mm LPS into what is stored.
+        convert: turns (points, displacements) in mm LPS into what is stored; None where displacements are.
 
     Returns:
         (3, D, H, W) float32.
@@ -191,8 +186,10 @@ def vectors_on(transform: sitk.Transform, reference: sitk.Image, convert: Conver
     view = sitk.GetArrayViewFromImage(field)
     stored = np.empty((3, *view.shape[:3]), np.float32)
     for start, stop in _slab_limits(view.shape[:3]):
-        displacement = np.asarray(view[start:stop], dtype=np.float64)
-        stored[:, start:stop] = np.moveaxis(convert(slab_points(reference, start, stop), displacement), -1, 0)
+        vectors = view[start:stop]
+        if convert is not None:
+            vectors = convert(slab_points(reference, start, stop), vectors.astype(np.float64))
+        stored[:, start:stop] = np.moveaxis(vectors, -1, 0)
         if images.count_non_finite(stored[:, start:stop]):
             raise RegistrationError(
                 "the transform must be finite on the grid of the fixed image, got values that are not"
@@ -279,11 +276,6 @@ def to_absolute_ras(points: np.ndarray, displacement: np.ndarray) -> np.ndarray:
 def from_absolute_ras(points: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
     """Turn coordinates of the mapped points in mm RAS into displacements in mm LPS."""
     return coordinates * (-1, -1, 1) - points
-
-
-def unchanged(points: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Return vectors as they are."""
-    return vectors
 
 
 def between_voxels(moving_lps_from_ijk: np.ndarray, fixed: sitk.Image) -> tuple[Convert, Convert]:

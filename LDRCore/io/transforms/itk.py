@@ -34,7 +34,7 @@ class ItkFormat(TransformFormat):
     name = "itk"
     title = "ITK"
     _nifti_intent = INTENT_VECTOR
-    _nifti_vectors: fields.Convert = staticmethod(fields.unchanged)
+    _nifti_vectors: fields.Convert | None = None
     linear_suffixes: tuple[str, ...] = (".mat", ".xfm")
     dense_suffixes: tuple[str, ...] = (".h5", ".hdf5", ".tfm", ".txt", *_IMAGE_SUFFIXES)
 
@@ -109,7 +109,7 @@ class SlicerFormat(ItkFormat):
     name = "slicer"
     title = "3D Slicer"
     _nifti_intent = INTENT_DISPLACEMENT  # by which Slicer knows a grid transform
-    _nifti_vectors: fields.Convert = staticmethod(fields.to_ras)
+    _nifti_vectors: fields.Convert | None = staticmethod(fields.to_ras)
     linear_suffixes = (".mat",)
     dense_suffixes = (".h5", ".tfm", ".nrrd", ".nii.gz", ".nii")
 
