@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import SimpleITK as sitk
 
 from LDRCore import geometry
+from LDRCore.errors import RegistrationError
 from LDRCore.io import transforms
 from LDRCore.io.images import ImageLike
 from LDRCore.transforms import inversion
@@ -51,9 +53,17 @@ def parse(text: str, format_name: str = "auto") -> TransformArgument:
     return TransformArgument(text, format_name, inverse)
 
 
-def paths(arguments: Sequence[str]) -> list[str]:
-    """Return the files of what was typed."""
-    return [parse(text).path for text in arguments]
+def paths(arguments: Sequence[str], format_name: str = "auto") -> list[str]:
+    """Return the files that are read for what was typed, arguments as of `read_chain`: also those that a file names.
+
+    What cannot be read is refused later, when it is read.
+    """
+    found: list[str] = []
+    for argument in (parse(text, format_name) for text in arguments):
+        found.append(argument.path)
+        with suppress(RegistrationError):
+            found += map(str, transforms.files_of(Path(argument.path), argument.format_name))
+    return found
 
 
 def read_chain(

@@ -14,7 +14,7 @@ from LDRCore.io.writing import write_file
 def run(options: argparse.Namespace) -> CommandOutput:
     """Convert transforms."""
     chosen = transforms.check_target(options.out, options.to)
-    files = chain.paths(options.transforms)
+    files = chain.paths(options.transforms, options.from_format)
     check_output_file(options.out, options.overwrite, [*files, options.reference, options.moving])
     context = transforms.Context(options.reference, options.moving)
     transform = chain.read_chain(options.transforms, options.reference, options.moving, format_name=options.from_format)

@@ -23,6 +23,8 @@ _GZIP = b"\x1f\x8b"
 _HEADER_BYTES = 1 << 16  # of MetaImage and NRRD headers, at most
 _GIPL_BYTES = 256  # of a header
 _NIFTI_MAGIC = slice(344, 348)
+_META_PLACEMENT = rb"(?:Offset|Position|Origin|TransformMatrix|Rotation|Orientation|ElementSpacing)\s*="
+_NRRD_PLACEMENT = rb"space (?:origin|directions):"
 _VALUE_BYTES = {"8": 1, "16": 2, "32": 4, "64": 8}
 
 
@@ -129,6 +131,7 @@ def check_complete(path: Path, name: str) -> None:
     Raises:
         RegistrationError: it is cut off, damaged, or its values are in another file that is missing.
     """
+    check_placement(path, name)
     try:
         if path.suffix.lower() in (".mha", ".mhd"):
             _check_meta(path, name)
@@ -140,6 +143,40 @@ def check_complete(path: Path, name: str) -> None:
         raise damaged(path, name) from None
     except OSError as error:
         raise RegistrationError(f"{name} must be a readable file, got {path} ({error.strerror})") from None
+
+
+def check_placement(path: Path, name: str) -> None:
+    """Refuse a MetaImage or NRRD file whose placement is not finite: SimpleITK puts it elsewhere without a word.
+
+    Args:
+        path: of a file whose suffix tells its format.
+        name: what the image is to the user, for messages.
+
+    Raises:
+        RegistrationError: see above.
+    """
+    keys = {".mha": _META_PLACEMENT, ".mhd": _META_PLACEMENT, ".nrrd": _NRRD_PLACEMENT, ".nhdr": _NRRD_PLACEMENT}
+    key = keys.get(path.suffix.lower())
+    if key is None:
+        return
+    with path.open("rb") as stream:
+        text = stream.read(_HEADER_BYTES)
+    end = re.search(rb"^ElementDataFile|\r?\n\r?\n", text, re.MULTILINE)
+    placement = re.findall(rb"^" + key + rb"([^\r\n]*)", text[: end.start()] if end else text, re.MULTILINE)
+    words = [word.decode("latin-1") for word in re.findall(rb"[^\s(),]+", b" ".join(placement))]
+    wrong = [word for word in words if not _is_finite(word)]
+    if wrong:
+        raise RegistrationError(
+            f"{name} must have a finite origin, direction and spacing, got {' '.join(wrong)[:60]} in {path}"
+        )
+
+
+def _is_finite(word: str) -> bool:
+    """Return whether a word of a placement is a finite number, or NRRD's "none" for an axis that is none in space."""
+    try:
+        return word == "none" or math.isfinite(float(word))
+    except ValueError:
+        return False
 
 
 def damaged(path: Path, name: str) -> RegistrationError:

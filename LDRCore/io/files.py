@@ -17,6 +17,7 @@ from LDRCore.errors import RegistrationError
 if sys.platform != "win32":
     import fcntl
 
+_DICOM_MARK = slice(128, 132)
 _LONGEST_NAME = 80  # characters of a target's name that its staging folder repeats
 
 
@@ -195,14 +196,14 @@ def check_not_input(outputs: Iterable[Path], inputs: Iterable[object]) -> None:
 
     Args:
         outputs: paths, which need not exist.
-        inputs: paths; what is none (None, an image in memory) is passed over.
+        inputs: paths, also of folders of DICOM files; what is none (None, an image in memory) is passed over.
 
     Raises:
         RegistrationError: an output is one of the inputs.
     """
     paths = [os.fspath(source) for source in inputs if isinstance(source, (str, os.PathLike))]
     for output in outputs:
-        if any(_is_same_file(output, source) for source in paths):
+        if any(_is_same_file(output, source) or _is_slice_of(output, source) for source in paths):
             raise RegistrationError(f"the output must not replace an input, got {output} for both")
 
 
@@ -211,6 +212,14 @@ def _is_same_file(path: Path, other: str) -> bool:
         return os.path.samefile(path, other)
     except (OSError, ValueError):  # one of them does not exist, or is no path at all
         return False
+
+
+def _is_slice_of(path: Path, folder: str) -> bool:
+    """Return whether a path is one of the DICOM files of a folder."""
+    if not (os.path.isdir(folder) and path.is_file() and _is_same_file(path.parent, folder)):
+        return False
+    with path.open("rb") as stream:
+        return stream.read(_DICOM_MARK.stop)[_DICOM_MARK] == b"DICM"
 
 
 def describe_failure(path: Path, error: Exception) -> RegistrationError:

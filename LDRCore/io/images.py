@@ -76,6 +76,7 @@ def read_header(path: Path, name: str) -> sitk.ImageFileReader | sitk.Image:
     """
     if path.is_file():
         nifti.check_placement(path, name)
+        containers.check_placement(path, name)
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(path))
         with silent_libraries(), suppress(RuntimeError):  # known by its content perhaps

@@ -14,6 +14,7 @@ import SimpleITK as sitk
 import LDRCore
 from LDRCore import RegistrationError, cli
 from LDRCore.io import images, writing
+from LDRCore.io.transforms import Context
 
 SHAPE = (10, 11, 12)
 VALUES = np.random.default_rng(1).normal(100, 20, SHAPE).astype(np.float32)
@@ -202,6 +203,26 @@ def test_axes_that_are_not_at_right_angles(tmp_path):
     image = image_of(WHOLE)
     image.SetOrigin((np.nan, 0, 0))
     refused(image, "must have a finite origin")
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "changed"),
+    [
+        ("a.mha", b"Offset = 5", b"Offset = nan"),
+        ("a.mhd", b"Offset = 5", b"Offset = inf"),
+        ("a.nrrd", b"(5,-6,7)", b"(nan,nan,nan)"),
+        ("a.nhdr", b"(0,0,2)", b"(nan,nan,nan)"),
+    ],
+)
+def test_a_placement_that_is_not_finite(tmp_path, name, stored, changed):
+    """ITK reads an origin of 0 there."""
+    sitk.WriteImage(image_of(WHOLE), str(tmp_path / name))
+    header = (tmp_path / name).read_bytes()
+    assert header.count(stored) == 1
+    (tmp_path / name).write_bytes(header.replace(stored, changed))
+    refused(tmp_path / name, f"must have a finite origin, direction and spacing, got .*(nan|inf).* in .*{name}")
+    with pytest.raises(RegistrationError, match="must have a finite origin"):
+        _ = Context(tmp_path / name).fixed
 
 
 def test_what_is_no_image_at_all():

@@ -74,6 +74,23 @@ def bad_field(folder: Path) -> sitk.Transform:
     return sitk.DisplacementFieldTransform(sitk.GetImageFromArray(values, isVector=True))
 
 
+def field_in_the_air(folder: Path, name: str) -> Path:
+    """A field whose origin is not a number."""
+    path = field_file(folder, name)
+    path.write_bytes(
+        path.read_bytes().replace(b"Offset = 0 0 0", b"Offset = nan 0 0").replace(b"(0,0,0)", b"(nan,nan,nan)")
+    )
+    return path
+
+
+def field_at_nan() -> sitk.Transform:
+    field = sitk.DisplacementFieldTransform(sitk.Image([4, 4, 4], sitk.sitkVectorFloat64, 3))
+    parameters = list(field.GetFixedParameters())
+    parameters[3] = np.nan
+    field.SetFixedParameters(parameters)
+    return field
+
+
 BAD = {
     "several": (lambda f: text_file(f, SHIFT, FURTHER), "must be one transform or a composite of several"),
     "two dimensions": (lambda f: two_dimensional(f, "t.tfm"), "must be 3D, got 2D"),
@@ -96,6 +113,14 @@ BAD = {
     "modeling": (
         lambda f: field_file(f, "y.nrrd", key="displacement field type=modeling"),
         "must be fixed -> moving, got a modeling transform",
+    ),
+    "placed at nan, mha": (
+        lambda f: field_in_the_air(f, "y.mha"),
+        "must have a finite origin, .* got .*nan.* in .*y.mha",
+    ),
+    "placed at nan, nrrd": (
+        lambda f: field_in_the_air(f, "y.nrrd"),
+        "must have a finite origin, .* got .*nan.* in .*y.nrrd",
     ),
     "an image": (lambda f: write_image(f), "must be 3D with 3 components a voxel"),
     "text": (lambda f: text_file(f, "hello", name="t.nii.gz"), "must be an image that SimpleITK can read"),
@@ -151,6 +176,7 @@ def test_every_command_refuses_what_is_no_transform(data, capfd, kind):
         (sitk.AffineTransform(2), "must be 3D, got 2D in memory"),
         (sitk.ScaleTransform(3, (1, 0, 1)), "must be invertible"),
         (bad_field(Path()), "must hold only finite values, got 1 others in memory"),
+        (field_at_nan(), "must hold only finite values, got 1 others in memory"),
     ],
 )
 def test_the_library_refuses_the_same(blob, source, message):

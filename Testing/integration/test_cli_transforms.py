@@ -33,6 +33,7 @@ def data(tmp_path, monkeypatch) -> Path:
     field = sitk.GetImageFromArray(bump(points).astype(np.float32), isVector=True)
     sitk.WriteImage(field, str(tmp_path / "field.nii.gz"))
     (tmp_path / "p.csv").write_text("10,11,12\n14,15,16\n")
+    (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -80,6 +81,7 @@ def test_converting_there_and_back(data):
         ("field.nii.gz w.nii.gz", "the format to write must be named"),
         ("field.nii.gz w.lta --to freesurfer --reference a.nii.gz --moving a.nii.gz", "must hold a linear transform"),
         ("p.csv w.h5", "must be an image that SimpleITK can read"),
+        ("folder w.h5", "must be a file, got the folder folder: name the file in it"),
         ("none.h5,inverse w.h5", "must be an existing file, got none.h5"),
         ("none.h5,backwards w.h5", "must be an existing file, got none.h5,backwards"),
         ("shift.tfm shift.tfm --overwrite", "must not replace an input"),
@@ -96,6 +98,37 @@ def test_what_cannot_be_converted(data, capfd, arguments, message):
     assert message in printed
     assert printed.count("\n") == 1
     assert sorted(p.name for p in data.iterdir()) == before
+
+
+CHAINED = """(Transform "TranslationTransform")
+(NumberOfParameters 3)
+(TransformParameters 1 2 3)
+(InitialTransformParameterFileName "{initial}")
+(HowToCombineTransforms "Compose")
+"""
+
+
+def test_an_output_replaces_no_file_that_is_read_on_the_way(data, capfd):
+    """A member of elastix' chain, and a slice of a DICOM series."""
+    Path("T.0.txt").write_text(CHAINED.format(initial="NoInitialTransform"))
+    Path("T.1.txt").write_text(CHAINED.format(initial="T.0.txt"))
+    Path("series").mkdir()
+    scan = sitk.GetImageFromArray(np.ones((4, 5), np.int16))
+    sitk.WriteImage(scan, "series/0.dcm")
+    before = {path: path.read_bytes() for path in (Path("T.0.txt"), Path("series/0.dcm"))}
+    for arguments in (
+        "convert T.1.txt T.0.txt --to elastix --reference a.nii.gz",
+        "convert T.1.txt,inverse T.0.txt --to greedy",
+        "convert T.1.txt T.0.txt --from elastix --to greedy",
+        "invert T.1.txt --reference a.nii.gz --out T.0.txt",
+        "convert T.1.txt series/0.dcm --reference series",
+    ):
+        assert ldr(*arguments.split(), "--overwrite") == 2
+        assert "must not replace an input" in capfd.readouterr().err
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert ldr("convert", "T.1.txt", "T.2.txt", "--to", "greedy") == 0
+    assert np.loadtxt("T.2.txt")[:3, 3].tolist() == [-2, -4, 6]
+    assert ldr("convert", "T.1.txt", "T.2.txt", "--to", "greedy", "--overwrite") == 0
 
 
 def test_a_series_and_a_vector_image_are_warped_volume_by_volume(data):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from LDRCore.io.transforms.base import Context, TransformFormat
 from LDRCore.io.transforms.itk import holds_modeling_field
 from LDRCore.io.transforms.reading import TransformLike, read_transform, transform_lattice
-from LDRCore.io.transforms.registry import FORMATS, RESULT_NAMES, check_target, format_named, write, writer
+from LDRCore.io.transforms.registry import FORMATS, RESULT_NAMES, check_target, files_of, format_named, write, writer
 
 __all__ = [
     "FORMATS",
@@ -17,6 +17,7 @@ __all__ = [
     "TransformFormat",
     "TransformLike",
     "check_target",
+    "files_of",
     "format_named",
     "holds_modeling_field",
     "read_transform",

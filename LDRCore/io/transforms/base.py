@@ -148,6 +148,14 @@ class TransformFormat:
         """
         raise RegistrationError(f"{name} cannot be read in the format of {self.title}, got {path}")
 
+    def files(self, path: Path, name: str) -> list[Path]:
+        """Return the files that `read` reads of this one: itself, and others that it names.
+
+        Raises:
+            RegistrationError: one is missing or damaged.
+        """
+        return [path]
+
     def write(self, transform: sitk.Transform, path: Path, context: Context) -> None:
         """Write a file.
 

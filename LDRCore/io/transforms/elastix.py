@@ -40,7 +40,15 @@ class ElastixFormat(TransformFormat):
 
     def read(self, path: Path, context: Context, name: str) -> sitk.Transform:
         """Read a file and the chain of files that it names."""
-        return _read_chain(path, name, 1)
+        *later, (first, parameters) = _read_chain(path, name)
+        made = _transform(parameters, first, name)
+        for member, parameters in reversed(later):
+            made = _combined(_transform(parameters, member, name), made, parameters, member, name)
+        return made
+
+    def files(self, path: Path, name: str) -> list[Path]:
+        """Return the files of a chain."""
+        return [member for member, _ in _read_chain(path, name)]
 
     def write(self, transform: sitk.Transform, path: Path, context: Context) -> None:
         """Write one file without a chain."""
@@ -92,21 +100,21 @@ def _placement(image: sitk.Image, prefix: str) -> list[tuple[str, str]]:
     return [(prefix + key, " ".join(f"{value:.17g}" for value in values)) for key, values in rows.items()]
 
 
-def _read_chain(path: Path, name: str, depth: int) -> sitk.Transform:
-    if depth > _LONGEST_CHAIN:
-        raise RegistrationError(f"{name} must be a chain of at most {_LONGEST_CHAIN} files, got more at {path}")
-    parameters = _parse(path, name)
-    own = _transform(parameters, path, name)
-    initial = next((parameters[key][0] for key in _INITIAL if parameters.get(key)), "NoInitialTransform")
-    if initial == "NoInitialTransform":
-        return own
-    before = _read_chain(_locate(initial, path, name), name, depth + 1)
-    combined = parameters.get("HowToCombineTransforms", ["Compose"])[0]
-    if combined == "Compose":
-        return chain(own, before)
-    if combined != "Add":
-        raise RegistrationError(f"{name} must be composed or added, got {combined!r} in {path}")
-    return _added(own, before, parameters, path, name)
+def _read_chain(path: Path, name: str) -> list[tuple[Path, Parameters]]:
+    """Return the files of a chain with what they say; a point goes through the last one first.
+
+    Raises:
+        RegistrationError: one is missing or damaged, or they are too many, as where a file names itself.
+    """
+    members: list[tuple[Path, Parameters]] = []
+    while len(members) < _LONGEST_CHAIN:
+        parameters = _parse(path, name)
+        members.append((path, parameters))
+        initial = next((parameters[key][0] for key in _INITIAL if parameters.get(key)), "NoInitialTransform")
+        if initial == "NoInitialTransform":
+            return members
+        path = _locate(initial, path, name)
+    raise RegistrationError(f"{name} must be a chain of at most {_LONGEST_CHAIN} files, got more at {path}")
 
 
 def _locate(initial: str, path: Path, name: str) -> Path:
@@ -117,10 +125,19 @@ def _locate(initial: str, path: Path, name: str) -> Path:
     raise RegistrationError(f"{name} must come with its initial transform, got {path} without {initial}")
 
 
-def _added(
+def _combined(
     own: sitk.Transform, before: sitk.Transform, parameters: Parameters, path: Path, name: str
 ) -> sitk.Transform:
-    """Return ``x -> own(x) + before(x) - x`` as a field on the grid that the file names."""
+    """Compose a file's transform with those before it, or add them: ``x -> own(x) + before(x) - x`` on the file's grid.
+
+    Raises:
+        RegistrationError: neither is asked for, or the grid is missing.
+    """
+    how = parameters.get("HowToCombineTransforms", ["Compose"])[0]
+    if how == "Compose":
+        return chain(own, before)
+    if how != "Add":
+        raise RegistrationError(f"{name} must be composed or added, got {how!r} in {path}")
     size, spacing, origin = (_numbers(parameters, key, 3, path, name) for key in ("Size", "Spacing", "Origin"))
     direction = np.array(_numbers(parameters, "Direction", 9, path, name)).reshape(3, 3).T  # stored by columns
     grid = geometry.empty_image([int(n) for n in size], spacing, origin, direction)

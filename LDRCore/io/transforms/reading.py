@@ -50,7 +50,9 @@ def read_transform(
     origin = "memory" if isinstance(source, sitk.Transform) else os.fspath(source)
     transform = source
     if not isinstance(transform, sitk.Transform):
-        transform = _read_file(Path(transform), name, format_name, context or Context())
+        if not origin:
+            raise RegistrationError(f"{name} must be an existing file, got an empty name (not found)")
+        transform = _read_file(Path(origin), name, format_name, context or Context())
     if transform.GetDimension() != 3:
         raise RegistrationError(f"{name} must be 3D, got {transform.GetDimension()}D in {origin}")
     for part in geometry.transform_parts(transform):
@@ -59,6 +61,8 @@ def read_transform(
 
 
 def _read_file(path: Path, name: str, format_name: str, context: Context) -> sitk.Transform:
+    if path.is_dir():
+        raise RegistrationError(f"{name} must be a file, got the folder {path}: name the file in it")
     if not path.is_file():
         raise RegistrationError(f"{name} must be an existing file, got {path} (not found)")
     chosen = registry.identify(path, name) if format_name == "auto" else registry.format_named(format_name)
@@ -80,11 +84,12 @@ def _check_part(part: sitk.Transform, name: str, origin: str) -> None:
     Raises:
         RegistrationError: see above.
     """
+    values = [np.array(part.GetFixedParameters())]
     if part.GetName() == "DisplacementFieldTransform":
-        values = sitk.GetArrayViewFromImage(sitk.DisplacementFieldTransform(part).GetDisplacementField())
+        values.append(sitk.GetArrayViewFromImage(sitk.DisplacementFieldTransform(part).GetDisplacementField()))
     else:
-        values = np.array([*part.GetParameters(), *part.GetFixedParameters()])
-    count = images.count_non_finite(values)
+        values.append(np.array(part.GetParameters()))
+    count = sum(images.count_non_finite(one) for one in values)
     if count:
         raise RegistrationError(f"{name} must hold only finite values, got {count} others in {origin}")
     matrix = geometry.linear_matrix(part)

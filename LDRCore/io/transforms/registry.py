@@ -77,6 +77,22 @@ def identify(path: Path, name: str) -> TransformFormat:
     return FORMATS[_format_of_name(path)]
 
 
+def files_of(path: Path, format_name: str = "auto", name: str = "the transform") -> list[Path]:
+    """Return the files that a transform is read from: that of its name, and those that it names itself.
+
+    Args:
+        path: of a file, which need not exist.
+        format_name: see `FORMATS`; "auto" by the content.
+        name: what it is to the user, for messages.
+
+    Raises:
+        RegistrationError: a format that must be named, or a chain with a missing member.
+    """
+    if not path.is_file():
+        return [path]
+    return (identify(path, name) if format_name == "auto" else format_named(format_name)).files(path, name)
+
+
 def _format_of_name(path: Path) -> str:
     return _BY_SUFFIX.get(path.suffix.lower(), "itk")
 
