@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import SimpleITK as sitk
 
 from LDRCore import geometry
@@ -87,22 +88,42 @@ def read_chain(
         RegistrationError: see `read_transform` and `invert_by_parts`.
     """
     context = transforms.Context(fixed, moving)
-    parts = [_read(parse(text, format_name), context, name) for text in arguments]
-    if len(parts) == 1:
-        return parts[0]
-    return geometry.compose_transforms(*reversed(parts))
+    parts = []
+    for text in arguments:
+        transform, backwards = _read(parse(text, format_name), context, name)
+        parts.append(inversion.invert_by_parts(transform) if backwards else transform)
+    return parts[0] if len(parts) == 1 else geometry.compose_transforms(*reversed(parts))
 
 
-def _read(argument: TransformArgument, context: transforms.Context, name: str) -> sitk.Transform:
-    """Read one transform, backwards where that was asked for.
+def map_points(
+    points_lps: np.ndarray, arguments: Sequence[str], fixed: ImageLike | None = None, moving: ImageLike | None = None
+) -> np.ndarray:
+    """Map points (N, 3), LPS mm, through transforms; what is inverted is inverted at the points alone.
+
+    Args:
+        points_lps: in the fixed image.
+        arguments, fixed, moving: see `read_chain`.
+
+    Raises:
+        RegistrationError: see `read_transform` and `inversion.map_backwards`.
+    """
+    context = transforms.Context(fixed, moving)
+    parts = [_read(parse(text), context, "the transform") for text in arguments]
+    for transform, backwards in parts:
+        points_lps = (inversion.map_backwards if backwards else geometry.transform_points)(points_lps, transform)
+    return points_lps
+
+
+def _read(argument: TransformArgument, context: transforms.Context, name: str) -> tuple[sitk.Transform, bool]:
+    """Read one transform; returns it, and whether points still have to go through it backwards.
 
     A field that says that it goes from moving to fixed ("modeling", as 3D Slicer writes inverted grid transforms) is
     already the inverse of what its file stands for.
     """
     path, format_name, inverse = argument
-    if not inverse:
-        return transforms.read_transform(path, name, format_name=format_name, context=context)
-    way_back = context.swapped()
-    if Path(path).is_file() and transforms.holds_modeling_field(Path(path)):
-        return transforms.read_transform(path, name, format_name=format_name, context=way_back.accepting_modeling())
-    return inversion.invert_by_parts(transforms.read_transform(path, name, format_name=format_name, context=way_back))
+    backwards = inverse
+    if inverse:
+        context = context.swapped()
+        if Path(path).is_file() and transforms.holds_modeling_field(Path(path)):
+            context, backwards = context.accepting_modeling(), False
+    return transforms.read_transform(path, name, format_name=format_name, context=context), backwards

@@ -27,8 +27,8 @@ def run(options: argparse.Namespace) -> CommandOutput:
         raise RegistrationError(f"--ras is for files in RAS, got {options.points}, which says {frame.upper()}")
     lps_from_points = geometry.RAS_TO_LPS[:3, :3] if frame == "ras" else np.eye(3)  # its own inverse
     points_lps = table.points @ lps_from_points
-    transform = chain.read_chain(options.transform, options.reference, options.moving)
-    mapped = table.moved(geometry.transform_points(points_lps, transform) @ lps_from_points)
+    mapped_lps = chain.map_points(points_lps, options.transform, options.reference, options.moving)
+    mapped = table.moved(mapped_lps @ lps_from_points)
     backwards = side_record.warning_for_points(options.transform, points_lps)
     warnings = [backwards] if backwards else []
     write_file(options.out, lambda path: write_points(path, mapped))

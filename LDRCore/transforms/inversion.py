@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,11 @@ _SPACING_MM = 3.0  # of the grid that a transform is sampled on, unless it holds
 _MAX_VOXELS = 4_000_000
 _MARGIN_MM = 24.0
 _POINTS = 20_000  # at which an inverse is measured
+_CONVERGED_MM = 1e-6  # from a point to the image of its preimage
+_ACCEPTED_MM = 1e-3
+_NEWTON_STEPS = 40
+_HALVINGS = 12  # of one step
+_DIFFERENCE_MM = 1e-3  # on each side, for derivatives
 
 
 @dataclass(frozen=True)
@@ -108,10 +114,116 @@ def _invert_part(part: sitk.Transform) -> sitk.Transform:
         return geometry.affine_transform(np.linalg.inv(matrix))
     if part.GetName() == "BSplineTransform":
         return inverse_of(part, sitk.BSplineTransform(part).GetCoefficientImages()[0])
-    fields = _displacement_fields(part)
-    if not fields:
+    return inverse_of(part, _field_of_part(part))
+
+
+def _field_of_part(part: sitk.Transform) -> sitk.Image:
+    """Return the displacement field of a part of a transform.
+
+    Raises:
+        RegistrationError: it is none.
+    """
+    if part.GetName() != "DisplacementFieldTransform":
         raise RegistrationError(f"a transform must be linear, a field or a spline to be inverted, got {part.GetName()}")
-    return inverse_of(part, fields[0])
+    return sitk.DisplacementFieldTransform(part).GetDisplacementField()
+
+
+def map_backwards(points_lps: np.ndarray, transform: sitk.Transform) -> np.ndarray:
+    """Map points backwards through a transform: find x with T(x) = y for every point y, without a field of T^-1.
+
+    Goes through the parts of T in reverse order: linear ones are inverted exactly, fields and splines by Newton's
+    method at these points alone. Of a point that they reach from inside and from outside of their grid, where nothing
+    moves, the one inside is taken.
+
+    Args:
+        points_lps: (N, 3), mm.
+        transform: T, x -> y.
+
+    Returns:
+        (N, 3), mm.
+
+    Raises:
+        RegistrationError: a part that cannot be inverted, or a point that T does not reach.
+    """
+    for part in geometry.transform_parts(transform):
+        if part.IsLinear():
+            points_lps = geometry.transform_points(points_lps, _invert_part(part))
+        else:
+            points_lps = _preimages(points_lps, part)
+    return points_lps
+
+
+def _preimages(points: np.ndarray, part: sitk.Transform) -> np.ndarray:
+    """Find x with T(x) = y for a field or a spline; see `map_backwards`."""
+    lps_from_unit = _domain(part)
+    unit_from_lps = np.linalg.inv(lps_from_unit)
+
+    def extended(x: np.ndarray) -> np.ndarray:
+        """Map points as T does in its domain, and with the displacement of the nearest border beyond it."""
+        unit = np.clip(x @ unit_from_lps[:3, :3].T + unit_from_lps[:3, 3], 0, 1)
+        nearest = unit @ lps_from_unit[:3, :3].T + lps_from_unit[:3, 3]
+        return geometry.transform_points(nearest, part) + (x - nearest)
+
+    candidates = np.stack([_solve(extended, points), points])
+    off_mm = np.stack([np.linalg.norm(geometry.transform_points(x, part) - points, axis=1) for x in candidates])
+    chosen = np.where(off_mm[0] <= np.maximum(off_mm[1], _ACCEPTED_MM), 0, 1)
+    off_mm = np.take_along_axis(off_mm, chosen[None], 0)[0]
+    lost = np.flatnonzero(off_mm > _ACCEPTED_MM)
+    if lost.size:
+        raise RegistrationError(
+            f"points that are mapped backwards must be points that the transform leads to, got {lost.size} of "
+            f"{len(points)} that it does not lead to (it folds or ends there), the first is number {lost[0] + 1}"
+        )
+    return candidates[chosen, np.arange(len(points))]
+
+
+def _domain(part: sitk.Transform) -> np.ndarray:
+    """Return the 4x4 from the unit cube to the box in LPS mm where a field or spline may move points.
+
+    Raises:
+        RegistrationError: it is neither.
+    """
+    out = np.eye(4)
+    if part.GetName() == "BSplineTransform":
+        spline = sitk.BSplineTransform(part)
+        shrink = 1e-9  # on the upper border ITK's spline moves nothing
+        extent = (1 - shrink) * np.array(spline.GetTransformDomainPhysicalDimensions())
+        out[:3, :3] = np.array(spline.GetTransformDomainDirection()).reshape(3, 3) * extent
+        out[:3, 3] = spline.GetTransformDomainOrigin()
+        return out
+    field = _field_of_part(part)
+    extent = (np.array(field.GetSize()) - 1) * field.GetSpacing()
+    out[:3, :3] = np.array(field.GetDirection()).reshape(3, 3) * np.maximum(extent, 1e-9)  # of one voxel
+    out[:3, 3] = field.GetOrigin()
+    return out
+
+
+def _solve(function: Callable[[np.ndarray], np.ndarray], targets: np.ndarray) -> np.ndarray:
+    """Solve f(x) = y by Newton's method with halved steps, from x = y; what does not converge stays at its best.
+
+    Args:
+        function: f, (N, 3) -> (N, 3), point by point.
+        targets: y, (N, 3).
+    """
+    solution = np.array(targets, dtype=float)
+    residual = function(solution) - targets
+    for _ in range(_NEWTON_STEPS):
+        active = np.flatnonzero(np.linalg.norm(residual, axis=1) > _CONVERGED_MM)
+        if not active.size:
+            break
+        start, error = solution[active], residual[active]
+        steps = _DIFFERENCE_MM * np.eye(3)
+        columns = [(function(start + step) - function(start - step)) / (2 * _DIFFERENCE_MM) for step in steps]
+        move = -(np.linalg.pinv(np.stack(columns, axis=-1)) @ error[..., None])[..., 0]
+        for _ in range(_HALVINGS):
+            trial = start + move
+            trial_error = function(trial) - targets[active]
+            better = np.linalg.norm(trial_error, axis=1) < np.linalg.norm(error, axis=1)
+            solution[active[better]], residual[active[better]] = trial[better], trial_error[better]
+            active, start, error, move = active[~better], start[~better], error[~better], move[~better] / 2
+            if not active.size:
+                break
+    return solution
 
 
 def inverse_of(transform: sitk.Transform, reference: sitk.Image) -> sitk.Transform:

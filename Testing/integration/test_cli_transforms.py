@@ -57,6 +57,39 @@ def test_a_point_goes_through_a_chain_and_back(data):
     assert np.abs(mapped("field.nii.gz,itk,inverse", "field.nii.gz") - POINTS).max() < 0.03
 
 
+def test_points_are_inverted_at_the_points(data, capfd):
+    """Exactly, also where displacements grow faster than their distance, which no fixed point inverts."""
+    sitk.WriteTransform(sitk.AffineTransform([1.2, 0.1, 0, 0, 0.9, 0, 0, 0, 1], [3, 2, 1]), "affine.tfm")
+    forth = mapped("field.nii.gz", "affine.tfm")
+    assert np.abs(mapped("field.nii.gz,inverse", "field.nii.gz") - POINTS).max() < 1e-5
+    Path("p.csv").write_text("\n".join(",".join(f"{v:.6f}" for v in point) for point in forth))
+    assert np.abs(mapped("affine.tfm,inverse", "field.nii.gz,inverse") - POINTS).max() < 1e-5
+    spline = sitk.BSplineTransformInitializer(sitk.ReadImage("a.nii.gz"), (5, 6, 7))
+    random = np.random.default_rng(0)
+    spline.SetParameters(random.normal(0, 1.5, len(spline.GetParameters())).tolist())
+    sitk.WriteTransform(spline, "spline.tfm")
+    Path("p.csv").write_text("10,11,12\n29,1,3\n70,80,90\n")
+    assert np.abs(mapped("spline.tfm") - [[10, 11, 12], [29, 1, 3], [70, 80, 90]]).max(1)[:2].min() > 0.1
+    assert np.abs(mapped("spline.tfm", "spline.tfm,inverse") - [[10, 11, 12], [29, 1, 3], [70, 80, 90]]).max() < 1e-5
+    k, j, i = np.meshgrid(*[np.arange(30.0)] * 3, indexing="ij")
+    field = sitk.GetImageFromArray(1.5 * (np.stack([i, j, k], -1) - 15), isVector=True)
+    sitk.WriteImage(field, "grows.nrrd")
+    Path("p.csv").write_text("20,10,12.5\n90,-40,0\n")  # 15 + 2.5 (x - 15); the other lies beyond the field
+    assert np.abs(mapped("grows.nrrd,inverse") - [[17, 13, 14], [90, -40, 0]]).max() < 1e-5
+
+
+def test_points_that_a_transform_does_not_lead_to(data, capfd):
+    sitk.WriteImage(sitk.GetImageFromArray(np.full((9, 9, 9, 3), 5.0), isVector=True), "five.nrrd")
+    Path("p.csv").write_text("8,9,7\n2,2,2\n50,50,50\n")  # nothing is mapped to 2, as the field begins at 0
+    assert ldr("points", "p.csv", "-t", "five.nrrd,inverse", "--out", "q.csv") == 2
+    assert (
+        "got 1 of 3 that it does not lead to (it folds or ends there), the first is number 2" in capfd.readouterr().err
+    )
+    assert not Path("q.csv").exists()
+    Path("p.csv").write_text("8,9,7\n50,50,50\n")
+    assert mapped("five.nrrd,inverse").tolist() == [[3, 4, 2], [50, 50, 50]]
+
+
 def test_converting_there_and_back(data):
     assert ldr("convert", "field.nii.gz", "shift.tfm", "y_all.nii", "--to", "spm", "--reference", "a.nii.gz") == 0
     assert np.abs(mapped("y_all.nii") - (POINTS + bump(POINTS) + SHIFT)).max() < 1e-4
