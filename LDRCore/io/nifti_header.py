@@ -16,6 +16,7 @@ _TYPES = {  # by the header's `datatype`
     code: np.dtype(name)
     for code, name in {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4"}.items()
 }
+_TYPES |= {1024: np.dtype("i8"), 1280: np.dtype("u8")}
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ class Header:
 
     @property
     def vector_shape(self) -> bool:
-        """Whether the array is one of 3-vectors: (x, y, z, 3) or (x, y, z, 1, 3)."""
-        return self.shape[3:] in ((3,), (1, 3))
+        """Whether the array is one of 3-vectors: (x, y, z, 1, 3), or (x, y, z, 3) with or without axes of 1."""
+        return [n for n in self.shape[3:] if n != 1] == [3]
 
     @property
     def stored_type(self) -> np.dtype | None:

@@ -123,7 +123,7 @@ BAD = {
         "must have a finite origin, .* got .*nan.* in .*y.nrrd",
     ),
     "an image": (lambda f: write_image(f), "must be 3D with 3 components a voxel"),
-    "text": (lambda f: text_file(f, "hello", name="t.nii.gz"), "must be an image that SimpleITK can read"),
+    "text": (lambda f: text_file(f, "hello", name="t.nii.gz"), "must be a file that SimpleITK can read"),
 }
 
 

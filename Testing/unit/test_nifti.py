@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from LDRCore import RegistrationError, warp_image
 from LDRCore.io import containers, images, transforms
 
-CODES = {"u1": (2, 8), "i2": (4, 16), "f4": (16, 32), "f8": (64, 64)}  # NIfTI's datatype and bits
+CODES = {"u1": (2, 8), "i2": (4, 16), "i8": (1024, 64), "f4": (16, 32), "f8": (64, 64)}  # NIfTI's datatype and bits
 DISPLACEMENT, VECTOR = 1006, 1007
 SHAPE = (6, 7, 8)  # z, y, x
 VALUES = (np.arange(6 * 7 * 8).reshape(SHAPE) * 37 % 199).astype(float)
@@ -203,6 +203,18 @@ def test_every_component_of_a_scaled_field_is_scaled(tmp_path, kind, intent, sig
     path = write_nifti(tmp_path / "warp.nii.gz", VECTORS, kind, intent=intent, scaling=(0.5, 4))
     expected = (VECTORS * 0.5 + 4) * np.array([sign, sign, 1]).reshape(3, 1, 1, 1)
     assert np.array_equal(field_of(path), np.moveaxis(expected, 0, -1))
+
+
+@pytest.mark.parametrize("tail", [(3,), (3, 1), (1, 3, 1)])
+@pytest.mark.parametrize(("intent", "sign"), [(VECTOR, 1), (DISPLACEMENT, -1)])
+@pytest.mark.parametrize("kind", ["i2", "f4", "i8"])
+def test_fields_whose_vectors_lie_along_another_axis(tmp_path, tail, intent, sign, kind):
+    """Some programs write (x, y, z, 3), a series of scalars to ITK, with the intent of vectors."""
+    path = write_nifti(tmp_path / "warp.nii.gz", VECTORS, kind, intent=intent)
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    struct.pack_into("<8h", content, 40, *([3 + len(tail), *SHAPE[::-1], *tail] + [1] * 7)[:8])
+    path.write_bytes(gzip.compress(bytes(content)))
+    assert np.array_equal(field_of(path), np.moveaxis(VECTORS * np.reshape([sign, sign, 1], (3, 1, 1, 1)), 0, -1))
 
 
 @pytest.mark.parametrize("intent", [VECTOR, DISPLACEMENT])

@@ -518,3 +518,16 @@ def test_hdf5_files_are_those_of_simpleitk(tmp_path, composed):
     assert ours.GetFixedParameters() == theirs.GetFixedParameters()
     assert ours.GetParameters() == theirs.GetParameters()
     assert ours.TransformPoint((9, 21, 33)) == theirs.TransformPoint((9, 21, 33)) != (9, 21, 33)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".tfm", ".mat", ".xfm"])
+@pytest.mark.parametrize("name", ["affine", "affine.nii.gz", "affine.mat", "affine.h5"])
+def test_the_content_decides_on_a_transform_file(tmp_path, suffix, name):
+    """Tools that write ITK's text as .mat are common; the name of the file comes back in messages."""
+    affine = sitk.AffineTransform([1.1, 0.1, 0, 0, 0.9, 0, 0, 0, 1], [1, 2, 3])
+    sitk.WriteTransform(affine, str(tmp_path / f"a{suffix}"))
+    path = (tmp_path / f"a{suffix}").rename(tmp_path / name)
+    assert transforms.read_transform(path).TransformPoint((9, 21, 33)) == pytest.approx((13, 20.9, 36))
+    path.write_bytes(path.read_bytes()[:90])
+    with pytest.raises(RegistrationError, match=name):
+        transforms.read_transform(path)

@@ -109,7 +109,7 @@ class FileHead:
         """The beginning of a text file, "" for others."""
         if b"\0" in self.first:
             return ""
-        return self.first.decode("utf-8", "replace")
+        return self.first.decode("utf-8-sig", "replace")
 
     def named(self, *suffixes: str) -> bool:
         """Return whether the file's name ends in one of these."""

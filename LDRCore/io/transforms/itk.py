@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 
@@ -21,7 +22,12 @@ _TEXT_SUFFIXES = (".tfm", ".txt")
 _NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _IMAGE_SUFFIXES = (*_NIFTI_SUFFIXES, ".nrrd", ".mha")
 _MATRIX, _MATRIX_SWAPPED = struct.Struct("<5i"), struct.Struct(">5i")  # type, rows, columns, imaginary, length of name
-_MATLAB_NAMES = (b"_double_3_3\0", b"_float_3_3\0")  # of the first matrix of a .mat file
+_TRANSFORM_FILES = {  # suffixes by the first bytes
+    rb"#Insight Transform File": (".tfm", ".txt"),
+    rb"MNI Transform File": (".xfm",),
+    rb"\x89HDF\r\n\x1a\n": _HDF5_SUFFIXES,
+    rb".{20}\w+_(double|float)_3_3\0": (".mat",),  # the name of the first matrix
+}
 
 
 class ItkFormat(TransformFormat):
@@ -40,9 +46,7 @@ class ItkFormat(TransformFormat):
 
     def recognises(self, head: FileHead) -> bool:
         """Return whether the content is one of ITK's."""
-        if head.text.startswith(("#Insight Transform File", "MNI Transform File")):
-            return True
-        if any(name in head.first[:200] for name in _MATLAB_NAMES):
+        if _suffixes(head):
             return True
         if head.nifti is not None:
             known = head.nifti.intent in (INTENT_VECTOR, INTENT_DISPLACEMENT)
@@ -51,22 +55,10 @@ class ItkFormat(TransformFormat):
 
     def read(self, path: Path, context: Context, name: str) -> sitk.Transform:
         """Read a file by SimpleITK; also composites of every depth."""
-        if not path.name.lower().endswith(_SUFFIXES):
+        with containers.named_by_content(path, _suffixes(FileHead.of(path))) as named:
+            if named.name.lower().endswith(_SUFFIXES):
+                return _read_transform(named, name)
             return _read_field(path, name, context.modeling)
-        if path.suffix.lower() == ".mat":
-            _check_matrices(path, name)
-        with collected_warnings() as warnings, silent_libraries():
-            try:
-                if path.suffix.lower() in _HDF5_SUFFIXES and not trial.works(lambda: sitk.ReadTransform(str(path))):
-                    raise RuntimeError
-                transform = sitk.ReadTransform(str(path))
-            except (RuntimeError, UnicodeError):
-                raise RegistrationError(f"{name} must be a file that SimpleITK can read, got {path}") from None
-        if any("more than one transform" in text for text in warnings):
-            raise RegistrationError(f"{name} must be one transform or a composite of several, got {path} with several")
-        if path.suffix.lower() in _TEXT_SUFFIXES:
-            _check_counts(path, transform, name)
-        return transform
 
     def write(self, transform: sitk.Transform, path: Path, context: Context) -> None:
         """Write a transform file whole, or a field on the grid of the fixed image."""
@@ -116,6 +108,28 @@ class SlicerFormat(ItkFormat):
     def recognises(self, head: FileHead) -> bool:
         """ITK's class recognises them."""
         return False
+
+
+def _suffixes(head: FileHead) -> tuple[str, ...]:
+    """Return the suffixes of the transform file that a file is by its content, none where it is no such file."""
+    return next((names for start, names in _TRANSFORM_FILES.items() if re.match(start, head.first, re.DOTALL)), ())
+
+
+def _read_transform(path: Path, name: str) -> sitk.Transform:
+    if path.suffix.lower() == ".mat":
+        _check_matrices(path, name)
+    with collected_warnings() as warnings, silent_libraries():
+        try:
+            if path.suffix.lower() in _HDF5_SUFFIXES and not trial.works(lambda: sitk.ReadTransform(str(path))):
+                raise RuntimeError
+            transform = sitk.ReadTransform(str(path))
+        except (RuntimeError, UnicodeError):
+            raise RegistrationError(f"{name} must be a file that SimpleITK can read, got {path}") from None
+    if any("more than one transform" in text for text in warnings):
+        raise RegistrationError(f"{name} must be one transform or a composite of several, got {path} with several")
+    if path.suffix.lower() in _TEXT_SUFFIXES:
+        _check_counts(path, transform, name)
+    return transform
 
 
 def holds_modeling_field(path: Path) -> bool:
@@ -169,7 +183,7 @@ def _read_field(path: Path, name: str, modeling: bool) -> sitk.Transform:
     with silent_libraries():
         with containers.named_by_content(path) as named:
             file = nifti.find(named, "the displacement field")
-        if file is not None and file.grid.GetNumberOfComponents() == 3:
+        if file is not None and file.header.is_nifti and file.header.vector_shape:  # ITK: a series where it is 4D
             turned = fields.to_ras if file.header.intent == INTENT_DISPLACEMENT else None
             return fields.read_vectors(path, name, turned)
         field = images.read_file(path, "the displacement field")
