@@ -12,8 +12,8 @@ import gzip
 import math
 import os
 import re
-import sys
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,7 +168,27 @@ def read_array(file: NiftiFile, count: int, name: str) -> np.ndarray:
         name: what the image is to the user, for messages.
 
     Returns:
-        (count,), floating-point numbers as they are stored; integers as float32 where they are scaled.
+        (count,), see `read_pieces`.
+
+    Raises:
+        RegistrationError: see `read_pieces`.
+    """
+    pieces = read_pieces(file, count, name)
+    first = next(pieces)
+    values = np.empty(count, first.dtype)
+    values[: len(first)] = first
+    at = len(first)
+    for piece in pieces:
+        values[at : at + len(piece)] = piece
+        at += len(piece)
+    return values
+
+
+def read_pieces(file: NiftiFile, count: int, name: str) -> Iterator[np.ndarray]:
+    """Yield all values of a file in pieces; arguments as of `read_array`.
+
+    Yields:
+        (n,), floating-point numbers as they are stored; integers as float32 where they are scaled.
 
     Raises:
         RegistrationError: the file is cut off or damaged, or holds colours or complex numbers.
@@ -179,18 +199,25 @@ def read_array(file: NiftiFile, count: int, name: str) -> np.ndarray:
     length = file.path.stat().st_size * (containers.MOST_INFLATED if containers.is_gzip(file.path) else 1)
     if count * stored_type.itemsize != header.data_bytes or file.data_offset + header.data_bytes > length:
         raise containers.damaged(file.path, name)
-    values = np.empty(count, stored_type)
+    slope, intercept = header.scaling
+    scaled_type = stored_type if stored_type.kind == "f" else np.dtype(np.float32)
+    missing, rest = header.data_bytes, b""
     try:
-        _fill(values.view(np.uint8).data, file)
+        for content in _read_data(file):
+            content = rest + content
+            size = min(missing, len(content)) // stored_type.itemsize * stored_type.itemsize
+            missing, rest = missing - size, content[size:] if size < missing else b""
+            if not size:
+                continue
+            values = np.frombuffer(content[:size], stored_type.newbyteorder(header.byte_order))
+            if (slope, intercept) != (1, 0):
+                yield (values.astype(np.float64) * slope + intercept).astype(scaled_type)
+            else:
+                yield values.astype(stored_type, copy=False)
     except _READ_ERRORS:
         raise containers.damaged(file.path, name) from None
-    if header.byte_order != ("<" if sys.byteorder == "little" else ">"):
-        values.byteswap(inplace=True)
-    slope, intercept = header.scaling
-    if (slope, intercept) != (1, 0):
-        scaled = values.astype(np.float64) * slope + intercept
-        values = scaled.astype(stored_type if stored_type.kind == "f" else np.float32)
-    return values
+    if missing:
+        raise containers.damaged(file.path, name)
 
 
 def check_complete(file: NiftiFile, name: str, *, every_byte: bool = False) -> None:
@@ -268,23 +295,18 @@ def _read_header(path: Path) -> Header | None:
         return Header.parse(stream.read(HEADER_BYTES))
 
 
-def _fill(buffer: memoryview, file: NiftiFile) -> None:
-    """Read the values' bytes into a buffer of their length.
+def _read_data(file: NiftiFile) -> Iterator[bytes]:
+    """Yield what follows the header in pieces: of a compressed file to the end, where gzip has its checksum.
 
     Raises:
-        EOFError: there are fewer.
-        OSError, zlib.error: they cannot be read, or are not what was compressed.
+        EOFError, OSError, zlib.error: it cannot be read, or is not what was compressed.
     """
     with file.path.open("rb") as stream:
-        if not containers.is_gzip(file.path):
+        if containers.is_gzip(file.path):
+            skipped = file.data_offset
+            for piece in containers.inflated(stream):
+                yield piece[skipped:]
+                skipped = max(0, skipped - len(piece))
+        else:
             stream.seek(file.data_offset)
-            if stream.readinto(buffer) != len(buffer):
-                raise EOFError
-            return
-        at = -file.data_offset  # in the buffer, of the next piece; to the end, where gzip has its checksum
-        for piece in containers.inflated(stream):
-            wanted = piece[max(0, -at) : max(0, len(buffer) - at)]
-            buffer[max(0, at) : max(0, at) + len(wanted)] = wanted
-            at += len(piece)
-    if at < len(buffer):
-        raise EOFError
+            yield from iter(lambda: stream.read(containers.CHUNK_BYTES), b"")

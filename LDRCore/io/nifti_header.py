@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,15 +29,16 @@ class Header:
     """
 
     raw: bytes
-    byte_order: str
+    byte_order: Literal["<", ">"]
 
     @classmethod
     def parse(cls, raw: bytes) -> Header | None:
         """Recognise a header by its length, which its first number says; None for any other file."""
         if len(raw) < HEADER_BYTES:
             return None
-        order = next((o for o in "<>" if raw[:4] == struct.pack(o + "i", HEADER_BYTES)), None)
-        return None if order is None else cls(raw, order)
+        if raw[:4] == struct.pack("<i", HEADER_BYTES):
+            return cls(raw, "<")
+        return cls(raw, ">") if raw[:4] == struct.pack(">i", HEADER_BYTES) else None
 
     def _numbers(self, kinds: str, offset: int) -> tuple[Any, ...]:
         return struct.unpack_from(self.byte_order + kinds, self.raw, offset)

@@ -82,9 +82,9 @@ print(peak() - base)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read as Linux reports it")
-@pytest.mark.parametrize(("name", "suffix"), [("ants", ".nii"), ("fsl", ".nii"), ("itk", ".h5")])
-def test_converting_a_field_takes_three_copies_of_it(tmp_path, name, suffix):
-    """The field in double precision, which is two, and what is read or written; 0.6 for grids and slices at work."""
+@pytest.mark.parametrize(("name", "suffix", "copies"), [("ants", ".nii", 3), ("fsl", ".nii", 3), ("itk", ".h5", 2)])
+def test_converting_a_field_takes_three_copies_of_it(tmp_path, name, suffix, copies):
+    """The field in double precision, which is two, and what is written; 0.6 for packages, grids and slices at work."""
     if suffix == ".h5":
         pytest.importorskip("h5py")
     field = sitk.Image([192, 192, 128], sitk.sitkVectorFloat32, 3)
@@ -93,7 +93,7 @@ def test_converting_a_field_takes_three_copies_of_it(tmp_path, name, suffix):
     done = subprocess.run(
         [sys.executable, "-c", CONVERT, *arguments], capture_output=True, encoding="utf-8", check=True, cwd=ROOT
     )
-    assert float(done.stdout) / (12 * 192 * 192 * 128) < 3.6
+    assert float(done.stdout) / (12 * 192 * 192 * 128) < copies + 0.6
 
 
 def test_more_asked_needs_more():

@@ -8,6 +8,7 @@ import math
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,21 @@ def read_vectors(path: Path, name: str, convert: Convert | None = None) -> sitk.
     Raises:
         RegistrationError: another shape, cut off or damaged.
     """
-    return field_transform(*read_components(path, name), convert)
+    with _opened(path, name) as file:
+        field = _empty_field(first_axes(file.grid, name))
+        displacement = _writable(field)
+        by_voxel = displacement.reshape(-1, 3)
+        at = 0
+        for piece in nifti.read_pieces(file, by_voxel.size, name):
+            for component in range(at // len(by_voxel), 3):  # a file holds all x, then all y, then all z
+                start = at - component * len(by_voxel)
+                part = piece[: len(by_voxel) - start]
+                by_voxel[start : start + len(part), component] = part
+                piece = piece[len(part) :]
+                at += len(part)
+    if convert is not None:
+        _convert(field, displacement, displacement, convert)
+    return sitk.DisplacementFieldTransform(field)
 
 
 def read_components(path: Path, name: str) -> tuple[np.ndarray, sitk.Image]:
@@ -54,14 +69,24 @@ def read_components(path: Path, name: str) -> tuple[np.ndarray, sitk.Image]:
     Raises:
         RegistrationError: another shape, cut off or damaged.
     """
+    with _opened(path, name) as file:
+        x, y, z = file.header.shape[:3]
+        return nifti.read_array(file, 3 * x * y * z, name).reshape(3, z, y, x), first_axes(file.grid, name)
+
+
+@contextmanager
+def _opened(path: Path, name: str) -> Iterator[nifti.NiftiFile]:
+    """Give a NIfTI file whose axes behind x, y and z hold three values.
+
+    Raises:
+        RegistrationError: it is another.
+    """
     with containers.named_by_content(path) as named, silent_libraries():
         file = _nifti_1(nifti.find(named, name), path, name)
         shape = file.header.shape
         if len(shape) < 4 or math.prod(shape[3:]) != 3:
             raise RegistrationError(f"{name} must be 3D with 3 values a voxel, got the shape {shape} in {path}")
-        x, y, z = shape[:3]
-        values = nifti.read_array(file, math.prod(shape), name).reshape(3, z, y, x)
-        return values, first_axes(file.grid, name)
+        yield file
 
 
 def read_array(path: Path, name: str) -> tuple[np.ndarray, Header]:
@@ -106,16 +131,23 @@ def field_transform(values: np.ndarray, grid: sitk.Image, convert: Convert | Non
         grid: image of the field's placement.
         convert: turns `values` into displacements in mm LPS; None where they are.
     """
+    field = _empty_field(grid)
+    _convert(field, np.moveaxis(values, 0, -1), _writable(field), convert or (lambda points, vectors: vectors))
+    return sitk.DisplacementFieldTransform(field)
+
+
+def _convert(grid: sitk.Image, vectors: np.ndarray, displacement: np.ndarray, convert: Convert) -> None:
+    """Convert vectors (D, H, W, 3) of any type into displacements, some slices at a time."""
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused later
+        for start, stop in _slab_limits(vectors.shape[:3]):
+            part = vectors[start:stop].astype(np.float64)
+            displacement[start:stop] = convert(slab_points(grid, start, stop), part)
+
+
+def _empty_field(grid: sitk.Image) -> sitk.Image:
     field = sitk.Image(grid.GetSize(), sitk.sitkVectorFloat64, 3)
     field.CopyInformation(grid)
-    displacement = _writable(field)
-    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused later
-        for start, stop in _slab_limits(values.shape[1:]):
-            vectors = np.moveaxis(values[:, start:stop], 0, -1)
-            if convert is not None:
-                vectors = convert(slab_points(grid, start, stop), vectors.astype(np.float64))
-            displacement[start:stop] = vectors
-    return sitk.DisplacementFieldTransform(field)
+    return field
 
 
 def _writable(field: sitk.Image) -> np.ndarray:
