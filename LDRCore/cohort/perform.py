@@ -139,7 +139,7 @@ def describe_report(report: dict[str, Any]) -> dict[str, Any]:
     similarity, jacobian = report["similarity"], report["jacobian_determinant"]
     return {
         "verdict": verdict["verdict"],
-        "reasons": "; ".join([*verdict["reasons"], *report["warnings"]]),
+        "reasons": "; ".join(dict.fromkeys([*verdict["reasons"], *report["warnings"]])),
         "similarity_before": similarity["before"],
         "similarity_after": similarity["after"],
         "folding_fraction": report["folding_fraction"],
