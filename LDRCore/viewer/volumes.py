@@ -88,8 +88,9 @@ def _describe(report: dict) -> list[str]:
         lines.append(f"correlation {similarity['before']:.3f} before, {similarity['after']:.3f} after")
     if {"min", "max"} <= set(jacobian):
         folding = 100 * report.get("folding_fraction", 0.0)
-        lines.append(f"Jacobian {jacobian['min']:.2f} to {jacobian['max']:.2f}, folding {folding:.3f} %")
-    return [*lines, *report.get("warnings", [])]
+        lines.append(f"Jacobian {jacobian['min']:.2g} to {jacobian['max']:.3g}, folding {folding:.2g} %")
+    told = verdict.get("reasons", [])
+    return [*lines, *(text for text in report.get("warnings", []) if text not in told)]
 
 
 def _coarse_enough(fixed: sitk.Image) -> sitk.Image:
@@ -116,7 +117,10 @@ def _window(values: np.ndarray) -> tuple[float, float]:
 
 
 def _grid_lines(field: sitk.Image) -> np.ndarray:
-    """Return 255 where planes of the moving image, every `GRID_MM`, come to lie after the affine part is undone.
+    """Draw where planes of the moving image, every `GRID_MM`, come to lie after the affine part is undone.
+
+    Returns 128 on one plane and 255 where planes cross. A slice that itself lies on a plane so shows the lines of the
+    two others on it.
 
     Args:
         field: ``T(x) - x``, mm LPS.
@@ -130,8 +134,8 @@ def _grid_lines(field: sitk.Image) -> np.ndarray:
     nonlinear = mapped @ back[:3, :3].T + back[:3, 3]
     near = np.abs(np.mod(nonlinear + GRID_MM / 2, GRID_MM) - GRID_MM / 2)  # mm from the nearest plane
     width = 0.5 * max(field.GetSpacing())
-    count = (near < width).sum(-1)  # a line of a slice lies on one plane more than the slice's own
-    return np.where(count >= 1, 255, 0).astype(np.uint8)
+    count = (near < width).sum(-1)
+    return np.take(np.array([0, 128, 255, 255], np.uint8), count)
 
 
 def _encode(values: np.ndarray, reference: sitk.Image, window: tuple[float, float]) -> bytes:

@@ -68,7 +68,8 @@ def test_a_page_of_a_thousand_pairs(thousand, tmp_path):
         watched = Watched(browser, accept_downloads=True)
         shown = watched.open(thousand)
         rows = shown.locator("tbody tr")
-        assert rows.first.locator("td").nth(1).inner_text() == "p0007"  # the worst first
+        assert rows.first.get_attribute("data-name") == "p0007"  # the worst first
+        assert rows.first.locator(".failed").inner_text() == "no result"
         assert "moving image must be <b>whole</b>" in rows.first.inner_text()
         assert rows.nth(1).get_attribute("data-name") == "p0500"
         assert "1000 of 1000 shown, 0 rated" in shown.locator("#shown").inner_text()
@@ -83,13 +84,14 @@ def test_a_page_of_a_thousand_pairs(thousand, tmp_path):
         shown.locator("#search").fill("correlate")
         assert rows.count() == 1
         shown.locator("#search").fill("")
-        shown.locator("#verdict").select_option("failed")
+        shown.locator("#verdict").select_option("no result")
         assert rows.count() == 1
         shown.locator("#verdict").select_option("")
 
         shown.locator("#rater").fill('Dr "A"')
         shown.locator('tr[data-name="p0000"]').get_by_role("button", name="accept").click()
-        shown.locator('tr[data-name="p0001"]').press("r")
+        shown.locator('tr[data-name="p0001"]').press("R")
+        assert shown.evaluate("document.activeElement.dataset.name") == "p0002"  # the next one
         shown.locator("#rated").select_option("reject")
         assert [rows.count(), rows.first.get_attribute("data-name")] == [1, "p0001"]
         with shown.expect_download() as download:
@@ -103,6 +105,66 @@ def test_a_page_of_a_thousand_pairs(thousand, tmp_path):
         assert "2 rated" in shown.locator("#shown").inner_text()  # kept by this browser
         assert {url.partition(":")[0] for url in watched.requests} <= {"file", "data", "blob"}
         assert watched.errors == []
+
+
+def test_a_pair_is_judged_without_a_mouse(thousand):
+    """Arrows, ratings, the enlarged picture; nothing that a rater needs is cut off at 1200 pixels."""
+    with open_browser() as browser:
+        shown = Watched(browser).open(thousand)
+
+        def current() -> str:
+            return shown.evaluate("document.activeElement.dataset.name")
+
+        assert current() == "p0007"
+        shown.keyboard.press("ArrowDown")
+        assert current() == "p0500"
+        shown.keyboard.press("e")
+        large = shown.locator("#large")
+        assert large.locator("span").inner_text() == "p0500"
+        shown.wait_for_function("document.querySelector('#large img').naturalWidth === 336")
+        for _ in range(8):  # the row stays in sight above its picture
+            shown.keyboard.press("a")
+            row = shown.locator(f'tr[data-name="{current()}"]').bounding_box()
+            assert row["y"] + row["height"] <= large.bounding_box()["y"]
+        assert "8 rated" in shown.locator("#shown").inner_text()
+        shown.keyboard.press("Escape")
+        assert large.is_hidden()
+        shown.locator("#search").press("r")  # a letter of a filter is no rating
+        assert "8 rated" in shown.locator("#shown").inner_text()
+        assert shown.evaluate(
+            "document.querySelector('main').scrollWidth <= document.querySelector('main').clientWidth"
+        )
+        shown.get_by_role("button", name="folding").click()
+        assert shown.evaluate("document.querySelector('main').scrollTop") == 0  # the first of the new order
+
+
+def test_long_reasons_do_not_hide_the_pictures(tmp_path):
+    row = {"name": "x", "status": "done", "verdict": "look", "reasons": "the images agree badly; " * 40, "folder": "x"}
+    cohort_page.write_page(
+        tmp_path, [row | {"similarity_after": 0.5, "jacobian_min": 0.0003, "folding_fraction": 1e-7}]
+    )
+    with open_browser() as browser:
+        shown = Watched(browser).open(tmp_path / "index.html")
+        height = shown.locator("tbody tr").bounding_box()["height"]
+        assert height < 150
+        shown.locator(".reasons").click()
+        assert shown.locator("tbody tr").bounding_box()["height"] > height
+        text = shown.locator("tbody tr").inner_text()
+        assert "0.0003" in text  # is not 0, which would fold
+        assert "< 0.001 %" in text
+
+
+def test_a_rating_of_an_earlier_result_does_not_count(tmp_path):
+    row = {"name": "x", "status": "done", "verdict": "trust", "reasons": "", "similarity_after": 0.5, "folder": "x"}
+    cohort_page.write_page(tmp_path, [row])
+    with open_browser() as browser:
+        shown = Watched(browser).open(tmp_path / "index.html")
+        shown.keyboard.press("a")
+        shown.reload()
+        assert "1 rated" in shown.locator("#shown").inner_text()
+        cohort_page.write_page(tmp_path, [row | {"similarity_after": 0.6}])
+        shown.reload()
+        assert "0 rated" in shown.locator("#shown").inner_text()
 
 
 @pytest.fixture
@@ -143,9 +205,9 @@ def test_volumes_are_whole_nifti_files_on_the_fixed_grid(result, tmp_path, blob)
     np.testing.assert_allclose(sitk.GetArrayFromImage(images["jacobian"]), 1, atol=1 / 255)
     # without deformation, lines are straight planes of the fixed grid: of 3 mm voxels those within 1.5 mm of 10 n mm
     near = [min((3 * n) % 10, -(3 * n) % 10) < 1.5 for n in range(max(blob.GetSize()))]
-    grid = sitk.GetArrayFromImage(images["grid"]) > 0
-    k, j, i = np.meshgrid(*[np.array(near)[:n] for n in grid.shape], indexing="ij")
-    assert (grid == (k | j | i)).mean() > 0.99
+    grid = sitk.GetArrayFromImage(images["grid"])
+    k, j, i = np.meshgrid(*[np.array(near, int)[:n] for n in grid.shape], indexing="ij")
+    assert (np.rint(grid / 128) == np.minimum(k + j + i, 2)).mean() > 0.99
 
 
 def test_an_oblique_grid_keeps_its_place(tmp_path, blob):
@@ -255,9 +317,12 @@ def test_a_result_in_the_browser(result, tmp_path, served):
             assert fixed.max() > 150
             assert np.abs(after - fixed).mean() < 2  # the shift was undone
             assert np.abs(before - fixed).mean() > 5  # and is seen before
+            assert shown.locator("#shown").inner_text() == "shown: moving as scanned"
             plain = view(time="1", jacobian=True)
             assert shown.locator("#legend").is_visible()
-            assert np.abs(plain - after).mean() > 2
+            assert np.abs(plain - after).mean() < 2  # volume is kept: no colour
+            shown.keyboard.press("j")
+            assert shown.locator("#legend").is_hidden()
             lines = view(jacobian=False, grid=True)
             assert np.abs(lines - after).mean() > 2
             place = shown.locator("#location").inner_text()
@@ -269,3 +334,46 @@ def test_a_result_in_the_browser(result, tmp_path, served):
     finally:
         one.shutdown()
         one.server_close()
+
+
+def test_sides_millimetres_and_colours_of_the_viewer(tmp_path, blob):
+    """A marker on the patient's left is on the right of the picture, at its own millimetres; a scaling is coloured."""
+    pytest.importorskip("ipyniivue", reason="needs the extra view (make test installs it)")
+    values = np.zeros(blob.GetSize()[::-1], np.float32)
+    depth, height, width = values.shape
+    first = depth // 2 - 3, height // 4 - 3, 3 * width // 4 - 3
+    values[tuple(slice(n, n + 6) for n in first)] = 100
+    fixed = sitk.GetImageFromArray(values)
+    fixed.SetSpacing(blob.GetSpacing())
+    fixed.SetOrigin((-20.0, -30.0, -40.0))
+    marker_lps = fixed.TransformContinuousIndexToPhysicalPoint([n + 2.5 for n in first[::-1]])
+    sitk.WriteImage(fixed, str(tmp_path / "fixed.nii.gz"))
+    stretch = sitk.AffineTransform(3)
+    stretch.SetCenter(marker_lps)
+    stretch.Scale((1.0, 1.0, 1.5))  # fixed to moving: larger there
+    facts = {"inputs": dict.fromkeys(("fixed", "moving"), str(tmp_path / "fixed.nii.gz"))}
+    LDRCore.RegistrationResult(fixed, stretch, stretch, None, facts).save(tmp_path / "result")
+    assert cli.main(["view", str(tmp_path / "result"), "--save", str(tmp_path / "page.html")]) == 0
+    with open_browser() as browser:
+        shown = Watched(browser).open(tmp_path / "page.html")
+        shown.wait_for_selector("body[data-ready]", state="attached", timeout=300_000)
+        shown.keyboard.press("f")  # the fixed image
+        shown.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        bright = sitk.GetImageFromArray((pixels(shown, tmp_path / "v.png").min(-1) > 200).astype(np.uint8))
+        marker = sitk.GetArrayFromImage(sitk.RelabelComponent(sitk.ConnectedComponent(bright))) == 1
+        row, column = np.argwhere(marker).mean(0)
+        canvas = shown.locator("canvas")
+        canvas.click(position={"x": column, "y": row})
+        shown.wait_for_function("document.getElementById('location').textContent.includes('1.50')")
+        location = shown.locator("#location").inner_text()
+        places = {part[0]: float(part.split()[1]) for part in location.split(", ")[:3]}
+        wanted = {"RL"[marker_lps[0] > 0]: abs(marker_lps[0]), "AP"[marker_lps[1] > 0]: abs(marker_lps[1])}
+        wanted |= {"IS"[marker_lps[2] > 0]: abs(marker_lps[2])}
+        assert places == pytest.approx(wanted, abs=2.0)  # a pixel of the screen is smaller
+        box = canvas.bounding_box()
+        assert marker_lps[0] > fixed.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in fixed.GetSize()])[0]
+        assert column > box["width"] / 6  # right of the middle of the first of three panels
+        shown.keyboard.press("j")
+        shown.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        red, green, blue = pixels(shown, tmp_path / "j.png")[int(row) + 9, int(column) + 9]
+        assert red > green == pytest.approx(blue, abs=3)
