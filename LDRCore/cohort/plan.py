@@ -15,6 +15,7 @@ from LDRCore.cohort.pairs import CohortPair
 from LDRCore.cohort.settings import CohortSettings
 from LDRCore.cpu.memory import BASE, needed_bytes, working_voxels
 from LDRCore.errors import RegistrationError
+from LDRCore.pipeline.options import resolve_device
 
 _SAMPLED = 50  # pairs whose headers are read
 _SMALL_FILES = 40_000  # bytes of report, thumbnail and checksums of a pair
@@ -61,7 +62,7 @@ def make_plan(pairs: Sequence[CohortPair], settings: CohortSettings, workers: in
     cores = available_cores()
     if workers is None:
         workers = max(1, cores // (threads or 1))
-        if settings.options["device"] != "cpu" and _has_gpu(settings.options["device"]):
+        if resolve_device(settings.options["device"]) != "cpu":
             workers = 1  # one process keeps a GPU busy
         elif worker_bytes:
             workers = max(1, min(workers, available_memory() // worker_bytes))
@@ -69,14 +70,6 @@ def make_plan(pairs: Sequence[CohortPair], settings: CohortSettings, workers: in
         threads = threads or 1
     threads = threads or max(1, cores // workers)
     return Plan(workers, threads, len(pairs) >= _COMPILED_FROM, pair_bytes, worker_bytes)
-
-
-def _has_gpu(device: str) -> bool:
-    if device != "auto":
-        return True
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def available_cores() -> int:

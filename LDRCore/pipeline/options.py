@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
@@ -161,6 +164,8 @@ def resolve_device(device: str) -> str:
     Raises:
         RegistrationError: torch cannot use it.
     """
+    if device == "cpu" or (device == "auto" and _torch_is_for_cpu()):
+        return "cpu"
     import torch
 
     if device == "auto":
@@ -170,3 +175,13 @@ def resolve_device(device: str) -> str:
     except (RuntimeError, AssertionError, TypeError, AttributeError):
         raise RegistrationError(f'device must be "auto" or one that torch can use here, got {device!r}') from None
     return device
+
+
+def _torch_is_for_cpu() -> bool:
+    """Return whether the installed torch knows no GPU, without importing it, which takes more than a second."""
+    spec = importlib.util.find_spec("torch")
+    try:
+        text = Path(str(spec and spec.origin)).with_name("version.py").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return re.findall(r"^(?:cuda|hip)\b.*= *(.*)$", text, re.MULTILINE) == ["None", "None"]

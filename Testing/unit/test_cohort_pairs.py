@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +208,23 @@ def test_workers_and_threads(tmp_path, monkeypatch, cores, free, asked, expected
     monkeypatch.setattr(plan, "available_memory", lambda: free)
     made = plan.make_plan(pairs, check_settings({"device": "cpu"}, ("warped",), "lps"), *asked)
     assert (made.workers, made.threads) == expected
+
+
+def test_what_starts_workers_does_not_wait_for_torch(tmp_path):
+    """Each worker imports torch; the process that starts them need not do so first."""
+    torch = pytest.importorskip("torch")
+    if torch.version.cuda or torch.version.hip:
+        pytest.skip("a torch for GPUs is asked whether there is one")
+    path = header(tmp_path / "f.nii", [10, 10, 10], sitk.sitkInt16)
+    code = f"""
+import sys
+from LDRCore.cohort import plan, pool, runner
+from LDRCore.cohort.pairs import make_pairs
+pairs = make_pairs([{{"fixed": {path!r}, "moving": {path!r}}}])
+plan.make_plan(pairs, runner.check_settings({{}}, ("warped",), "lps"), None, None)
+sys.exit("torch" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_no_readable_pair_is_refused_before_the_first(tmp_path):
