@@ -27,7 +27,7 @@ def check_pair(options: argparse.Namespace) -> None:
     """
     if options.fixed is None or options.moving is None:
         raise RegistrationError("register takes a fixed and a moving image, --pairs CSV, or --fixed and --moving")
-    given = next((name for name in _ONLY_LISTS if getattr(options, name)), None)
+    given = next((name for name in _ONLY_LISTS if getattr(options, name) not in (None, False)), None)
     if given is not None:
         raise RegistrationError(f"--{given} is for a list of pairs (--pairs, or --fixed and --moving), got one pair")
 
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace, model_keywords: dict[str, Any]) -> CommandO
     if options.fixed_mask:
         mask = str(Path(options.fixed_mask).absolute())
         pairs = [replace(pair, fixed_mask=mask) for pair in pairs]
-    outputs = [name.strip() for name in options.outputs.split(",")] if options.outputs else list(DEFAULT_OUTPUTS)
+    outputs = list(DEFAULT_OUTPUTS) if options.outputs is None else [n.strip() for n in options.outputs.split(",")]
     summary = register_many(
         pairs,
         options.out,

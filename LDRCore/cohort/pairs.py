@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 
 from LDRCore.errors import RegistrationError
@@ -17,6 +18,7 @@ from LDRCore.io.files import read_text
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".img.gz", ".img", ".hdr", ".gipl", ".vtk")
 _LONGEST_NAME = 200  # characters of a part of a name; file systems allow 255 bytes
 _PART = re.compile(r"[\w][\w.+=@ -]*", re.ASCII)
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # no names of files on Windows
 _EXISTS_FOR_BOTH = ("labels", "landmarks")
 
@@ -53,6 +55,9 @@ _WORDS = ("center", "none")  # values of `initial` that are no path
 def read_cohort(path: Path) -> list[CohortPair]:
     """Read pairs from a CSV with the columns fixed and moving and any others of `CohortPair`.
 
+    Cells are divided by commas, semicolons or tabs, as the titles are. Lines without a cell and lines that begin with #
+    are passed over.
+
     Args:
         path: of the CSV; paths in it are relative to its folder. Without a column name, a pair is named after its
             moving image, or after both where that is not unique.
@@ -61,20 +66,24 @@ def read_cohort(path: Path) -> list[CohortPair]:
         RegistrationError: missing file, missing or unknown column, a line with too many cells, no pair, a name that
             comes twice or cannot be a folder's.
     """
-    stream = io.StringIO(read_text(path, "the list of pairs", "CSV file"))
-    reader = csv.DictReader(stream, restkey="", restval="")  # cells beyond the last column come under ""
+    text = read_text(path, "the list of pairs", "CSV file")
+    titles = next((line for line in text.splitlines() if line.strip() and not line.startswith("#")), "")
+    delimiter = next((character for character in ",;\t" if character in titles), ",")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     try:
-        columns, rows = [column.strip() for column in reader.fieldnames or []], []
-        reader.fieldnames = columns
-        for row in reader:
-            if "" in row:
-                raise RegistrationError(
-                    f"{path} must have {len(columns)} cells in every line, got more in line {reader.line_num}"
-                )
-            rows.append(row)
+        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
     except csv.Error as error:
         raise RegistrationError(f"the list of pairs must be a CSV file, got {path} ({error})") from None
+    lines = [(number, row) for number, row in lines if any(row) and not row[0].startswith("#")]
+    columns = [title.lower() for title in lines[0][1]] if lines else []
+    while columns and not columns[-1]:
+        columns.pop()  # spreadsheets write empty columns
     _check_columns(columns, str(path))
+    rows = []
+    for number, row in lines[1:]:
+        if any(row[len(columns) :]):
+            raise RegistrationError(f"{path} must have {len(columns)} cells in every line, got more in line {number}")
+        rows.append(dict(zip_longest(columns, row[: len(columns)], fillvalue="")))
     return make_pairs(rows, folder=path.parent, source=str(path))
 
 
@@ -84,7 +93,7 @@ def _check_columns(columns: Sequence[str], source: str) -> None:
     if missing:
         wrong = f"no {missing[0]} in {','.join(columns)!r}"
     elif unknown:
-        wrong = repr(unknown[0])
+        wrong = repr(unknown[0]) if unknown[0] else "one without a title"
     elif len(set(columns)) != len(columns):
         wrong = "one of them twice"
     else:
@@ -134,6 +143,9 @@ def make_pairs(
             given = [bool(cells.get(f"{side}_{kind}")) for side in ("fixed", "moving")]
             if given[0] != given[1] and not (kind == "labels" and given[1]):
                 raise RegistrationError(f"{kind} must be given for both images or for none, got row {number}")
+        address = next((cell for cell in cells.values() if _ADDRESS.match(cell)), None)
+        if address is not None:
+            raise RegistrationError(f"{source} must name files of this machine, got {address!r} in row {number}")
         cleaned.append({column: _absolute(base, column, cell) for column, cell in cells.items()})
     if not cleaned:
         raise RegistrationError(f"{source} must hold a pair, got none")
@@ -170,25 +182,26 @@ def _names(rows: Sequence[Mapping[str, str]]) -> list[str]:
 
 def _check_names(names: Sequence[str], source: str) -> None:
     """Refuse names that cannot be folders, come twice (also but for case), or lie inside one another."""
-    seen: dict[str, str] = {}
-    for name in names:
+    seen: dict[str, int] = {}  # {name: its row}
+    for number, name in enumerate(names, 1):
         parts = name.split("/")
         if not all(
             _PART.fullmatch(part) and len(part) <= _LONGEST_NAME and part[-1] not in ". " and not _RESERVED.match(part)
             for part in parts
         ):
             raise RegistrationError(
-                f"a pair's name must be a folder's (letters, digits, . _ - and /), got {name!r} in {source}"
+                f"a pair's name must be a folder's (letters a to z, digits, . _ - and /), got {name!r} in {source}"
             )
         if name.lower() in seen:
             raise RegistrationError(
-                f"every pair must have a name of its own, got {name!r} twice in {source}: give a column name"
+                f"every pair must have a name of its own, got {name!r} in rows {seen[name.lower()]} and {number} of "
+                f"{source}: remove one of them, or give a column name"
             )
-        seen[name.lower()] = name
+        seen[name.lower()] = number
     for name in names:
         parts = name.lower().split("/")
         outer = next((o for n in range(1, len(parts)) if (o := "/".join(parts[:n])) in seen), None)
         if outer is not None:
             raise RegistrationError(
-                f"a pair's folder must not lie in another's, got {name!r} and {seen[outer]!r} in {source}"
+                f"a pair's folder must not lie in another's, got {name!r} and {names[seen[outer] - 1]!r} in {source}"
             )

@@ -218,7 +218,8 @@ def three_dimensional(image: sitk.Image, name: str) -> sitk.Image:
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:  # one volume stored as a series of one
         image = image[:, :, :, 0]
     if image.GetDimension() != 3:
-        raise RegistrationError(f"{name} must be 3D, got {image.GetDimension()}D of size {image.GetSize()}")
+        advice = f": give one of its {image.GetSize()[3]} volumes" if image.GetDimension() == 4 else ""
+        raise RegistrationError(f"{name} must be 3D, got {image.GetDimension()}D of size {image.GetSize()}{advice}")
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise RegistrationError(
             f"{name} must hold one value a voxel, got {image.GetNumberOfComponentsPerPixel()} (colour or vector)"

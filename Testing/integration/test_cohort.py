@@ -244,6 +244,8 @@ def test_too_small_a_disk_is_refused_before_the_first_pair(tiny_brains, tmp_path
         (["--fixed", "a", "--moving", "none*"], "must match files, got none"),
         (["--pairs", "p.csv", "--workers", "0"], "workers must be 1 or more"),
         (["--pairs", "p.csv", "--outputs", "warped,x"], "an output must be one of"),
+        (["--pairs", "p.csv", "--outputs", ""], "an output must be one of"),
+        (["f.nii", "m.nii", "--outputs", ""], "--outputs is for a list of pairs"),
         (["--pairs", "p.csv", "--fixed-mask", "m.nii"], "belong into its columns"),
         (["--pairs", "p.csv", "--scheduler", "tcp://127.0.0.1:1"], "scheduler"),
     ],

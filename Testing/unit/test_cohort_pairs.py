@@ -35,6 +35,25 @@ def test_a_list_by_hand(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "fixed,moving\nf.nii,m 1.nii\n",
+        "\ufefffixed,moving\nf.nii,m 1.nii\n",
+        "fixed,moving\r\nf.nii,m 1.nii\r\n\r\n",
+        'fixed, moving\n"f.nii", "m 1.nii"\n',
+        "Fixed;Moving\nf.nii;m 1.nii\n",
+        "moving\tfixed\tname\nm 1.nii\tf.nii\t\n",
+        "# my list, first site\n\nfixed,moving,fixed_mask\n# one\nf.nii,m 1.nii\n",
+        "fixed,moving,,\nf.nii,m 1.nii,,\n,,,\n",
+    ],
+    ids=["plain", "BOM", "Windows", "quotes after spaces", "semicolons", "tabs", "remarks", "empty cells"],
+)
+def test_lists_as_programs_and_people_write_them(tmp_path, text):
+    (tmp_path / "p.csv").write_bytes(text.encode())
+    assert read_cohort(tmp_path / "p.csv") == [CohortPair("m_1", f"{tmp_path}/f.nii", f"{tmp_path}/m 1.nii")]
+
+
 def test_names_are_of_both_images_where_moving_ones_repeat():
     rows = [{"fixed": "x/a.nii", "moving": "m.nrrd"}, {"fixed": "x/b.nii", "moving": "m.nrrd"}]
     assert [pair.name for pair in make_pairs(rows)] == ["m--a", "m--b"]
@@ -54,15 +73,20 @@ def test_a_pattern(tmp_path):
     ("text", "message"),
     [
         ("fixed,mov\na,b\n", "must have the columns fixed, moving and any of .*, got no moving in 'fixed,mov'"),
-        ("fixed;moving\na;b\n", "got no fixed in 'fixed;moving'"),
+        ("fixed moving\na b\n", "got no fixed in 'fixed moving'"),
+        (",fixed,moving\n0,a,b\n", "got one without a title"),
+        ("fixed,moving,\na,b,c\n", "must have 2 cells in every line, got more in line 2"),
+        ("# mine\n\nfixed,moving\na,b,c\n", "must have 2 cells in every line, got more in line 4"),
+        ("fixed,moving\na,https://example.org/m.nii\n", "name files of this machine, got 'https://.* in row 1"),
+        ("name,fixed,moving\nä,a,b\n", "must be a folder's .letters a to z, .*, got 'ä'"),
         ("fixed,moving,age\na,b,4\n", "got 'age'"),
         ("fixed,moving,moving\na,b,b\n", "got one of them twice"),
         ("fixed,moving\na,b,c\n", "must have 2 cells in every line, got more in line 2"),
         ("fixed,moving\na,\n", "must name a fixed and a moving image in every row, got row 1"),
         ("fixed,moving\n", "must hold a pair, got none"),
-        ("name,fixed,moving\nx,a,b\nx,a,c\n", "a name of its own, got 'x' twice"),
-        ("name,fixed,moving\nx,a,b\nX,a,c\n", "a name of its own, got 'X' twice"),
-        ("fixed,moving\na,b\na,b\n", "a name of its own, got 'b--a' twice"),
+        ("name,fixed,moving\nx,a,b\ny,a,b\nx,a,c\n", "a name of its own, got 'x' in rows 1 and 3 of"),
+        ("name,fixed,moving\nx,a,b\nX,a,c\n", "a name of its own, got 'X' in rows 1 and 2 of"),
+        ("fixed,moving\na,b\na,b\n", "got 'b--a' in rows 1 and 2 of .*: remove one of them, or"),
         ("name,fixed,moving\n../x,a,b\n", "must be a folder's .*, got '../x'"),
         ("name,fixed,moving\n/x,a,b\n", "must be a folder's"),
         ("name,fixed,moving\nx.,a,b\n", "must be a folder's"),

@@ -70,7 +70,7 @@ INFINITE[1, 1, 1] = np.inf
     [
         ("no/such/file.nii.gz", r"fixed image must be an existing file, got .*not found"),
         (image(GOOD[0]), r"fixed image must be 3D, got 2D of size \(10, 9\)"),
-        (sitk.JoinSeries([image(GOOD), image(GOOD)]), r"must be 3D, got 4D"),
+        (sitk.JoinSeries([image(GOOD), image(GOOD)]), r"must be 3D, got 4D of size .*: give one of its 2 volumes$"),
         (sitk.GetImageFromArray(np.zeros((8, 9, 10, 3), np.uint8), isVector=True), r"one value a voxel, got 3"),
         (image(NAN), r"only finite values, got 3 voxels"),
         (image(INFINITE), r"only finite values, got 1 voxels"),
