@@ -84,7 +84,8 @@ def main() -> None:
             answer({"number": number, "row": {"error": perform.sentence_of(error)}})
         del item, loaded
     to_write.put(None)
-    threads[1].join()
+    for thread in threads:  # one that still frees its last pair when Python ends takes the process down
+        thread.join()
 
 
 class _Answers:

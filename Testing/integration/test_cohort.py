@@ -155,6 +155,23 @@ perform.register_pair = crash
     assert summary["pairs"][1]["error"].startswith("the pair must leave its process alive, got signal 11")
 
 
+def test_a_worker_ends_after_its_threads(tiny_brains, tmp_path, monkeypatch):
+    """The reader, slow here after its last pair, must have ended: else Python aborts now and then."""
+    code = f"""
+import pathlib, queue, threading, time
+class Slow(queue.Queue):
+    def put(self, item, *rest):
+        super().put(item, *rest)
+        if item is None and threading.current_thread() is not threading.main_thread():
+            time.sleep(1)
+            pathlib.Path({str(tmp_path / "ended")!r}).touch()
+queue.Queue = Slow
+"""
+    monkeypatch.setattr(pool, "COMMAND", worker_that(tmp_path, "slow", code))
+    LDRCore.register_many(brains(tiny_brains, 1), tmp_path / "out", workers=1, **QUICK)
+    assert (tmp_path / "ended").exists()
+
+
 def test_a_worker_that_cannot_start_is_one_sentence(tiny_brains, tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "COMMAND", [sys.executable, "-c", "raise SystemExit(3)"])
     with pytest.raises(RegistrationError, match="a worker process must start, got exit code 3 each time"):
