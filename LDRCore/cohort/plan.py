@@ -13,7 +13,7 @@ from pathlib import Path
 
 from LDRCore.cohort.pairs import CohortPair
 from LDRCore.cohort.settings import CohortSettings
-from LDRCore.cpu.memory import BASE, needed_bytes, working_voxels
+from LDRCore.cpu.memory import BASE, MAX_WORKING_VOXELS, needed_bytes
 from LDRCore.errors import RegistrationError
 from LDRCore.pipeline.options import resolve_device
 
@@ -23,8 +23,12 @@ _PICTURE = 700_000  # bytes of overview.png
 # bytes a voxel after compression, measured on brain images and rounded up
 _WARPED = {1: 0.6, 2: 1.2, 4: 3.7, 8: 7.0}  # by the bytes of a voxel
 _JACOBIAN, _DISPLACEMENT, _LABELS = 3.8, 12.0, 0.2
-_FIELD = 24.0  # of a transform, a voxel of the working grid: three numbers of 8 bytes, not compressed
-_CONTENT = 0.4  # of a field of view is content, which the working grid covers; measured: 0.2 to 0.35
+_FIELD = (
+    29.0  # of a transform, a voxel: three numbers of 8 bytes, not compressed; a fifth for grids that are rounded up
+)
+_TAPER = 2 * 6  # voxels that a field is larger than its working grid, along each axis; see `pipeline.dense`
+_CONTENTS_READ = 3  # fixed images whose content is measured: .2 to 1 of a field of view
+_SAMPLED_VOXELS = 100_000  # of each
 _COMPILED_FROM = 30  # pairs: loading numba takes seconds, and saves a third of every pair's
 
 
@@ -102,6 +106,7 @@ def estimate(pairs: Sequence[CohortPair], settings: CohortSettings) -> tuple[int
     chosen = [pairs[i] for i in sorted({round(k * (len(pairs) - 1) / _SAMPLED) for k in range(_SAMPLED + 1)})]
     sizes, memories, first = [], [], None
     headers: dict[str, _Header] = {}
+    shares: dict[str, list[float]] = {}
     for pair in chosen:
         try:
             for path, name in ((pair.fixed, "fixed image"), (pair.moving, "moving image")):
@@ -111,7 +116,10 @@ def estimate(pairs: Sequence[CohortPair], settings: CohortSettings) -> tuple[int
             first = first or error
             continue
         fixed, moving = headers[pair.fixed], headers[pair.moving]
-        sizes.append(_pair_bytes(pair, fixed, moving, settings))
+        if pair.fixed not in shares and len(shares) < _CONTENTS_READ:
+            shares[pair.fixed] = _content_share(pair.fixed)
+        share = shares.get(pair.fixed, [sum(of_axis) / len(shares) for of_axis in zip(*shares.values(), strict=True)])
+        sizes.append(_pair_bytes(pair, fixed, moving, settings, share))
         memories.append(_memory(fixed, moving, settings))
     if first is not None and not sizes:
         raise first
@@ -135,20 +143,55 @@ def _read_header(path: str, name: str) -> _Header:
     return _Header(header.GetSize(), header.GetSpacing(), int(bits[1]) // 8 if bits else 1)
 
 
-def _working_voxels(fixed: _Header, settings: CohortSettings) -> float:
+def _content_share(path: str) -> list[float]:
+    """Return the share of each axis, x first, that the content of an image takes; all of it where it cannot be read."""
+    import numpy as np
+    import SimpleITK as sitk
+
+    from LDRCore.io.images import load
+
+    try:
+        image = load(path, "fixed image")
+    except RegistrationError:
+        return [1.0, 1.0, 1.0]
+    values = sitk.GetArrayViewFromImage(image)
+    step = max(1, round((values.size / _SAMPLED_VOXELS) ** (1 / 3)))
+    some = values[::step, ::step, ::step].astype(np.float32)
+    low, high = np.percentile(some, (1, 99.5))
+    bright = np.argwhere(some > low + 0.05 * (high - low))
+    if not len(bright):
+        return [1.0, 1.0, 1.0]
+    first, last = np.percentile(bright, (0.1, 99.9), axis=0)
+    return np.minimum((last - first + 1) / some.shape, 1.0)[::-1].tolist()
+
+
+def _field_voxels(fixed: _Header, settings: CohortSettings, share: Sequence[float]) -> float:
+    """Return the voxels of a stored displacement; see `pipeline.dense`."""
     from LDRCore.models.weights import model_info
 
     if settings.options["kind"] != "deformable":
         return 0.0
-    return working_voxels(model_info(settings.options["model"]), fixed.size[:3], fixed.spacing_mm[:3])
+    card, options = model_info(settings.options["model"]), settings.options
+    grid, networks = card["working_grid"], card["architecture"].get("network", [])
+    networks = [networks] if isinstance(networks, dict) else networks
+    refined = options.get("refine", "none") != "none" or options.get("refine_steps", 0) > 0
+    coarse = networks and all(one.get("head") == "half" or one.get("image_stride", 1) > 1 for one in networks)
+    spacing_mm = grid["spacing_mm"] * (2 if coarse and not refined else 1)
+    voxels = math.prod(
+        (n * s * part + 2 * grid["margin_mm"]) / spacing_mm + _TAPER
+        for n, s, part in zip(fixed.size[:3], fixed.spacing_mm[:3], share, strict=False)  # a flat image has two axes
+    )
+    return min(voxels, MAX_WORKING_VOXELS)
 
 
-def _pair_bytes(pair: CohortPair, fixed: _Header, moving: _Header, settings: CohortSettings) -> float:
-    voxels, working = math.prod(fixed.size), _working_voxels(fixed, settings)
+def _pair_bytes(
+    pair: CohortPair, fixed: _Header, moving: _Header, settings: CohortSettings, share: Sequence[float]
+) -> float:
+    voxels, field = math.prod(fixed.size), _field_voxels(fixed, settings, share)
     of_output = {
         "warped": _WARPED.get(moving.value_bytes, 7.0) * voxels,
-        "transform": _CONTENT * _FIELD * working + 20_000,
-        "inverse": 2 * _CONTENT * _FIELD * working + 20_000,
+        "transform": _FIELD * field + 20_000,
+        "inverse": 2 * _FIELD * field + 20_000,
         "jacobian": _JACOBIAN * voxels,
         "displacement": _DISPLACEMENT * voxels,
         "labels": _LABELS * voxels if pair.moving_labels else 0,

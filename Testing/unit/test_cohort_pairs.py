@@ -192,9 +192,28 @@ def test_bytes_by_hand(tmp_path):
     moving = header(tmp_path / "m.nii", [20, 20, 20], sitk.sitkInt16)
     pairs = make_pairs([{"fixed": fixed, "moving": moving}])
     settings = check_settings({"model": "none"}, ("warped", "transform", "jacobian"), "lps")
-    # 1000 voxels; the working grid has (10 + 8)^3 voxels of 2 mm with its margins of 8 mm
-    expected = 40_000 + 1.2 * 1000 + (0.4 * 24 * 18**3 + 20_000) + 3.8 * 1000
+    # 1000 voxels; the field has (10 + 8 + 12)^3 voxels of 2 mm with its margins of 8 mm and of 6 voxels
+    expected = 40_000 + 1.2 * 1000 + (29 * 30**3 + 20_000) + 3.8 * 1000
     assert plan.estimate(pairs, settings)[0] == round(expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "side"), [({"model": "brain-t1-small"}, 21), ({"model": "brain-t1-small", "refine": "fast"}, 30)]
+)
+def test_networks_of_half_resolution_store_less(tmp_path, options, side):
+    """(20 + 16) mm are 9 voxels of 4 mm or 18 of 2 mm, and 12 more."""
+    path = header(tmp_path / "f.nii", [10, 10, 10], sitk.sitkInt16)
+    settings = check_settings(options, ("transform",), "lps")
+    pairs = make_pairs([{"fixed": path, "moving": path}])
+    assert plan.estimate(pairs, settings)[0] == 40_000 + 29 * side**3 + 20_000
+
+
+def test_content_counts_not_air(tmp_path):
+    values = np.zeros((60, 40, 50), np.int16)
+    values[10:40, :, 20:30] = 7  # a half, all and a fifth
+    sitk.WriteImage(sitk.GetImageFromArray(values), str(tmp_path / "f.nii"))
+    assert plan._content_share(str(tmp_path / "f.nii")) == pytest.approx([0.2, 1.0, 0.5], abs=0.05)
+    assert plan._content_share(str(tmp_path / "none.nii")) == [1.0, 1.0, 1.0]
 
 
 def test_a_flat_image_does_not_end_the_estimate(tmp_path):
