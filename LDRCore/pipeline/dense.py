@@ -14,10 +14,10 @@ import torch
 from LDRCore.geometry import Grid
 from LDRCore.pipeline.model import Model
 from LDRCore.pipeline.preprocess import PreparedImage, continued, ends_in_tissue
-from LDRCore.transforms.field import DenseField, fade_out
+from LDRCore.transforms.field import DenseField, with_taper
 
 MAX_VOXELS = 5_000_000  # of a working grid; content that needs more is looked at more coarsely
-TAPER_VOXELS = 6  # the field fades to zero over so many voxels outside the working grid
+TAPER_VOXELS = 6  # the field fades to zero over so many voxels outside the working grid, or more
 
 
 def working_grid(model: Model, fixed: PreparedImage) -> Grid:
@@ -60,7 +60,7 @@ def estimate_dense(
             known = continued(target).on(grid, padding="border") >= 0
             images = images[0] * known, images[1] * known
         displacement = model.cascade.dense(*images, n_cascades).displacement
-    return DenseField(fade_out(displacement, TAPER_VOXELS), field_grid.padded(TAPER_VOXELS), affine_lps, TAPER_VOXELS)
+    return with_taper(displacement, field_grid, affine_lps, TAPER_VOXELS)
 
 
 def made_worse(evidence: dict[str, Any]) -> bool:

@@ -24,7 +24,7 @@ from LDRCore.pipeline.options import Options
 from LDRCore.pipeline.preprocess import PreparedImage, continued
 from LDRCore.refinement.optimiser import Settings, optimise
 from LDRCore.refinement.similarity import LocalCorrelation, Mind, Similarity, Warp, choose_similarity
-from LDRCore.transforms.field import DenseField, fade_out, multiply
+from LDRCore.transforms.field import DenseField, multiply, with_taper
 from LDRCore.transforms.volume import Volume
 
 # Of the Gaussians on updates by descriptors and on their total, voxels; descriptors are noisier. On validation pairs of
@@ -32,7 +32,7 @@ from LDRCore.transforms.volume import Volume
 # .03 and .08 % for 0.4, else none; 1.4 is less good.
 MIND_SIGMA_UPDATE, MIND_SIGMA_TOTAL = 1.2, 1.0
 MARGIN_MM = 8.0  # of the grid about the fixed image's content
-TAPER_MM = 24.0  # the field fades to zero over such a distance outside of the grid
+TAPER_MM = 24.0  # the field fades to zero over such a distance outside of the grid, or a larger one
 MAX_VOXELS = 5_000_000  # of the grid; content that needs more is looked at more coarsely
 MAX_NATIVE_VOXELS = 16_000_000  # of the grid where the fixed image's own voxels were asked for
 _WHOLE = 0.99  # of what a voxel averages is known, but for rounding
@@ -191,8 +191,7 @@ def refine(
             }
         )
     cells = math.ceil(TAPER_MM / max(field.grid.spacing_mm))
-    faded = fade_out(field.displacement_vox, cells)
-    field = DenseField(faded, field.grid.padded(cells), field.affine_lps, cells)
+    field = with_taper(field.displacement_vox, field.grid, field.affine_lps, cells)
     return field, {"refinement": facts, "similarity_chosen": {"name": similarity, "why": why}}
 
 

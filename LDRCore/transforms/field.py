@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,8 @@ from LDRCore import geometry, sampling
 from LDRCore.geometry import Grid
 from LDRCore.transforms import spatial
 
+_TAPER_PER_VOXEL = 2.0  # voxels of the taper for each that the displacement moves across the border
+_MOST_TAPER = 32  # voxels; who moves more across the border is lost anyway
 COARSE_MM = 3.0  # a larger spacing of a field is halved for its inverse
 
 
@@ -71,6 +74,26 @@ def multiply(matrix: np.ndarray, displacement: torch.Tensor) -> torch.Tensor:
     """Multiply every vector of a displacement (3, D, H, W) by a 3x3 matrix."""
     u = displacement
     return torch.stack([u[0] * row[0] + u[1] * row[1] + u[2] * row[2] for row in matrix.tolist()])
+
+
+def with_taper(displacement: torch.Tensor, grid: Grid, affine_lps: np.ndarray, voxels: int) -> DenseField:
+    """Return a field that fades out beyond its grid, so slowly that this folds nothing.
+
+    Where the displacement points across a border, its fall to zero over n voxels may lower the Jacobian determinant by
+    u / n, at an edge or a corner by the sum over the borders that meet. It falls over 2 u voxels, up to 32.
+
+    Args:
+        displacement: u, (1, 3, d, h, w), voxels.
+        grid: where u lives.
+        affine_lps: A, 4x4.
+        voxels: of the taper on every side, at least.
+    """
+    across = torch.zeros_like(displacement[0, 0])
+    for axis in range(3):
+        for end in (0, -1):
+            across.select(axis, end).add_(displacement[0, axis].select(axis, end).abs())
+    voxels = max(voxels, min(math.ceil(_TAPER_PER_VOXEL * float(across.max())), _MOST_TAPER))
+    return DenseField(fade_out(displacement, voxels), grid.padded(voxels), affine_lps, voxels)
 
 
 def fade_out(displacement: torch.Tensor, voxels: int) -> torch.Tensor:

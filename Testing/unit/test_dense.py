@@ -1,4 +1,4 @@
-"""What the networks are shown of two images, one of which ends within the other."""
+"""What the networks are shown of two images, one of which ends within the other; how their field ends."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from LDRCore.geometry import Grid
 from LDRCore.models.cascade import CascadeOutput
 from LDRCore.pipeline.dense import estimate_dense
 from LDRCore.pipeline.model import Model
 from LDRCore.pipeline.preprocess import ends_in_tissue, prepare
+from LDRCore.transforms import field, spatial
 
 CARD = {"working_grid": {"spacing_mm": 2.0, "margin_mm": 8.0}}
 
@@ -60,3 +62,15 @@ def test_where_the_moving_view_ends_the_networks_see_the_fixed_image():
 @pytest.mark.parametrize(("first", "ends"), [(0, False), (20, True)])
 def test_an_image_ends_in_tissue_or_in_air(first, ends):
     assert ends_in_tissue(prepare(body(first), None, fine_mm=2.0, coarse_mm=4.0).fine) is ends
+
+
+@pytest.mark.parametrize(("across", "taper"), [((10.0, 0.0, 0.0), 20), ((4.0, -3.0, 5.0), 24), ((1.0, 1.0, 1.0), 6)])
+def test_a_field_fades_out_without_folding(across, taper):
+    grid = Grid((1.0, 2.0, 3.0), (2.0, 2.0, 2.0), (8, 9, 10))
+    u = torch.tensor(across).view(1, 3, 1, 1, 1).expand(1, 3, *grid.shape)
+    faded = field.with_taper(u, grid, np.eye(4), 6)
+    assert faded.taper == taper
+    assert faded.content_grid == grid
+    assert torch.equal(faded.content_displacement_vox, u)
+    assert spatial.folding_fraction(faded.displacement_vox) == 0
+    assert (spatial.folding_fraction(field.fade_out(u, 6)) > 0) == (taper > 6)
