@@ -97,7 +97,8 @@ def _holds_coordinates(values: np.ndarray, fixed: sitk.Image, fixed_fsl: np.ndar
     step = max(1, values.shape[1] // 16)
     stored, displaced = [], []
     for k in range(0, values.shape[1], step):
-        vectors = np.moveaxis(values[:, k : k + 1], 0, -1).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # what is not finite is refused later
+            vectors = np.moveaxis(values[:, k : k + 1], 0, -1).astype(np.float64)
         stored.append(vectors.reshape(-1, 3))
         own = fields.apply_matrix(fixed_fsl, fields.slab_points(fixed, k, k + 1))
         displaced.append((vectors - own).reshape(-1, 3))
