@@ -28,7 +28,7 @@ class CommandOutput(NamedTuple):
 
 def describe_folding(count: int, fraction: float) -> str:
     """Say how many voxels fold, and what share that is: a few of millions are a share that rounds to nothing."""
-    return f"{count} folding voxel{'s' * (count != 1)}" + (f" ({100 * fraction:.2g} %)" if count else "")
+    return f"{count} folding voxel{'s' * (count != 1)}" + (f" ({100 * fraction:.3g} %)" if count else "")
 
 
 def progress_lines(clock: Callable[[], float], line_s: float = LINE_S) -> Callable[[float, str], None]:

@@ -95,7 +95,9 @@ def _doubts(evidence: dict[str, Any], *, one_contrast: bool) -> list[str]:
     if MISSING < evidence["missing"] <= MOST_MISSING:
         found.append(f"the moving image shows nothing at {_percent(evidence['missing'])} of the fixed tissue")
     low, high = evidence["stretches"]
-    if not DETERMINANT[0] <= evidence["determinant"] <= DETERMINANT[1]:
+    if evidence["determinant"] < 0:
+        found.append("the affine part mirrors the image: is the initial transform meant to?")
+    elif not DETERMINANT[0] <= evidence["determinant"] <= DETERMINANT[1]:
         found.append(
             f"the affine part changes the volume {evidence['determinant']:.2f} times: are both spacings right?"
         )
@@ -109,4 +111,4 @@ def _doubts(evidence: dict[str, Any], *, one_contrast: bool) -> list[str]:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"
+    return f"{100 * share:.3g} %"

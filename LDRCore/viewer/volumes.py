@@ -88,7 +88,7 @@ def _describe(report: dict) -> list[str]:
         lines.append(f"correlation {similarity['before']:.3f} before, {similarity['after']:.3f} after")
     if {"min", "max"} <= set(jacobian):
         folding = 100 * report.get("folding_fraction", 0.0)
-        lines.append(f"Jacobian {jacobian['min']:.2g} to {jacobian['max']:.3g}, folding {folding:.2g} %")
+        lines.append(f"Jacobian {jacobian['min']:.2g} to {jacobian['max']:.3g}, folding {folding:.3g} %")
     told = verdict.get("reasons", [])
     return [*lines, *(text for text in report.get("warnings", []) if text not in told)]
 

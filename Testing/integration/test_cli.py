@@ -299,5 +299,6 @@ def test_bad_points_and_transforms(files, tmp_path, capsys):
 
 def test_few_folding_voxels_are_not_rounded_to_none():
     assert describe_folding(0, 0.0) == "0 folding voxels"
-    assert describe_folding(1, 1 / 1_296_000) == "1 folding voxel (7.7e-05 %)"
+    assert describe_folding(1, 1 / 1_296_000) == "1 folding voxel (7.72e-05 %)"
     assert describe_folding(200, 0.02) == "200 folding voxels (2 %)"
+    assert describe_folding(64_000, 1.0) == "64000 folding voxels (100 %)"

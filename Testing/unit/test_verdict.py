@@ -56,10 +56,13 @@ def test_a_usual_result_is_trusted_without_reasons():
         ({"missing": 0.5}, "failed", "shows nothing at 50 %"),
         ({"missing": 0.2}, "look", "shows nothing at 20 %"),
         ({"determinant": 3.4}, "look", "changes the volume 3.40 times"),
+        ({"determinant": -1.04}, "look", "the affine part mirrors the image"),
         ({"stretches": [0.7, 1.4]}, "look", "2.00 times as much as another"),
         ({"same_contrast": -0.9}, "look", "contrast of the images differs"),
         ({"flat": {"fixed": 0.05, "moving": 0.9}}, "look", "the moving image has regions of one value"),
         ({"folding": 0.02}, "look", "folds at 2 %"),
+        ({"folding": 0.997}, "look", "folds at 99.7 %"),
+        ({"folding": 1.0}, "look", "folds at 100 %"),
         ({"extreme": 0.06}, "look", "more than fivefold at 6 %"),
     ],
 )
