@@ -40,8 +40,11 @@ def parse(text: str, format_name: str = "auto") -> TransformArgument:
     Args:
         text: see `TransformArgument`.
         format_name: of a file that names none itself.
+
+    Raises:
+        RegistrationError: two formats for one file.
     """
-    inverse = False
+    inverse, named = False, ""
     while not os.path.exists(text):
         path, comma, word = text.rpartition(",")
         if not comma or (word != INVERSE and word not in transforms.FORMATS):
@@ -49,8 +52,10 @@ def parse(text: str, format_name: str = "auto") -> TransformArgument:
         text = path
         if word == INVERSE:
             inverse = not inverse
+        elif named:
+            raise RegistrationError(f"a transform must name one format, got {word} and {named} for {path}")
         else:
-            format_name = word
+            format_name = named = word
     return TransformArgument(text, format_name, inverse)
 
 

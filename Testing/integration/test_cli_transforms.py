@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from LDRCore import cli
+from LDRCore import RegistrationError, cli
+from LDRCore.cli import chain
 
 SHIFT = (2.0, -3.0, 4.0)  # voxels of 1 mm
 
@@ -76,6 +77,12 @@ def test_points_are_inverted_at_the_points(data, capfd):
     sitk.WriteImage(field, "grows.nrrd")
     Path("p.csv").write_text("20,10,12.5\n90,-40,0\n")  # 15 + 2.5 (x - 15); the other lies beyond the field
     assert np.abs(mapped("grows.nrrd,inverse") - [[17, 13, 14], [90, -40, 0]]).max() < 1e-5
+
+
+def test_one_file_has_one_format():
+    with pytest.raises(RegistrationError, match=r"must name one format, got ants and greedy for f\.nii\.gz"):
+        chain.parse("f.nii.gz,ants,greedy")
+    assert chain.parse("f.nii.gz,ants,inverse").format_name == "ants"
 
 
 def test_points_that_a_transform_does_not_lead_to(data, capfd):
