@@ -129,12 +129,13 @@ def unlike(card: dict[str, Any], pair: Pair) -> list[str]:
     ]
 
 
-def undeformed(measures: dict[str, Any]) -> list[str]:
-    """Return a sentence where the images were to be deformed and were not."""
+def doubts(measures: dict[str, Any]) -> list[str]:
+    """Return a sentence where nothing was deformed though it was asked for, and where a contrast may not be known."""
+    found = [measures["contrast_doubtful"]] if "contrast_doubtful" in measures else []
     why = measures.get("networks_left_out") or measures.get("refinement_skipped")
-    if not why or measures["dense_displacement_mm"]["max"] > 0:
-        return []
-    return [f"nothing was deformed after the affine alignment: {why}"]
+    if why and not measures["dense_displacement_mm"]["max"]:
+        found.append(f"nothing was deformed after the affine alignment: {why}")
+    return found
 
 
 def warnings(measures: dict[str, Any]) -> list[str]:
@@ -190,7 +191,7 @@ def build(
             "shape": list(field.grid.shape),
             "spacing_mm": [round(s, 4) for s in field.grid.spacing_mm],
         },
-        "verdict": verdict.judge(measures["evidence"], one_contrast=one_contrast, more=[*odd, *undeformed(measures)]),
+        "verdict": verdict.judge(measures["evidence"], one_contrast=one_contrast, more=[*odd, *doubts(measures)]),
         "warnings": odd + warnings(measures),
         "device": options.device,
         "threads": torch.get_num_threads(),

@@ -25,6 +25,7 @@ from LDRCore.refinement import torch_ops
 # a whole one and one without skull to .59 to 1.00, with one of them FLAIR-like to .07 to .67, T2-like to 0 to .25,
 # inverted to 0 to .09.
 ALIKE = 0.85  # from here on the contrast is taken for one
+DOUBTFUL = 0.7  # below, a result of a model for one contrast that was asked for is to be looked at
 UNLIKE = 0.55  # below, a model for one contrast is not run although it was asked for
 _WINDOW, _EPSILON = 3, 3e-4  # voxels; variance of intensities from 0 to 1
 _LEAST = 0.05  # of the moving image, which may show as dark what the fixed one shows as bright
@@ -58,11 +59,16 @@ def choose_networks(model: Model, pair: Pair, affine_lps: np.ndarray, options: O
         options: of the registration.
     """
     if model.name != ANY["name"]:
-        facts = {"model_chosen": {"name": model.name, "why": "it was asked for"}}
+        facts: dict[str, Any] = {"model_chosen": {"name": model.name, "why": "it was asked for"}}
         if not options.cascades or not model.card.get("fits", {}).get("one_contrast"):
             return Choice(model, options, facts)
         alike = contrast_agreement(pair, affine_lps)
         if alike >= UNLIKE:
+            if alike < DOUBTFUL:
+                facts["contrast_doubtful"] = (
+                    f"the images' contrasts may differ ({_describe(alike)}), and {model.name} was made for pairs of "
+                    'one contrast: compare with "any"'
+                )
             return Choice(model, options, facts)
         why = (
             f"the images' contrasts differ ({_describe(alike)}), and {model.name} was made for pairs of one contrast: "

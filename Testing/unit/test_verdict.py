@@ -85,10 +85,10 @@ def test_an_image_unlike_the_models_is_a_reason_to_look():
 @pytest.mark.parametrize("why", ["networks_left_out", "refinement_skipped"])
 def test_a_deformation_that_was_left_out_is_a_reason_to_look(why):
     measures = {why: "the contrasts differ", "dense_displacement_mm": {"max": 0.0}}
-    assert report.undeformed(measures) == ["nothing was deformed after the affine alignment: the contrasts differ"]
+    assert report.doubts(measures) == ["nothing was deformed after the affine alignment: the contrasts differ"]
     measures["dense_displacement_mm"]["max"] = 3.0  # by what did run
-    assert report.undeformed(measures) == []
-    assert report.undeformed({"dense_displacement_mm": {"max": 0.0}}) == []  # nothing was asked for
+    assert report.doubts(measures) == []
+    assert report.doubts({"dense_displacement_mm": {"max": 0.0}}) == []  # nothing was asked for
 
 
 def test_failures_come_before_doubts():
