@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import gzip
 import math
 import struct
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +45,16 @@ def read_vectors(path: Path, name: str, convert: Convert | None = None) -> sitk.
     """
     with _opened(path, name) as file:
         field = _empty_field(first_axes(file.grid, name))
-        displacement = _writable(field)
-        by_voxel = displacement.reshape(-1, 3)
-        at = 0
-        for piece in nifti.read_pieces(file, by_voxel.size, name):
-            for component in range(at // len(by_voxel), 3):  # a file holds all x, then all y, then all z
-                start = at - component * len(by_voxel)
-                part = piece[: len(by_voxel) - start]
-                by_voxel[start : start + len(part), component] = part
-                piece = piece[len(part) :]
-                at += len(part)
-    if convert is not None:
-        _convert(field, displacement, displacement, convert)
+        w, h, d = field.GetSize()
+        limits = list(_slab_limits((d, h, w)))
+        pieces = nifti.read_pieces(file, 3 * d * h * w, name)
+        portions = _in_portions(pieces, [(stop - start) * h * w for start, stop in 3 * limits])
+        for component, (start, stop) in product(range(3), limits):  # a file holds all x, then all y, then all z
+            vectors = sitk.GetArrayFromImage(field[:, :, start:stop])
+            vectors[..., component] = next(portions).reshape(vectors.shape[:3])
+            _put(field, start, stop, vectors, convert if component == 2 else None)
+        for _ in pieces:  # to the end of the file, where gzip has its checksum
+            pass
     return sitk.DisplacementFieldTransform(field)
 
 
@@ -87,6 +85,17 @@ def _opened(path: Path, name: str) -> Iterator[nifti.NiftiFile]:
         if len(shape) < 4 or math.prod(shape[3:]) != 3:
             raise RegistrationError(f"{name} must be 3D with 3 values a voxel, got the shape {shape} in {path}")
         yield file
+
+
+def _in_portions(pieces: Iterator[np.ndarray], counts: Iterable[int]) -> Iterator[np.ndarray]:
+    """Yield what comes in pieces of any length in portions of so many values each."""
+    waiting: list[np.ndarray] = []
+    for count in counts:
+        while sum(map(len, waiting)) < count:
+            waiting.append(next(pieces))
+        values = np.concatenate(waiting)
+        waiting = [values[count:]]
+        yield values[:count]
 
 
 def read_array(path: Path, name: str) -> tuple[np.ndarray, Header]:
@@ -132,16 +141,9 @@ def field_transform(values: np.ndarray, grid: sitk.Image, convert: Convert | Non
         convert: turns `values` into displacements in mm LPS; None where they are.
     """
     field = _empty_field(grid)
-    _convert(field, np.moveaxis(values, 0, -1), _writable(field), convert or (lambda points, vectors: vectors))
+    for start, stop in _slab_limits(values.shape[1:]):  # an image of the whole array would be one more copy
+        _put(field, start, stop, np.moveaxis(values[:, start:stop], 0, -1), convert)
     return sitk.DisplacementFieldTransform(field)
-
-
-def _convert(grid: sitk.Image, vectors: np.ndarray, displacement: np.ndarray, convert: Convert) -> None:
-    """Convert vectors (D, H, W, 3) of any type into displacements, some slices at a time."""
-    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused later
-        for start, stop in _slab_limits(vectors.shape[:3]):
-            part = vectors[start:stop].astype(np.float64)
-            displacement[start:stop] = convert(slab_points(grid, start, stop), part)
 
 
 def _empty_field(grid: sitk.Image) -> sitk.Image:
@@ -150,14 +152,13 @@ def _empty_field(grid: sitk.Image) -> sitk.Image:
     return field
 
 
-def _writable(field: sitk.Image) -> np.ndarray:
-    """Return the values of a new image of doubles, (D, H, W, 3), to be written in place while it lives.
-
-    SimpleITK would make an image of an array, which is one more copy of a large field.
-    """
-    view = sitk.GetArrayViewFromImage(field)
-    values = np.ctypeslib.as_array((ctypes.c_double * view.size).from_address(view.ctypes.data))
-    return values.reshape(view.shape)
+def _put(field: sitk.Image, start: int, stop: int, vectors: np.ndarray, convert: Convert | None) -> None:
+    """Replace some slices of a field by vectors (slices, H, W, 3), converted; it is changed in place."""
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused later
+        vectors = vectors.astype(np.float64)
+        if convert is not None:
+            vectors = convert(slab_points(field, start, stop), vectors)
+    field[:, :, start:stop] = sitk.GetImageFromArray(vectors, isVector=True)
 
 
 def _slab_limits(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
