@@ -123,11 +123,10 @@ def register(
         choice = choose_networks(loaded, pair, alignment.affine_lps, options)
         images = choice.model, pair.fixed, pair.moving, alignment.affine_lps
         field = dense_stage.estimate_dense(*images, choice.options.cascades)
-        evidence = evidence_stage.measure(pair, field)
-        if dense_stage.made_worse(evidence):
+        evidence = evidence_stage.measure(pair, field) if choice.options.cascades else None
+        if evidence is not None and dense_stage.made_worse(evidence):
             choice = without_networks(choice, evidence)
-            field = dense_stage.estimate_dense(*images, 0)
-            evidence = evidence_stage.measure(pair, field)
+            field, evidence = dense_stage.estimate_dense(*images, 0), None
         options = choice.options
 
         refinement: dict[str, Any] = {}
@@ -137,7 +136,8 @@ def register(
             field, refinement = refine_stage.run(
                 field, pair, inputs, options, loaded.card, clock.within(0.5, 0.7, "refining")
             )
-            evidence = evidence_stage.measure(pair, field)
+            evidence = None  # of another field
+        evidence = evidence or evidence_stage.measure(pair, field)
 
         clock.start("warp", 0.7, "warping the moving image")
         output: Output = DenseOutput(field, inputs.fixed, inputs.moving, pair.moving.native)

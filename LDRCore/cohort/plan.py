@@ -23,9 +23,7 @@ _PICTURE = 700_000  # bytes of overview.png
 # bytes a voxel after compression, measured on brain images and rounded up
 _WARPED = {1: 0.6, 2: 1.2, 4: 3.7, 8: 7.0}  # by the bytes of a voxel
 _JACOBIAN, _DISPLACEMENT, _LABELS = 3.8, 12.0, 0.2
-_FIELD = (
-    29.0  # of a transform, a voxel: three numbers of 8 bytes, not compressed; a fifth for grids that are rounded up
-)
+_FIELD = 29.0  # of a transform, a voxel: three numbers of 8 bytes, not compressed; a fifth for grids rounded up
 _TAPER = 2 * 6  # voxels that a field is larger than its working grid, along each axis; see `pipeline.dense`
 _CONTENTS_READ = 3  # fixed images whose content is measured: .2 to 1 of a field of view
 _SAMPLED_VOXELS = 100_000  # of each
